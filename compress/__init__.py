@@ -1,0 +1,1 @@
+"""Make a trained recommender smaller: quantization and pruning, one technique a file."""

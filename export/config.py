@@ -1,0 +1,48 @@
+"""What can be set for export and bench. No torch here: recipes are checked without it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from slmc.config import Seeded, StageConfig
+
+
+class ParityConfig(StageConfig):
+    """How close the engine has to be to the model it was made from."""
+
+    histories: int = Field(512, ge=1)
+    """Real histories that are compared."""
+    batch: tuple[int, ...] = (1, 32)
+    """Batch sizes; lengths 1, mixed and the maximum are tried with each."""
+    max_error: float = Field(1e-3, gt=0)
+    """Largest difference of a score, relative to the spread of the scores."""
+    min_overlap: float = Field(0.999, gt=0, le=1)
+    """Smallest mean overlap of the top lists, tied items counted as equal."""
+
+
+class ExportConfig(Seeded):
+    """Turn a model into an ONNX engine and prove that it ranks the same."""
+
+    formats: tuple[Literal["onnx"], ...] = ("onnx",)
+    """Engine formats."""
+    layout: Literal["packed", "padded"] = "packed"
+    """packed: no padding is computed (ONNX Runtime); padded: standard operators only."""
+    top_k: int = Field(100, ge=1)
+    """Items that the engine returns for a history."""
+    opset: int = Field(20, ge=18, le=23)
+    """ONNX opset."""
+    parity: ParityConfig = ParityConfig()
+    """The check against the model; an engine that fails it is withheld."""
+
+
+class BenchConfig(Seeded):
+    """Time an engine on real histories, side by side with a model in PyTorch."""
+
+    batch: tuple[int, ...] = (1, 32)
+    """Batch sizes."""
+    rounds: int = Field(20, ge=3)
+    """Timed rounds of each batch size, engine and baseline in turn."""
+    warmup: int = Field(3, ge=0)
+    """Untimed rounds before them."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of both; null takes the machine's cores."""

@@ -1,0 +1,287 @@
+"""The artefact: the directory that every stage reads and writes, and that never changes.
+
+    student/
+    ├── slmc.json            what this is, how it was made, from what; written last
+    └── model.safetensors    the payload; each file is named in the manifest with its hash
+
+A stage writes into a :func:`draft`, a hidden sibling of its destination, which appears under
+its real name in one rename, whole or not at all. What is needed to go on after a crash lies
+in the draft's ``resume`` folder and goes with success.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from slmc import __version__
+from slmc.errors import ArtefactError
+
+SCHEMA = 1
+MANIFEST = "slmc.json"
+Kind = Literal["dataset", "model", "engine", "report"]
+
+
+class Manifest(BaseModel):
+    """Everything known about an artefact besides its payload."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA
+    kind: Kind
+    stage: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    """Role -> digest of the artefact that was taken in that role."""
+    key: str | None = None
+    """Key of the step that made it, if a pipeline did."""
+    versions: dict[str, str]
+    seed: int | None = None
+    device: str = "cpu"
+    remote_code: bool = False
+    files: dict[str, str]
+    """Path relative to the artefact -> SHA-256."""
+    metrics: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A sealed directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, hence of every payload file."""
+        return hashlib.sha256(canonical(self.manifest.model_dump(mode="json"))).hexdigest()
+
+    def file(self, name: str) -> Path:
+        """Path of a payload file; raises :class:`ArtefactError` if the manifest has none."""
+        if name not in self.manifest.files:
+            raise ArtefactError(
+                f"{self.path} holds no {name}: it is a {self.manifest.kind} of "
+                f"stage {self.manifest.stage}.",
+                "Name an artefact of the stage that writes it; `slmc show` tells what one is.",
+            )
+        return self.path / name
+
+
+@dataclass
+class Draft:
+    """An artefact being written: payload under ``path``, state for a resume under ``resume``."""
+
+    path: Path
+    resume: Path
+    out: Path
+    sealed: Artefact | None = None
+
+    def seal(
+        self,
+        *,
+        kind: Kind,
+        stage: str,
+        config: BaseModel,
+        inputs: Mapping[str, Artefact],
+        metrics: Mapping[str, Any] | None = None,
+        libraries: tuple[str, ...] = (),
+        device: str = "cpu",
+        remote_code: bool = False,
+    ) -> Artefact:
+        """Hash the payload, write the manifest last, and give the directory its real name.
+
+        Args:
+            kind: What the artefact is.
+            stage: Name of the stage that made it.
+            config: The stage's resolved config.
+            inputs: Role -> artefact taken in.
+            metrics: Summary numbers, each with its protocol; JSON-able.
+            libraries: Distributions whose versions belong to the result.
+            device: Device it was computed on.
+            remote_code: Whether code of a model repository was run.
+        """
+        settings = config.model_dump(mode="json")
+        files = {
+            str(file.relative_to(self.path)): sha256(file)
+            for file in sorted(self.path.rglob("*"))
+            if file.is_file()
+        }
+        manifest = Manifest(
+            kind=kind,
+            stage=stage,
+            config=settings,
+            parents={role: artefact.digest for role, artefact in sorted(inputs.items())},
+            key=self.out.name if is_key(self.out.name) else None,
+            versions=versions(libraries),
+            seed=settings.get("seed"),
+            device=device,
+            remote_code=remote_code,
+            files=files,
+            metrics=dict(metrics or {}),
+        )
+        (self.path / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        for file in self.path.rglob("*"):
+            _fsync(file)
+        _fsync(self.path)
+        os.replace(self.path, self.out)
+        _fsync(self.out.parent)
+        self.sealed = Artefact(self.out, manifest)
+        return self.sealed
+
+
+@contextmanager
+def draft(out: Path) -> Iterator[Draft]:
+    """Open a draft of the artefact ``out``; leaves ``out`` untouched unless it is sealed.
+
+    Only one process drafts ``out`` at a time: a second one waits. Raises
+    :class:`ArtefactError` if ``out`` exists already.
+    """
+    partial = out.parent / f".{out.name}.partial"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.parent / f".{out.name}.lock"):
+        if out.exists():
+            raise ArtefactError(
+                f"{out} exists already; what is there is kept.",
+                "Name another --out, or pass --force to replace an artefact.",
+            )
+        work = Draft(path=partial / "files", resume=partial / "resume", out=out)
+        shutil.rmtree(work.path, ignore_errors=True)
+        work.path.mkdir(parents=True)
+        work.resume.mkdir(exist_ok=True)
+        yield work
+        if work.sealed is not None:
+            shutil.rmtree(partial)
+    if work.sealed is not None:
+        (out.parent / f".{out.name}.lock").unlink(missing_ok=True)
+
+
+def load(path: Path, *, kind: Kind | None = None) -> Artefact:
+    """Read the artefact at ``path`` and check every file against its hash.
+
+    Raises:
+        ArtefactError: ``path`` is no artefact, is of another kind than ``kind``, or one of
+            its files is missing or differs from the one that was sealed.
+    """
+    artefact = peek(path)
+    if kind is not None and artefact.manifest.kind != kind:
+        raise ArtefactError(
+            f"{path} is a {artefact.manifest.kind} (stage {artefact.manifest.stage}), "
+            f"not a {kind}.",
+            f"Name a {kind}; `slmc show {path}` tells what this one is.",
+        )
+    for name, digest in artefact.manifest.files.items():
+        file = path / name
+        if not file.is_file() or sha256(file) != digest:
+            raise ArtefactError(
+                f"{file} is {'not the file' if file.exists() else 'missing: it'} that was sealed."
+                if file.exists()
+                else f"{file} is missing, though the manifest names it.",
+                "Copy the artefact again, or run the command that made it again.",
+            )
+    return artefact
+
+
+def peek(path: Path) -> Artefact:
+    """Read the manifest at ``path`` without checking the payload; raises as :func:`load`."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise ArtefactError(
+            f"{path} {'is not an artefact: it has no ' + MANIFEST if path.exists() else 'does not exist'}.",
+            "Name a directory that an slmc command has made; its last line prints the path.",
+        )
+    try:
+        manifest = Manifest.model_validate_json(file.read_bytes())
+    except (ValidationError, UnicodeDecodeError):
+        raise ArtefactError(
+            f"{file} is not a manifest that slmc {__version__} can read.",
+            "Copy the artefact again, or install the slmc that wrote it.",
+        ) from None
+    if manifest.schema_version != SCHEMA:
+        raise ArtefactError(
+            f"{path} has artefact format {manifest.schema_version}, this slmc reads {SCHEMA}.",
+            "Install the slmc that wrote it, or run its recipe again.",
+        )
+    unsafe = [n for n in manifest.files if Path(n).is_absolute() or ".." in Path(n).parts]
+    if unsafe:
+        raise ArtefactError(
+            f"{file} names a file outside the artefact: {unsafe[0]}.",
+            "Do not use this artefact; get it again from where it was made.",
+        )
+    return Artefact(path, manifest)
+
+
+def copy(artefact: Artefact, out: Path, *, force: bool = False) -> Artefact:
+    """Put ``artefact`` at ``out`` too, whole or not at all.
+
+    Raises:
+        ArtefactError: ``out`` exists, and is no artefact or ``force`` is not given.
+    """
+    if out.exists() and not (force and (out / MANIFEST).is_file()):
+        why = "exists already" if (out / MANIFEST).is_file() else "exists and was not made by slmc"
+        raise ArtefactError(
+            f"{out} {why}; what is there is kept.",
+            "Name another --out, or pass --force to replace an artefact.",
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged = out.parent / f".{out.name}.copy-{os.getpid()}"
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(artefact.path, staged)
+    if out.exists():
+        old = out.parent / f".{out.name}.old-{os.getpid()}"
+        os.replace(out, old)
+        os.replace(staged, out)
+        shutil.rmtree(old)
+    else:
+        os.replace(staged, out)
+    return Artefact(out, artefact.manifest)
+
+
+def is_key(name: str) -> bool:
+    """Whether ``name`` has the form of a step key: 64 hexadecimal digits."""
+    return len(name) == 64 and set(name) <= set("0123456789abcdef")
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys and no white space, so that equal values have equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sha256(file: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def size_mb(artefact: Artefact, names: tuple[str, ...]) -> float:
+    """Size in 10^6 bytes of the files whose path starts with one of ``names``."""
+    return sum((artefact.path / f).stat().st_size for f in artefact.manifest.files
+               if f.startswith(names)) / 1e6
+
+
+def versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    """Version of slmc and of each installed distribution named."""
+    found = {"slmc": __version__}
+    for name in libraries:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

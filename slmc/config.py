@@ -1,0 +1,71 @@
+"""What the configs of all stages share. No torch here: recipes are checked without it."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+
+
+class StageConfig(BaseModel):
+    """A stage's settings: frozen, every key known, every field described by its docstring."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Seeded(StageConfig):
+    """Settings of a stage that draws random numbers."""
+
+    seed: int = Field(17, ge=0)
+    """Seed of every random draw of the stage."""
+
+
+class Placed(StageConfig):
+    """Settings of a stage that computes with torch."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the matrix products in training; auto is bf16 where the hardware has it."""
+
+
+class TrainConfig(Seeded, Placed):
+    """Settings of the training loop, the same for every stage that trains."""
+
+    epochs: int = Field(2, ge=0)
+    """Passes over the training sequences, at most (see patience)."""
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay."""
+    warmup: int = Field(30, ge=0)
+    """Optimizer steps of linear warm-up; a cosine decay to 2 % of the peak follows."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    rows: int = Field(16, ge=1)
+    """Packed rows of one optimizer step; a row is as long as the history."""
+    patience: int = Field(3, ge=1)
+    """Epochs without a lower validation cross-entropy after which training stops."""
+    targets: Literal["all", "last"] = "all"
+    """Positions that are trained: every one, or each user's last (as the SLMRec paper)."""
+    checkpoint_s: float = Field(60.0, ge=0)
+    """Seconds between two checkpoints; a killed run goes on from the last one."""
+
+
+def parse_budget(value: str | float) -> tuple[float, bool]:
+    """Read ``3%`` as (0.03, relative) and ``0.01`` as (0.01, absolute)."""
+    match = BUDGET.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(f"{value!r} is neither a number nor a percentage such as 3%")
+    number, percent = float(match[1]), bool(match[2])
+    return (number / 100 if percent else number), percent
+
+
+def _checked_budget(value: str | float) -> str | float:
+    parse_budget(value)
+    return value
+
+
+Budget = Annotated[str | float, BeforeValidator(_checked_budget)]
+"""A share such as ``3%`` (relative) or a plain number (absolute), never negative."""

