@@ -76,9 +76,18 @@ class PrepareConfig(Seeded):
     split: LeaveOneOut | TemporalSplit = Field(LeaveOneOut(), discriminator="by")
     """How test and validation targets are set apart."""
     users: int | None = Field(None, ge=2)
-    """Keep a seeded sample of so many users; null keeps all."""
+    """Keep a seeded sample of so many users, drawn after the core; null keeps all."""
     max_malformed: Budget = "1%"
     """Share (or number) of malformed rows above which preparing fails."""
+    terms: str | None = None
+    """Terms of use of the data: shown when it is read, kept beside the dataset as TERMS.txt."""
+
+    @model_validator(mode="after")
+    def _time_for_a_temporal_split(self) -> "PrepareConfig":
+        if self.split.by == "time" and (self.format == "sequences" or self.columns.time is None):
+            why = "columns.time is null" if self.columns.time is None else "format is sequences"
+            raise ValueError(f"split.by: time needs time stamps, and {why}")
+        return self
 
 
 class Sampled(StageConfig):

@@ -1,0 +1,157 @@
+"""Rows of a batch: several users' sequences joined without padding, or padded on the left.
+
+Letters: R rows, L row length, B histories.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Sequences = Sequence[NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed sequences, ``[R, L]`` each.
+
+    A token may attend to those at or before it in the same segment of its row.
+    """
+
+    item_ids: Ints
+    """Item taken; 0 is padding, at the right end of a row."""
+    targets: Ints
+    """Item taken next, where that position is trained; 0 elsewhere."""
+    positions: Ints
+    """Place in the segment, from 0 at the start of each segment and each row."""
+    segments: Ints
+    """Number of the sequence (from 1, in the order of the shuffle); 0 is padding."""
+
+
+def pack(
+    sequences: Sequences,
+    length: int,
+    rng: np.random.Generator,
+    *,
+    targets: Literal["all", "last"] = "all",
+) -> Rows:
+    """Join sequences, in a shuffled order, into rows of one length.
+
+    Args:
+        sequences: Item rows of each user, oldest first; those of one item teach nothing.
+        length: L, the length of a row.
+        rng: Shuffles; another packing for every epoch, the same for the same state.
+        targets: ``all``: every next item is a target, exactly once; the sequences are joined
+            and cut where a row is full. ``last``: only each user's last item is a target, and
+            its newest ``length`` items before that stand in one row, never cut.
+    """
+    order = rng.permutation(len(sequences))
+    chosen = [sequences[user] for user in order if sequences[user].size > 1]
+    if targets == "last":
+        return _pack_last([rows[-length - 1 :] for rows in chosen], length, rng)
+    return _pack_all(chosen, length)
+
+
+def pad_left(histories: Sequences, length: int | None = None) -> Ints:
+    """``[B, L]`` the newest items of each history at the right, 0 before them.
+
+    Args:
+        histories: Item rows of each history, oldest first.
+        length: L; the longest history's if not given.
+    """
+    sizes = np.array([rows.size for rows in histories], dtype=np.int64)
+    length = int(sizes.max(initial=0)) if length is None else length
+    kept = np.minimum(sizes, length)
+    padded = np.zeros((len(histories), length), dtype=np.int64)
+    ends = (1 + np.arange(len(histories))) * length
+    padded.reshape(-1)[_places(ends - kept, kept)] = _joined(
+        [rows[rows.size - size :] for rows, size in zip(histories, kept, strict=True)]
+    )
+    return padded
+
+
+def _pack_all(sequences: Sequences, length: int) -> Rows:
+    sizes = np.array([rows.size - 1 for rows in sequences], dtype=np.int64)
+    total = int(sizes.sum())
+    starts = np.cumsum(sizes) - sizes
+    token = np.arange(total)
+    # A segment goes on in the next row as a context of its own: positions restart there.
+    begin = np.maximum(np.repeat(starts, sizes), token - token % length)
+    shape = (-(-total // length), length)
+    streams = (
+        _joined([rows[:-1] for rows in sequences]),
+        _joined([rows[1:] for rows in sequences]),
+        token - begin,
+        np.repeat(1 + np.arange(sizes.size), sizes),
+    )
+    return Rows(*(_filled(token, stream, shape) for stream in streams))
+
+
+def _pack_last(sequences: Sequences, length: int, rng: np.random.Generator) -> Rows:
+    sizes = np.array([rows.size - 1 for rows in sequences], dtype=np.int64)
+    row, offset = first_fit_decreasing(sizes, length)
+    shape = (int(row.max(initial=-1)) + 1, length)
+    row = rng.permutation(shape[0])[row]  # else the first batches hold the longest histories
+    starts = row * length + offset
+    place = _places(starts, sizes)
+    inputs = _filled(place, _joined([rows[:-1] for rows in sequences]), shape)
+    last = _filled(starts + sizes - 1, np.array([rows[-1] for rows in sequences]), shape)
+    positions = _filled(place, place - np.repeat(starts, sizes), shape)
+    segments = _filled(place, np.repeat(1 + np.arange(sizes.size), sizes), shape)
+    return Rows(inputs, last, positions, segments)
+
+
+def first_fit_decreasing(sizes: Ints, capacity: int) -> tuple[Ints, Ints]:
+    """Put pieces into rows, the largest first, each into the first row with room.
+
+    The same rows come out when one row after the other is filled with the largest piece that
+    still fits; rows of the same composition are then filled at once, by counts of sizes.
+
+    Args:
+        sizes: ``[N]`` sizes of the pieces, each between 1 and ``capacity``.
+        capacity: Room of a row.
+
+    Returns:
+        ``[N]`` the row of each piece, and ``[N]`` its offset in that row.
+    """
+    waiting = np.bincount(sizes, minlength=capacity + 1)
+    queue = np.argsort(sizes, kind="stable")  # pieces by size, each size a slice of it
+    head = np.cumsum(waiting) - waiting
+    row, offset = np.zeros_like(sizes), np.zeros_like(sizes)
+    filled = 0
+    while waiting.any():
+        parts, room = [], capacity
+        for size in np.flatnonzero(waiting)[::-1].tolist():
+            number = min(int(waiting[size]), room // size)
+            if number:
+                parts.append((size, number, capacity - room))
+                room -= number * size
+        copies = min(int(waiting[size]) // number for size, number, _ in parts)
+        for size, number, start in parts:
+            pieces = queue[head[size] : head[size] + copies * number].reshape(copies, number)
+            row[pieces] = filled + np.arange(copies)[:, None]
+            offset[pieces] = start + size * np.arange(number)
+            head[size] += copies * number
+            waiting[size] -= copies * number
+        filled += copies
+    return row, offset
+
+
+def _places(starts: Ints, sizes: Ints) -> Ints:
+    """The indices ``start … start + size - 1`` of each piece, one after the other."""
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
+
+
+def _joined(parts: Sequences) -> Ints:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64, copy=False)
+
+
+def _filled(places: Ints, values: NDArray[np.integer], shape: tuple[int, int]) -> Ints:
+    """``shape`` zeros with ``values`` at the flat ``places``."""
+    out = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    out[places] = values
+    return out.reshape(shape)

@@ -1,0 +1,77 @@
+"""Look at a log before anything is made of it, and at a dataset that has been made."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from slmc.artefact import Artefact
+from slmc.data.config import PrepareConfig
+from slmc.data.dataset import Dataset
+from slmc.data.prepare import build, fetch_log
+from slmc.data.readers import refuse_malformed
+from slmc.errors import DataError
+
+QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What ``prepare`` would make of a log. Nothing has been written."""
+
+    metrics: dict[str, Any]
+    """The metrics that the dataset's manifest would hold, and those of the log as read:
+    ``log_users``, ``log_items``, ``history_lengths``, ``item_counts``."""
+    malformed: pl.DataFrame
+    """Every malformed row: ``file``, ``line``, ``fault``, ``reason``."""
+    problem: DataError | None
+    """Why ``prepare`` would refuse the log although it can be read: too many malformed rows."""
+    dataset: Dataset
+    """The dataset in memory; a caller computes from it what the test set can tell."""
+
+
+def check(config: PrepareConfig) -> CheckResult:
+    """Read and prepare a log without writing; raises :class:`DataError` where it cannot be."""
+    read_log = fetch_log(config)
+    problem = None
+    try:
+        refuse_malformed(read_log, config.max_malformed)
+    except DataError as error:
+        problem = error
+    prepared = build(config, read_log)
+    dataset = Dataset(prepared.items, prepared.users, config.history)
+    of_log = {
+        "log_users": read_log.frame["user"].n_unique(),
+        "log_items": read_log.frame["item"].n_unique(),
+    }
+    return CheckResult(
+        prepared.metrics | of_log | _shape(dataset), read_log.malformed, problem, dataset
+    )
+
+
+def describe(artefact: Artefact) -> dict[str, Any]:
+    """What a dataset artefact holds: its manifest's metrics, its split, and its shape.
+
+    Raises:
+        ArtefactError: It is no dataset.
+    """
+    dataset = Dataset.open(artefact)
+    settings = artefact.manifest.config
+    return (
+        artefact.manifest.metrics
+        | {key: settings[key] for key in ("source", "split", "core", "history", "seed")}
+        | _shape(dataset)
+    )
+
+
+def _shape(dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Quantiles of interactions a user, and of training interactions an item."""
+    lengths, counts = dataset.sequences["items"].list.len(), dataset.items["count"]
+    return {"history_lengths": _quantiles(lengths), "item_counts": _quantiles(counts)}
+
+
+def _quantiles(values: pl.Series) -> dict[str, float]:
+    return {
+        name: float(values.quantile(q, interpolation="nearest") or 0)
+        for name, q in QUANTILES.items()
+    }

@@ -1,0 +1,86 @@
+"""A prepared dataset: training sequences, and the targets of a split with their histories."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from slmc.artefact import Artefact
+
+Rows = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The users of a split: what each has taken, and what it took next. U users."""
+
+    users: list[str]
+    histories: list[Rows]
+    """Rows of the newest items before the target, oldest first; at most ``history``."""
+    targets: NDArray[np.int64]
+    """``[U]`` the row of the item that was taken next."""
+    seen: list[Rows]
+    """Sorted rows of all items before the target, each once, however long ago."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Histories of users as rows of a vocabulary; row 0 is padding."""
+
+    items: pl.DataFrame
+    """``row``, ``item`` (original id), ``count`` (in the training part), ``title``."""
+    sequences: pl.DataFrame
+    """``user``, ``items`` (rows in time order), ``valid_from``, ``test_from``."""
+    history: int
+    """Items of a history that a model sees."""
+
+    @classmethod
+    def open(cls, artefact: Artefact) -> Self:
+        """Read a dataset artefact; raises :class:`ArtefactError` if it is another kind."""
+        preprocessor = json.loads(artefact.file("preprocessor.json").read_text())
+        return cls(
+            items=pl.read_parquet(artefact.file("items.parquet")),
+            sequences=pl.read_parquet(artefact.file("sequences/users.parquet")),
+            history=preprocessor["history"],
+        )
+
+    @property
+    def num_items(self) -> int:
+        """Items of the vocabulary, V; rows go from 1 to V."""
+        return self.items.height
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """``[V + 1]`` training interactions of each row; 0 for the padding row."""
+        return np.concatenate([[0], self.items["count"].to_numpy()]).astype(np.int64)
+
+    def train_sequences(self) -> list[Rows]:
+        """The training part of each user's items, users in order, empty ones left out."""
+        cuts = self.sequences["valid_from"].to_numpy()
+        parts = (rows[:cut] for rows, cut in zip(self._rows, cuts, strict=True))
+        return [part for part in parts if part.size]
+
+    def targets(self, split: Literal["valid", "test"]) -> Targets:
+        """The targets of a split; users without history or target are not in it."""
+        valid, test = (self.sequences[name].to_numpy() for name in ("valid_from", "test_from"))
+        lengths = np.array([rows.size for rows in self._rows])
+        cuts, ends = (valid, test) if split == "valid" else (test, lengths)
+        chosen = np.flatnonzero((cuts > 0) & (cuts < ends))
+        before = [self._rows[user][: cuts[user]] for user in chosen]
+        return Targets(
+            users=self.sequences["user"].gather(chosen).to_list(),
+            histories=[rows[-self.history :] for rows in before],
+            targets=np.array([self._rows[user][cuts[user]] for user in chosen], dtype=np.int64),
+            seen=[np.unique(rows) for rows in before],
+        )
+
+    @cached_property
+    def _rows(self) -> list[Rows]:
+        """Each user's rows, as views of one array."""
+        lists = self.sequences["items"]
+        flat = lists.explode(empty_as_null=False).to_numpy().astype(np.int32, copy=False)
+        return np.split(flat, np.cumsum(lists.list.len().to_numpy())[:-1])

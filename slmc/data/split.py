@@ -1,0 +1,103 @@
+"""The order of a log, its core, and where each history is cut.
+
+One rule for every split: a user's items in time order are training up to ``valid_from``; the
+validation target is ``items[valid_from]`` if ``valid_from < test_from``; the test target is
+``items[test_from]`` if there is one; the history of a target is everything before it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Keys = NDArray[np.uint64]
+
+
+def k_core(users: Ints, items: Ints, core: int) -> NDArray[np.bool_]:
+    """Which interactions stay when users and items with fewer than ``core`` go, repeatedly.
+
+    Args:
+        users: ``[N]`` user of each interaction, from 0.
+        items: ``[N]`` item of each interaction, from 0.
+        core: Interactions that a user, and an item, must have at least; repeats count.
+
+    Returns:
+        ``[N]`` the largest subset in which every user and item has that many.
+    """
+    kept = np.ones(users.size, dtype=np.bool_)
+    while True:
+        enough = np.bincount(users[kept], minlength=1 + users.max(initial=0)) >= core
+        stays = kept & enough[users]
+        enough = np.bincount(items[stays], minlength=1 + items.max(initial=0)) >= core
+        stays &= enough[items]
+        if stays.sum() == kept.sum():
+            return kept
+        kept = stays
+
+
+def id_keys(ids: Iterable[str], seed: int) -> Keys:
+    """A 64-bit BLAKE2b key of each id: the same for an id and seed wherever it stands."""
+    salt = seed.to_bytes(16, "little")
+    keys = (hashlib.blake2b(name.encode(), digest_size=8, salt=salt).digest() for name in ids)
+    return np.frombuffer(b"".join(keys), dtype="<u8").astype(np.uint64)
+
+
+def tie_keys(user_keys: Keys, item_keys: Keys, times: NDArray[np.float64]) -> Keys:
+    """``[N]`` the seeded keys by which interactions of one user and time stamp are ordered.
+
+    A hash of (seed, user, item, time): it depends neither on the order of the ids nor on that
+    of the log, and stays the same when other users come or go. (Where time stamps tie, an
+    order by item id would leak popularity: low ids are often the old, popular items.)
+    """
+    return _mix(user_keys ^ _mix(item_keys ^ _mix(times.astype(np.float64).view(np.uint64))))
+
+
+def _mix(keys: Keys) -> Keys:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): each bit depends on all."""
+    keys = keys + np.uint64(0x9E3779B97F4A7C15)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
+def leave_one_out(lengths: Ints) -> tuple[Ints, Ints]:
+    """``[U]`` valid_from and test_from: the last interaction tests, the one before validates.
+
+    A user with two has no validation target; a user with one has no target at all.
+    """
+    return np.maximum(lengths - 2, 1), np.maximum(lengths - 1, 1)
+
+
+def by_time(
+    seconds: NDArray[np.float64], lengths: Ints, valid: date, test: date
+) -> tuple[Ints, Ints]:
+    """``[U]`` valid_from and test_from: a user's interactions before each day (UTC).
+
+    Args:
+        seconds: ``[N]`` time stamps in seconds since 1970, user after user.
+        lengths: ``[U]`` interactions of each user.
+        valid: First day of the validation period.
+        test: First day of the test period.
+    """
+    ends = np.cumsum(lengths)
+
+    def before(day: date) -> Ints:
+        start = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+        running = np.concatenate([[0], np.cumsum(seconds < start)])
+        return np.asarray(running[ends] - running[ends - lengths], dtype=np.int64)
+
+    return before(valid), before(test)
+
+
+def unit_s(times: NDArray[np.float64]) -> float:
+    """The unit of numeric time stamps in seconds, by their size: s, ms, µs or ns since 1970.
+
+    Below 10^11 (the year 5138) they are seconds, below 10^14 milliseconds, and so on.
+    """
+    largest = float(np.abs(times).max(initial=0.0))
+    return next(
+        (u for limit, u in ((1e11, 1.0), (1e14, 1e-3), (1e17, 1e-6)) if largest < limit), 1e-9
+    )
