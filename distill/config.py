@@ -24,7 +24,9 @@ class MustBeat(StageConfig):
     """What happens when the teacher is significantly worse than a baseline on validation."""
 
     models: tuple[Literal["popularity", "markov", "sasrec"], ...] = (
-        "popularity", "markov", "sasrec",
+        "popularity",
+        "markov",
+        "sasrec",
     )
     """Baselines that it is compared with, paired over validation users."""
     metric: str = "ndcg@10"
@@ -56,6 +58,8 @@ class TeachConfig(TrainConfig):
     """Decoder layers that are kept, from the first; null keeps all."""
     item_embeddings: Literal["sasrec", "random"] = "sasrec"
     """sasrec: the table of the SASRec baseline; random: drawn anew and trained."""
+    item_dim: int = Field(64, ge=1)
+    """Width of a random item table; SASRec's has its own."""
     freeze_items: bool = True
     """Whether the item table stays as SASRec left it."""
     tune: Literal["all", "lora"] = "all"
@@ -114,8 +118,10 @@ class DistillConfig(TrainConfig):
     """Temperature of the logit distillation."""
     init: Literal["backbone", "teacher"] = "backbone"
     """First layers of the LLM, or of the tuned teacher; a student artefact overrides it."""
-    hidden: int | None = Field(None, ge=1)
-    """Width of a randomly initialised student; null keeps the teacher's width and weights."""
+    backbone: str | None = None
+    """Another LLM for the student, of any width; null takes the teacher's. Named as in teach."""
+    revision: str | None = None
+    """Commit, tag or branch of that LLM, if it is a hub id."""
     control: bool = False
     """Also train the same student for the same steps without the teacher."""
     epochs: int = Field(3, ge=1)

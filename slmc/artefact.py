@@ -264,8 +264,14 @@ def sha256(file: Path) -> str:
 
 def size_mb(artefact: Artefact, names: tuple[str, ...]) -> float:
     """Size in 10^6 bytes of the files whose path starts with one of ``names``."""
-    return sum((artefact.path / f).stat().st_size for f in artefact.manifest.files
-               if f.startswith(names)) / 1e6
+    return (
+        sum(
+            (artefact.path / f).stat().st_size
+            for f in artefact.manifest.files
+            if f.startswith(names)
+        )
+        / 1e6
+    )
 
 
 def versions(libraries: tuple[str, ...]) -> dict[str, str]:

@@ -3,8 +3,10 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
+OUTSIDE_KEY: dict[str, JsonValue] = {"key": False}
+"""Marks a field that does not change a stage's result: it is no part of the step's key."""
 BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
 
 
@@ -24,7 +26,7 @@ class Seeded(StageConfig):
 class Placed(StageConfig):
     """Settings of a stage that computes with torch."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra=OUTSIDE_KEY)
     """Where to compute: auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products in training; auto is bf16 where the hardware has it."""
@@ -38,7 +40,9 @@ class TrainConfig(Seeded, Placed):
     lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW weight decay."""
+    """AdamW weight decay of matrices; norms and biases have none."""
+    beta2: float = Field(0.999, gt=0, lt=1)
+    """AdamW's decay of the squared gradients; beta1 is 0.9."""
     warmup: int = Field(30, ge=0)
     """Optimizer steps of linear warm-up; a cosine decay to 2 % of the peak follows."""
     clip: float = Field(1.0, gt=0)
@@ -49,7 +53,7 @@ class TrainConfig(Seeded, Placed):
     """Epochs without a lower validation cross-entropy after which training stops."""
     targets: Literal["all", "last"] = "all"
     """Positions that are trained: every one, or each user's last (as the SLMRec paper)."""
-    checkpoint_s: float = Field(60.0, ge=0)
+    checkpoint_s: float = Field(60.0, ge=0, json_schema_extra=OUTSIDE_KEY)
     """Seconds between two checkpoints; a killed run goes on from the last one."""
 
 

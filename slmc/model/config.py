@@ -20,8 +20,12 @@ class SasrecConfig(TrainConfig):
     """Passes over the training sequences, at most (see patience)."""
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate."""
+    beta2: float = Field(0.98, gt=0, lt=1)
+    """AdamW's decay of the squared gradients; beta1 is 0.9."""
     warmup: int = Field(50, ge=0)
     """Optimizer steps of linear warm-up; a cosine decay to 2 % of the peak follows."""
+    patience: int = Field(10, ge=1)
+    """Epochs without a lower validation cross-entropy after which training stops."""
     rows: int = Field(64, ge=1)
     """Packed rows of one optimizer step; a row is as long as the history."""
 

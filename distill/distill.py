@@ -1,0 +1,271 @@
+"""Distil a recommender on a deep LLM into one of a few layers (SLMRec, arXiv 2405.17890)."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slmc import catalogue
+from slmc.artefact import Artefact, draft
+from slmc.data.batches import Rows
+from slmc.data.dataset import Dataset
+from slmc.distill import losses, states
+from slmc.distill.config import DistillConfig
+from slmc.distill.student import OUTPUT_STD, first_layers, fresh, parameter_groups
+from slmc.distill.teach import TRAINING_LIBRARIES, check_vocabulary
+from slmc.errors import BrokenRunError, UsageError
+from slmc.model import backbone, device
+from slmc.model.device import Placement
+from slmc.model.loading import describe, load_model, save_model
+from slmc.model.recommender import SequentialRecommender
+from slmc.next_item import NextItem, layout, training_rows, validation
+from slmc.train import Batch, Epochs, train
+
+log = logging.getLogger("slmc.distill")
+
+
+def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Train a student on the data and on what the teacher says of it.
+
+    Raises:
+        UsageError: The student is deeper than the teacher, or does not rank its catalogue.
+        BrokenRunError: A term is missing or not finite, or training diverged.
+    """
+    data = Dataset.open(inputs["data"])
+    placement = device.choose(config.device, config.dtype)
+    teacher = recommender(inputs["teacher"])
+    check_vocabulary(teacher, data)
+    with draft(out) as work:
+        torch.manual_seed(config.seed)
+        student = _student(config, inputs, teacher, data)
+        epochs = training_rows(
+            config,
+            data,
+            packings=config.packings,
+            prompt=(teacher.config.prefix_length, teacher.config.suffix_length),
+        )
+        task = _task(config, student, teacher, inputs["teacher"].digest, epochs, placement)
+        outcome = train(
+            task,
+            parameter_groups(
+                student,
+                lr=config.lr,
+                projection_lr=config.projection_lr,
+                extra=getattr(task, "heads", None),
+            ),
+            epochs,
+            config,
+            name="distill" if config.losses.weights() else "control",
+            placement=placement,
+            num_items=data.num_items,
+            validate=validation(student, data.targets("valid"), placement),
+            resume=work.resume,
+        )
+        save_model(student, inputs["data"], work.path)
+        (work.path / "metrics.json").write_text(json.dumps(asdict(outcome), indent=2))
+        return work.seal(
+            kind="model",
+            stage="distill",
+            config=config,
+            inputs=inputs,
+            metrics=describe(student, work.path) | {"best_epoch": outcome.best_epoch},
+            libraries=TRAINING_LIBRARIES,
+            device=placement.device.type,
+        )
+
+
+def recommender(artefact: Artefact) -> SequentialRecommender:
+    """The model of an artefact; raises ``UsageError`` if it is not on an LLM."""
+    model = load_model(artefact)
+    if not isinstance(model, SequentialRecommender):
+        raise UsageError(
+            f"{artefact.path} is a {type(model).__name__}, not a recommender on an LLM.",
+            "Name the artefact of a teach or distill step.",
+        )
+    return model
+
+
+def _student(
+    config: DistillConfig,
+    inputs: dict[str, Artefact],
+    teacher: SequentialRecommender,
+    data: Dataset,
+) -> SequentialRecommender:
+    """The student before its training: given, the LLM's first layers, or the teacher's."""
+    if "student" in inputs:
+        student = recommender(inputs["student"])
+        check_vocabulary(student, data)
+    elif config.init == "teacher":
+        student = first_layers(teacher, config.layers)
+    else:
+        student = _on_backbone(config, inputs["teacher"], teacher)
+    student.item_embeddings.requires_grad_(
+        inputs["teacher"].manifest.config["freeze_items"] is False
+    )
+    if config.blocks > len(student.layers) or config.blocks > len(teacher.layers):
+        raise UsageError(
+            f"blocks: {config.blocks} do not fit into a student of {len(student.layers)} and "
+            f"a teacher of {len(teacher.layers)} layers.",
+            "Ask for fewer blocks.",
+        )
+    return student
+
+
+def _on_backbone(
+    config: DistillConfig, made: Artefact, teacher: SequentialRecommender
+) -> SequentialRecommender:
+    settings = made.manifest.config
+    name = config.backbone or settings.get("backbone")
+    revision = config.revision if config.backbone else settings.get("revision")
+    if name is None:
+        raise UsageError(
+            f"distill: {made.path} does not say which LLM it was made from.",
+            "Name it with --backbone, or start from the teacher's layers with --init teacher.",
+        )
+    found = backbone.load(name, revision=revision, layers=config.layers)
+    prefix, suffix = teacher.config.prefix_length, teacher.config.suffix_length
+    wide = found.model.config.hidden_size != teacher.config.backbone_config.hidden_size
+    if prefix + suffix and wide:
+        raise UsageError(
+            "distill: the teacher has a prompt, which a student of another width cannot take.",
+            "Train the teacher without a prompt, or keep its backbone.",
+        )
+    return fresh(
+        found,
+        teacher.item_embeddings.weight.detach(),
+        history=teacher.config.history,
+        dropout=config.dropout,
+        prefix=teacher.prompt[:prefix],
+        suffix=teacher.prompt[prefix:],
+    )
+
+
+def _task(
+    config: DistillConfig,
+    student: SequentialRecommender,
+    teacher: SequentialRecommender,
+    digest: str,
+    epochs: Epochs,
+    placement: Placement,
+) -> nn.Module:
+    """The losses that the config asks for, with the teacher's states behind them."""
+    weights = config.losses.weights()
+    if not weights:
+        return NextItem(student)
+    teacher.requires_grad_(False).to(placement.device)
+    ends = losses.block_ends(len(teacher.layers), config.blocks)
+
+    def known(packing: int) -> states.TeacherStates:
+        rows: Rows = epochs.pack(packing)
+        return states.compute(
+            teacher,
+            digest,
+            rows,
+            ends,
+            placement,
+            blocks="cosine" in weights or "norm" in weights,
+            queries="logits" in weights,
+        )
+
+    needed = range(min(config.packings, config.epochs))
+    return Distillation(config, student, teacher, [known(packing) for packing in needed])
+
+
+class Distillation(nn.Module):
+    """The student's cross-entropy and the terms of SLMRec, by name."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        student: SequentialRecommender,
+        teacher: SequentialRecommender,
+        known: list[states.TeacherStates],
+    ) -> None:
+        """Build the heads that the terms need; they are dropped after training.
+
+        Args:
+            config: Blocks, weights, scale and temperature.
+            student: What is trained.
+            teacher: For its item table and width.
+            known: Its states for every packing.
+        """
+        super().__init__()
+        self.config, self.model, self.known = config, student, known
+        self.weights = config.losses.weights()
+        self.ends = losses.block_ends(len(student.layers), config.blocks)
+        self.heads = nn.ModuleDict()
+        width = student.config.backbone_config.hidden_size
+        target = teacher.config.backbone_config.hidden_size
+        if "supervise" in self.weights:
+            self.heads["supervise"] = _linears(width, student.config.item_dim, config.blocks - 1)
+        if width != target and {"cosine", "norm"} & set(self.weights):
+            self.heads["project"] = _linears(width, target, config.blocks)
+        self.register_buffer(
+            "teacher_items", teacher.item_vectors().detach().clone(), persistent=False
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Weighted terms of a batch: ``ce``, those of the config, and their sum ``total``."""
+        kept = batch.targets > 0
+        wanted = batch.targets[kept]
+        with self.model.block_states(self.ends) as collected:
+            final = self.model.hidden_states(batch.tokens.flatten(), layout(batch))
+        queries = self.model.head(final[kept.flatten()])
+        items = self.model.item_vectors()
+        blocks = torch.stack(collected, dim=1)[kept.flatten()]
+        terms = {"ce": catalogue.cross_entropy(queries, items, wanted)}
+        for name, weight in self.weights.items():
+            terms[name] = weight * self._term(name, batch, kept, queries, blocks, wanted)
+        if set(terms) != {"ce", *self.weights}:
+            raise BrokenRunError(
+                f"distill: the terms are {sorted(terms)}, the recipe asks for "
+                f"{sorted(self.weights)} and ce.",
+                "This is a defect of slmc: report it with the recipe.",
+            )
+        return terms | {"total": torch.stack(list(terms.values())).sum()}
+
+    def _term(
+        self,
+        name: str,
+        batch: Batch,
+        kept: Tensor,
+        queries: Tensor,
+        blocks: Tensor,
+        wanted: Tensor,
+    ) -> Tensor:
+        known = self.known[batch.packing]
+        items = self.model.item_vectors()
+        if name == "supervise":
+            heads = self.heads["supervise"]
+            per_block = [head(blocks[:, k]) for k, head in enumerate(heads)]
+            return losses.supervision_loss(torch.stack(per_block, dim=1), items, wanted)
+        if name == "logits":
+            return catalogue.divergence(
+                queries,
+                items,
+                known.user_vectors(batch.index, kept),
+                self.teacher_items,
+                temperature=self.config.temperature,
+            )
+        if "project" in self.heads:
+            blocks = torch.stack(
+                [head(blocks[:, k]) for k, head in enumerate(self.heads["project"])], dim=1
+            )
+        taught = known.block_states(batch.index, kept)
+        if name == "cosine":
+            return losses.direction_loss(blocks, taught)
+        square = None
+        if self.config.scale == "teacher" and known.mean_square is not None:
+            square = torch.from_numpy(known.mean_square).to(blocks.device)
+        return losses.norm_loss(blocks, taught, square)
+
+
+def _linears(width: int, out: int, count: int) -> nn.ModuleList:
+    linears = nn.ModuleList(nn.Linear(width, out, bias=False) for _ in range(count))
+    for linear in linears:
+        nn.init.normal_(linear.weight, std=OUTPUT_STD)
+    return linears

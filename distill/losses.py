@@ -1,0 +1,67 @@
+"""The distillation terms of SLMRec (Xu et al., ICLR 2025, arXiv 2405.17890, section 4).
+
+Shapes: ``N`` positions that have a target, ``B`` blocks, ``H`` hidden width, ``d`` item width,
+``V`` items. Where the authors' code differs from the paper, the paper holds: means over blocks,
+a squared norm, every block compared at the same point.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slmc import catalogue
+
+FLOOR = 1e-6
+"""Smallest mean square of a dimension, relative to the mean over dimensions."""
+
+
+def direction_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""How far student states point away from the teacher's: :math:`1 - D_{cos}`.
+
+    Args:
+        student: ``[N, B, H]`` states after each block.
+        teacher: ``[N, B, H]``, the same from the teacher; carries no gradient.
+
+    Returns:
+        A scalar in ``[0, 2]``; 0 when every pair is parallel. The mean over blocks, as in the
+        paper (the authors' code sums them, so its :math:`\lambda_1` is ``B`` times ours).
+    """
+    return 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1).mean()
+
+
+def norm_loss(student: Tensor, teacher: Tensor, mean_square: Tensor | None = None) -> Tensor:
+    r"""Squared distance :math:`D_{norm}` between states.
+
+    Args:
+        student: ``[N, B, H]``.
+        teacher: ``[N, B, H]``; carries no gradient.
+        mean_square: ``[B, H]`` mean square of the teacher's states by dimension. With it the
+            distance is measured in units of the teacher's own size and averaged over
+            dimensions, so that it is of order 1 and no outlier channel of the LLM owns it.
+            Without it: the paper's formula, summed over dimensions.
+    """
+    square = (student.float() - teacher.detach().float()).square()
+    if mean_square is None:
+        return square.sum(dim=-1).mean()
+    floor = FLOOR * mean_square.mean(dim=-1, keepdim=True)
+    return (square / mean_square.maximum(floor)).mean()
+
+
+def supervision_loss(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    r"""Multiple supervision :math:`L_{ms}`: cross-entropy of every block but the last.
+
+    Args:
+        queries: ``[N, B - 1, d]``, the blocks' states through their heads :math:`W_a^k`.
+        items: ``[V + 1, d]`` item vectors; row 0 is padding.
+        targets: ``[N]`` int64 in 1..V.
+    """
+    blocks = queries.shape[1]
+    losses = [catalogue.cross_entropy(queries[:, k], items, targets) for k in range(blocks)]
+    return torch.stack(losses).mean()
+
+
+def block_ends(layers: int, blocks: int) -> tuple[int, ...]:
+    """Last layer of each block: as even as can be, and the last block ends at the last layer."""
+    if not 1 <= blocks <= layers:
+        raise ValueError(f"{layers} layers cannot be cut into {blocks} blocks")
+    return tuple((k + 1) * layers // blocks - 1 for k in range(blocks))

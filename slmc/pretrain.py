@@ -1,0 +1,66 @@
+"""SASRec, trained until it stops improving: the strongest cheap baseline, and the item table."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from slmc.artefact import Artefact, draft
+from slmc.data.dataset import Dataset
+from slmc.errors import UsageError
+from slmc.model import device
+from slmc.model.config import SasrecConfig
+from slmc.model.loading import describe, save_model
+from slmc.model.sasrec import Sasrec, SasrecModelConfig
+from slmc.next_item import NextItem, training_rows, validation
+from slmc.train import train
+
+
+def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Train SASRec with full-softmax cross-entropy; best epoch by validation cross-entropy."""
+    data = Dataset.open(inputs["data"])
+    placement = device.choose(config.device, config.dtype)
+    with draft(out) as work:
+        torch.manual_seed(config.seed)
+        model = _model(config, data)
+        outcome = train(
+            NextItem(model),
+            [{"params": list(model.parameters()), "lr": config.lr}],
+            training_rows(config, data),
+            config,
+            name="sasrec",
+            placement=placement,
+            num_items=data.num_items,
+            validate=validation(model, data.targets("valid"), placement),
+            resume=work.resume,
+        )
+        save_model(model, inputs["data"], work.path)
+        (work.path / "metrics.json").write_text(json.dumps(asdict(outcome), indent=2))
+        return work.seal(
+            kind="model",
+            stage="sasrec",
+            config=config,
+            inputs=inputs,
+            metrics=describe(model, work.path) | {"best_epoch": outcome.best_epoch},
+            libraries=("torch", "transformers", "numpy"),
+            device=placement.device.type,
+        )
+
+
+def _model(config: SasrecConfig, data: Dataset) -> Sasrec:
+    if config.dim % config.heads:
+        raise UsageError(
+            f"sasrec: dim {config.dim} is no multiple of heads {config.heads}.",
+            "Choose heads that divide dim.",
+        )
+    return Sasrec(
+        SasrecModelConfig(
+            num_items=data.num_items,
+            item_dim=config.dim,
+            history=data.history,
+            num_layers=config.layers,
+            num_heads=config.heads,
+            dropout=config.dropout,
+        )
+    )
