@@ -42,7 +42,7 @@ def missing_column(
             what, f"Its first line has no {name} in it: set format to what the file is."
         )
     folded = {name.casefold(): name for name in reversed(names)}
-    near = difflib.get_close_matches(column.casefold(), folded, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(column.casefold(), folded, n=1)
     hint = f", perhaps {folded[near[0]]!r}" if near else ""
     if role == "time":
         hint += ", or to null if rows already stand in time order"

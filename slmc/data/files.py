@@ -10,6 +10,7 @@ import polars as pl
 from slmc.errors import DataError
 
 GZIP = b"\x1f\x8b"
+PARQUET = b"PAR1"
 MALFORMED = {"line": pl.Int64, "fault": pl.String, "reason": pl.String}
 """Columns of the malformed rows of a file; ``fault`` is their kind, ``reason`` the detail."""
 
@@ -79,6 +80,20 @@ def read_bytes(path: Path) -> bytes:
     if not data.strip():
         raise DataError(f"{path} is empty.", "Write the log again, or name another file.")
     return data
+
+
+def check_parquet(path: Path) -> None:
+    """Raise :class:`DataError` unless the file starts and ends as Parquet does."""
+    with path.open("rb") as stream:
+        head = stream.read(4)
+        stream.seek(max(0, path.stat().st_size - 4))
+        tail = stream.read(4)
+    if not head:
+        raise DataError(f"{path} is empty.", "Write the log again, or name another file.")
+    if head != PARQUET:
+        raise DataError(f"{path} is not a Parquet file.", "Set format to what it is.")
+    if tail != PARQUET:
+        raise DataError(f"{path} is a Parquet file cut short.", "Copy the file again.")
 
 
 def _check_text(path: Path, data: bytes) -> None:

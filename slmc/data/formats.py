@@ -15,7 +15,7 @@ import polars as pl
 
 from slmc.data.columns import json_text, missing_column, parquet_column
 from slmc.data.config import Format
-from slmc.data.files import MALFORMED, Lines, read_lines
+from slmc.data.files import MALFORMED, Lines, check_parquet, read_lines
 from slmc.errors import DataError
 
 SUFFIXES: dict[str, Format] = {
@@ -189,8 +189,7 @@ def _objects(
 def _parquet(path: Path, columns: Mapping[str, str]) -> Table:
     """Parquet; only the columns that are asked for are read."""
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty.", "Write the log again, or name another file.")
+        check_parquet(path)
         rows = pl.scan_parquet(path, glob=False)
         schema = rows.collect_schema()
         for column in columns.values():
@@ -201,7 +200,7 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Table:
             for role, column in columns.items()
         ]
         frame = rows.select(*picked).with_row_index("line", 1).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} is not a readable Parquet file: {reason}.",

@@ -1,0 +1,202 @@
+"""Logs that cannot be read: two lines, exact, exit code 2, and nothing left behind."""
+
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+from pydantic import ValidationError
+
+from slmc.data.config import Columns, PrepareConfig, TemporalSplit, Titles
+from slmc.data.prepare import prepare
+from slmc.errors import DataError
+
+HEADER = b"user_id,item_id,timestamp\n"
+GOOD = HEADER + b"".join(b"%d,%d,%d\n" % (u, i, i) for u in range(6) for i in range(6))
+TIMES = TemporalSplit(by="time", valid="2026-09-01", test="2026-10-01")  # type: ignore[arg-type]
+
+CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
+    "empty file": (
+        "log.csv", b"", {},
+        "log.csv is empty.", "Write the log again, or name another file.",
+    ),
+    "empty gzip": (
+        "log.csv.gz", gzip.compress(b""), {},
+        "log.csv.gz is empty.", "Write the log again, or name another file.",
+    ),
+    "header only": (
+        "log.csv", HEADER, {},
+        "log.csv has a header and no rows.", "Write the log again, or name another file.",
+    ),
+    "wrong column": (
+        "log.csv", b"userId,item_id,timestamp\n1,2,3\n", {},
+        "log.csv has no column 'user_id'; it has 'userId', 'item_id', 'timestamp'.",
+        "Set columns.user to one of them, perhaps 'userId'.",
+    ),
+    "no time column": (
+        "log.csv", b"user_id,item_id\n1,2\n", {},
+        "log.csv has no column 'timestamp'; it has 'user_id', 'item_id'.",
+        "Set columns.time to one of them, or to null if rows already stand in time order.",
+    ),
+    "another separator": (
+        "log.csv", b"user_id;item_id;timestamp\n1;2;3\n", {},
+        "log.csv has no column 'user_id'; it has 'user_id;item_id;timestamp'.",
+        "Its first line has no comma in it: set format to what the file is.",
+    ),
+    "a column twice": (
+        "log.csv", b"user_id,item_id,item_id,timestamp\n1,2,2,3\n", {},
+        "log.csv has 2 columns named 'item_id'.",
+        "Give each column of its header a name of its own.",
+    ),
+    "no such column in JSON": (
+        "log.jsonl", b'{"user_id": 1, "item": 2, "timestamp": 3}\n', {},
+        "log.jsonl has no column 'item_id'; it has 'user_id', 'item', 'timestamp'.",
+        "Set columns.item to one of them, perhaps 'item'.",
+    ),
+    "NaN ids": (
+        "log.csv", HEADER + b"1,nan,3\n" + GOOD[len(HEADER):], {},
+        "1 of 37 rows are malformed, more than max_malformed (1%) allows; the first: "
+        "log.csv, line 2: item_id is nan.",
+        "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
+    ),
+    "more malformed rows than a number": (
+        "log.csv", GOOD + b"1\n2\n3\n", {"max_malformed": "2"},
+        "3 of 39 rows are malformed, more than max_malformed (2) allows; the first: "
+        "log.csv, line 38: 1 field, the header has 3.",
+        "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
+    ),
+    "times that are none": (
+        "log.csv", b"user_id,item_id,timestamp\n1,2,yesterday\n", {},
+        "1 of 1 rows are malformed, more than max_malformed (1%) allows; the first: "
+        "log.csv, line 2: timestamp is yesterday, neither a number nor an ISO date.",
+        "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
+    ),
+    "binary garbage": (
+        "log.csv", b"user_id,item\n\x07\x00\x9c\xff", {},
+        "log.csv is not text: it has a zero byte in line 2.",
+        "Name a text file, or set format: parquet if it is one.",
+    ),
+    "another encoding": (
+        "log.csv", "usér,item_id,timestamp\n1,2,3\n".encode("latin-1"), {},
+        "log.csv is not UTF-8 text: line 1 has byte 0xe9 at column 3.",
+        "Save it as UTF-8, or set format: parquet if it is one.",
+    ),
+    "UTF-16": (
+        "log.csv", "user_id,item_id\n".encode("utf-16"), {},
+        "log.csv is UTF-16 text.", "Save it as UTF-8.",
+    ),
+    "truncated gzip": (
+        "log.csv.gz", gzip.compress(GOOD, mtime=0)[:-20], {},
+        "log.csv.gz ends in the middle of its gzip stream.", "Copy or download the file again.",
+    ),
+    "no gzip": (
+        "log.csv.gz", GOOD, {},
+        "log.csv.gz is not gzip data, though it is named .gz.",
+        "Rename it, or compress it with gzip.",
+    ),
+    "no Parquet": (
+        "log.parquet", b"\x07\x00\x9c\xff" * 9, {},
+        "log.parquet is not a Parquet file.", "Set format to what it is.",
+    ),
+    "truncated Parquet": (
+        "log.parquet", b"PAR1" + b"\x07\x00\x9c\xff" * 9, {},
+        "log.parquet is a Parquet file cut short.", "Copy the file again.",
+    ),
+    "an open quote": (
+        "log.csv", HEADER + b'1,2,3\n1,"2,3\n1,2,3\n', {},
+        "log.csv, line 3: a quoted field does not end.",
+        "Close the quote, or set format: tsv if the file is tab-separated.",
+    ),
+    "one user": (
+        "log.csv", HEADER + b"7,1,1\n7,2,2\n", {},
+        "log.csv holds one user (7); a recommender needs many.",
+        "Check columns.user, or name a log of more users.",
+    ),
+    "nothing in the core": (
+        "log.csv", HEADER + b"1,1,1\n2,2,2\n", {},
+        "log.csv: the 5-core drops everything, of 2 interactions by 2 users.",
+        "Lower core (1 keeps all), or name a larger log.",
+    ),
+    "one user in the core": (
+        "log.csv", HEADER + b"1,1,1\n1,1,2\n2,2,2\n", {"core": 2},
+        "log.csv: the 2-core leaves one user, of 3 interactions by 2 users.",
+        "Lower core (1 keeps all), or name a larger log.",
+    ),
+    "nobody to test": (
+        "log.csv", HEADER + b"1,1,1\n2,2,2\n", {"core": 1},
+        "log.csv: no user has two interactions, so leave-one-out tests nobody.",
+        "Name a log in which users come back, or raise core to 2.",
+    ),
+    "a split outside the log": (
+        "log.csv", GOOD.replace(b",1\n", b",2026-05-01\n").replace(b",2\n", b",2026-09-03\n"),
+        {"split": TIMES, "core": 1},
+        "log.csv: no user has interactions both before and from 2026-10-01 on.",
+        "Set split.test to a day within the log, which goes from 0 to 2026-09-03.",
+    ),
+    "a temporal split of sequences": (
+        "log.txt", b"1 2 3\n4 5 6\n", {"split": TIMES},
+        "log.txt is in the sequence format, which has no time stamps to split by.",
+        "Set split: {by: leave-one-out}, or name a log with a column of time stamps.",
+    ),
+    "a name that tells nothing": (
+        "log.dat", GOOD, {},
+        "The name of log.dat does not tell its format.",
+        "Set format to csv, tsv, jsonl, parquet, recbole or sequences.",
+    ),
+    "no titles in the titles": (
+        "log.csv", GOOD, {"titles": Titles(source="log.csv")},
+        "log.csv has no column 'title'; it has 'user_id', 'item_id', 'timestamp'.",
+        "Set titles.title to one of them.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_lines(folder: Path, name: str) -> None:
+    file, data, settings, what, remedy = CASES[name]
+    Path(file).write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        prepare(PrepareConfig(source=file, **settings), {}, Path("out/data"))  # type: ignore[arg-type]
+    assert (caught.value.what, caught.value.remedy) == (what, remedy)
+    assert caught.value.exit_code == 2
+    assert sorted(path.name for path in folder.iterdir()) == [file]
+
+
+def test_parquet_columns_of_another_type(folder: Path) -> None:
+    pl.DataFrame({"user_id": [[1]], "item_id": [1], "timestamp": [True]}).write_parquet("l.pq")
+    with pytest.raises(DataError) as caught:
+        prepare(PrepareConfig(source="l.pq"), {}, Path("out"))
+    assert caught.value.what == "Column 'user_id' of l.pq holds List(Int64), which are no ids."
+    assert caught.value.remedy == "Set columns.user to a column of texts or integers."
+
+
+def test_a_parquet_file_damaged_inside(folder: Path) -> None:
+    pl.DataFrame({"user_id": [1], "item_id": [1], "timestamp": [1]}).write_parquet("log.parquet")
+    data = bytearray(Path("log.parquet").read_bytes())
+    data[4:-8] = bytes(len(data) - 12)
+    Path("log.parquet").write_bytes(data)
+    with pytest.raises(
+        DataError, match=r"^log\.parquet is not a readable Parquet file: "
+    ) as caught:
+        prepare(PrepareConfig(source="log.parquet"), {}, Path("out"))
+    assert "\n" not in caught.value.what
+    assert caught.value.remedy == "Copy the file again, or set format to what it is."
+
+
+def test_files_of_two_formats(folder: Path) -> None:
+    Path("a.csv").write_bytes(GOOD)
+    Path("b.txt").write_text("1 2 3\n")
+    with pytest.raises(DataError, match=r"^a\.csv is csv and b\.txt is sequences\.$"):
+        prepare(PrepareConfig(source="*.*"), {}, Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [({"columns": Columns(time=None)}, "columns.time is null"),
+     ({"format": "sequences"}, "format is sequences")],
+)  # fmt: skip
+def test_a_temporal_split_without_times_is_refused_in_the_config(
+    settings: dict[str, object], why: str
+) -> None:
+    with pytest.raises(ValidationError, match=f"split.by: time needs time stamps, and {why}"):
+        PrepareConfig(source="log", split=TIMES, **settings)  # type: ignore[arg-type]
