@@ -97,7 +97,7 @@ def _delimited(path: Path, lines: Lines, format: Format, columns: Mapping[str, s
     separator = "," if format == "csv" else "\t"
     first = lines.frame.head(1)["text"].item() if lines.frame.height else ""
     quoted = format == "csv" and bool(lines.frame["text"].str.contains('"', literal=True).any())
-    header = next(csv.reader([first])) if quoted else first.split(separator)
+    header = _unquoted_header(path, first) if quoted else first.split(separator)
     names = [name.strip() for name in header]
     if format == "recbole":
         names = [name.partition(":")[0] for name in names]
@@ -123,6 +123,16 @@ def _delimited(path: Path, lines: Lines, format: Format, columns: Mapping[str, s
         ),
     )
     return _table(frame, bad)
+
+
+def _unquoted_header(path: Path, text: str) -> list[str]:
+    try:
+        return next(csv.reader([text], strict=True))
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: the header is broken CSV: {error}.",
+            "Mend its quotes, or set format: tsv if the file is tab-separated.",
+        ) from None
 
 
 def _unquoted(path: Path, rows: pl.DataFrame, bad: list[tuple[int, str, str]]) -> pl.DataFrame:

@@ -107,6 +107,11 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "log.csv, line 3: a quoted field does not end.",
         "Close the quote, or set format: tsv if the file is tab-separated.",
     ),
+    "a header with an open quote": (
+        "log.csv", b'user_id,"item_id\n1,2\n', {},
+        "log.csv: the header is broken CSV: unexpected end of data.",
+        "Mend its quotes, or set format: tsv if the file is tab-separated.",
+    ),
     "one user": (
         "log.csv", HEADER + b"7,1,1\n7,2,2\n", {},
         "log.csv holds one user (7); a recommender needs many.",
