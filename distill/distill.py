@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from slmc.distill.teach import TRAINING_LIBRARIES, check_vocabulary
 from slmc.errors import BrokenRunError, UsageError
 from slmc.model import backbone, device
 from slmc.model.device import Placement
-from slmc.model.loading import describe, load_model, save_model
+from slmc.model.loading import describe, load_model, place, save_model
 from slmc.model.recommender import SequentialRecommender
 from slmc.next_item import NextItem, layout, training_rows, validation
 from slmc.train import Batch, Epochs, train
@@ -156,7 +156,8 @@ def _task(
     weights = config.losses.weights()
     if not weights:
         return NextItem(student)
-    teacher.requires_grad_(False).to(placement.device)
+    place(teacher, placement.device)
+    teacher.requires_grad_(False)
     ends = losses.block_ends(len(teacher.layers), config.blocks)
 
     def known(packing: int) -> states.TeacherStates:
@@ -177,6 +178,8 @@ def _task(
 
 class Distillation(nn.Module):
     """The student's cross-entropy and the terms of SLMRec, by name."""
+
+    teacher_items: Tensor
 
     def __init__(
         self,
@@ -240,9 +243,7 @@ class Distillation(nn.Module):
         known = self.known[batch.packing]
         items = self.model.item_vectors()
         if name == "supervise":
-            heads = self.heads["supervise"]
-            per_block = [head(blocks[:, k]) for k, head in enumerate(heads)]
-            return losses.supervision_loss(torch.stack(per_block, dim=1), items, wanted)
+            return losses.supervision_loss(self._through("supervise", blocks), items, wanted)
         if name == "logits":
             return catalogue.divergence(
                 queries,
@@ -252,9 +253,7 @@ class Distillation(nn.Module):
                 temperature=self.config.temperature,
             )
         if "project" in self.heads:
-            blocks = torch.stack(
-                [head(blocks[:, k]) for k, head in enumerate(self.heads["project"])], dim=1
-            )
+            blocks = self._through("project", blocks)
         taught = known.block_states(batch.index, kept)
         if name == "cosine":
             return losses.direction_loss(blocks, taught)
@@ -263,9 +262,14 @@ class Distillation(nn.Module):
             square = torch.from_numpy(known.mean_square).to(blocks.device)
         return losses.norm_loss(blocks, taught, square)
 
+    def _through(self, name: str, blocks: Tensor) -> Tensor:
+        """Each block's states through its own head."""
+        heads = cast(nn.ModuleList, self.heads[name])
+        return torch.stack([head(blocks[:, k]) for k, head in enumerate(heads)], dim=1)
+
 
 def _linears(width: int, out: int, count: int) -> nn.ModuleList:
     linears = nn.ModuleList(nn.Linear(width, out, bias=False) for _ in range(count))
-    for linear in linears:
-        nn.init.normal_(linear.weight, std=OUTPUT_STD)
+    for parameter in linears.parameters():
+        nn.init.normal_(parameter, std=OUTPUT_STD)
     return linears

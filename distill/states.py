@@ -12,6 +12,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,11 @@ class _Computation:
         count, length = rows.item_ids.shape
         width, dim = teacher.config.backbone_config.hidden_size, teacher.config.item_dim
         mark = folder / "progress.json"
-        self.state = json.loads(mark.read_text()) if mark.is_file() else {"done": 0, "unit": 0.0}
+        state: dict[str, Any] = (
+            json.loads(mark.read_text()) if mark.is_file() else {"done": 0, "unit": 0.0}
+        )
+        self.done = int(state["done"])
+        self.unit = float(state["unit"])
         self.blocks = self._array("blocks.npy", (count, length, len(ends), width), blocks)
         self.queries = self._array("queries.npy", (count, length, dim), queries)
 
@@ -142,7 +147,7 @@ class _Computation:
         if not wanted:
             return None
         file = self.folder / name
-        mode = "r+" if file.is_file() and self.state["done"] else "w+"
+        mode = "r+" if file.is_file() and self.done else "w+"
         array: NDArray[np.float16] = np.lib.format.open_memmap(
             file, mode=mode, dtype=np.float16, shape=shape if mode == "w+" else None
         )
@@ -151,7 +156,7 @@ class _Computation:
     @torch.no_grad()
     def go(self) -> None:
         total = len(self.rows.item_ids)
-        for turn, start in enumerate(range(self.state["done"], total, BATCH)):
+        for turn, start in enumerate(range(self.done, total, BATCH)):
             self._batch(slice(start, start + BATCH))
             done = min(start + BATCH, total)
             progress = {"task": "teacher states", "done": done, "total": total, "unit": "rows"}
@@ -175,8 +180,8 @@ class _Computation:
             queries = self.teacher.head(self.teacher.hidden_states(tokens.flatten(), layout))
         if self.blocks is not None:
             stacked = torch.stack(states, dim=1).float()
-            self.state["unit"] = self.state["unit"] or _unit(stacked)
-            self._store(self.blocks, part, stacked / self.state["unit"])
+            self.unit = self.unit or _unit(stacked)
+            self._store(self.blocks, part, stacked / self.unit)
         if self.queries is not None:
             self._store(self.queries, part, queries)
 
@@ -194,9 +199,9 @@ class _Computation:
         for array in (self.blocks, self.queries):
             if isinstance(array, np.memmap):
                 array.flush()
-        self.state = {"done": done, "unit": self.state["unit"] or 1.0}
+        self.done, self.unit = done, self.unit or 1.0
         staged = self.folder / "progress.partial"
-        staged.write_text(json.dumps(self.state))
+        staged.write_text(json.dumps({"done": done, "unit": self.unit}))
         os.replace(staged, self.folder / "progress.json")
 
     def _mean_square(self) -> NDArray[np.float32]:
@@ -206,8 +211,9 @@ class _Computation:
             real = self.rows.segments[start : start + BATCH] > 0
             states = self.blocks[start : start + BATCH][real].astype(np.float32)
             total += np.square(states).sum(axis=0, dtype=np.float64)
-        mean = total / (self.rows.segments > 0).sum() * self.state["unit"] ** 2
-        return mean.astype(np.float32)
+        mean = total / (self.rows.segments > 0).sum() * self.unit**2
+        square: NDArray[np.float32] = mean.astype(np.float32)
+        return square
 
 
 def _unit(states: Tensor) -> float:

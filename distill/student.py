@@ -50,7 +50,7 @@ def fresh(
         backbone.model,
     )
     with torch.no_grad():
-        model.item_embeddings.weight.copy_(items)
+        model.item_embeddings.weight.data.copy_(items)
         model.prompt.copy_(torch.cat([prefix, suffix]))
         rms = items[1:].square().mean().sqrt().item()
         std = backbone.token_rms / (math.sqrt(items.shape[1]) * rms)

@@ -14,10 +14,10 @@ from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
 from slmc.distill.config import Lora, MustBeat, TeachConfig
 from slmc.distill.student import fresh, parameter_groups
-from slmc.errors import BrokenRunError, UsageError, VerdictError
+from slmc.errors import UsageError, VerdictError
 from slmc.model import backbone, device
 from slmc.model.device import Placement
-from slmc.model.loading import describe, load_model, quiet, save_model
+from slmc.model.loading import describe, load_model, place, quiet, save_model
 from slmc.model.recommender import SequentialRecommender
 from slmc.next_item import NextItem, training_rows, validation
 from slmc.train import Outcome, train
@@ -141,7 +141,7 @@ def _train(
     resume: Path,
 ) -> Outcome:
     if config.epochs == 0:
-        model.to(placement.device)
+        place(model, placement.device)
         return Outcome(epochs=[], best_epoch=0, stopped_early=False, steps=0)
     if config.tune == "lora":
         model.backbone = _with_adapters(model, config.lora)

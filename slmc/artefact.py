@@ -181,13 +181,13 @@ def load(path: Path, *, kind: Kind | None = None) -> Artefact:
         )
     for name, digest in artefact.manifest.files.items():
         file = path / name
-        if not file.is_file() or sha256(file) != digest:
-            raise ArtefactError(
-                f"{file} is {'not the file' if file.exists() else 'missing: it'} that was sealed."
-                if file.exists()
-                else f"{file} is missing, though the manifest names it.",
-                "Copy the artefact again, or run the command that made it again.",
-            )
+        if file.is_file() and sha256(file) == digest:
+            continue
+        why = "is not the file that was sealed" if file.exists() else "is missing"
+        raise ArtefactError(
+            f"{file} {why}.",
+            "Copy the artefact again, or run the command that made it again.",
+        )
     return artefact
 
 
@@ -195,8 +195,9 @@ def peek(path: Path) -> Artefact:
     """Read the manifest at ``path`` without checking the payload; raises as :func:`load`."""
     file = path / MANIFEST
     if not file.is_file():
+        why = f"is not an artefact: it has no {MANIFEST}" if path.exists() else "does not exist"
         raise ArtefactError(
-            f"{path} {'is not an artefact: it has no ' + MANIFEST if path.exists() else 'does not exist'}.",
+            f"{path} {why}.",
             "Name a directory that an slmc command has made; its last line prints the path.",
         )
     try:

@@ -13,11 +13,9 @@ from slmc.data.dataset import Dataset, Targets
 from slmc.errors import UndecidedError
 from slmc.model import packing
 from slmc.model.device import Placement
-from slmc.model.recommender import SequentialRecommender
-from slmc.model.sasrec import Sasrec
+from slmc.model.loading import Recommender
 from slmc.train import Batch, Epochs
 
-Recommender = SequentialRecommender | Sasrec
 VALIDATION_BATCH = 64
 
 

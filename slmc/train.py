@@ -185,9 +185,18 @@ class _Run:
         index = order[start : start + self.config.rows]
         if not len(index):  # the last step of this process has no rows of its own
             index = order[: self.config.rows]
-        arrays = (rows.item_ids, rows.targets, rows.positions, rows.segments)
-        tensors = (torch.from_numpy(a[index]).to(self.placement.device) for a in arrays)
-        return Batch(*tensors, index=index, packing=self.epochs.packing(epoch))
+
+        def taken(array: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(array[index]).to(self.placement.device)
+
+        return Batch(
+            taken(rows.item_ids),
+            taken(rows.targets),
+            taken(rows.positions),
+            taken(rows.segments),
+            index=index,
+            packing=self.epochs.packing(epoch),
+        )
 
     def _step(self, batch: Batch) -> dict[str, float]:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):

@@ -152,7 +152,7 @@ def _fill(model: PreTrainedModel, weights: Weights, name: str) -> None:
             )
         tensor.copy_(weights.read(prefix + key))
     with torch.no_grad():
-        model.get_input_embeddings().weight.zero_()
+        model.get_parameter(EMBEDDING).zero_()
 
 
 def _random(name: str, layers: int | None) -> Backbone:

@@ -6,24 +6,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-# Importing them registers their model types with transformers' Auto classes.
-from slmc.model import recommender as recommender
-from slmc.model import sasrec as sasrec
 from slmc.artefact import Artefact
 from slmc.errors import ArtefactError
+from slmc.model.recommender import SequentialRecommender
+from slmc.model.sasrec import Sasrec
 
+Recommender = SequentialRecommender | Sasrec
 SERVING = ("config.json", "model.safetensors", "items.parquet", "preprocessor.json")
 """Files that serving a model needs: what ``size_mb`` counts."""
 
 log = logging.getLogger("slmc.model")
 
 
-def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recommender:
     """The model of an artefact in evaluation mode, float32 unless it is quantized.
 
     Raises:
@@ -37,10 +38,18 @@ def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> PreTra
             "Make one of an LLM with `slmc teach --backbone DIRECTORY`.",
         )
     with quiet():
-        model: PreTrainedModel = AutoModel.from_pretrained(
+        model: Recommender = AutoModel.from_pretrained(
             artefact.path, dtype=torch.float32, local_files_only=True
         )
-    return model.to(device).eval()  # type: ignore[arg-type]
+    place(model, device)
+    return model
+
+
+def place(model: PreTrainedModel, device: torch.device | str) -> None:
+    """Move a model to a device, in evaluation mode."""
+    # transformers wraps nn.Module.to in a way that type checkers cannot follow.
+    torch.nn.Module.to(model, device)
+    model.eval()
 
 
 def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:
@@ -70,6 +79,6 @@ def describe(model: PreTrainedModel, directory: Path) -> dict[str, float | int]:
     """What a model's manifest says of its size: parameters, layers, 10^6 bytes for serving."""
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "layers": len(model.layers),
+        "layers": len(cast(torch.nn.ModuleList, model.layers)),
         "size_mb": sum((directory / f).stat().st_size for f in SERVING) / 1e6,
     }

@@ -118,7 +118,7 @@ def packed_attention(
     """
     heads, tokens, width = query.shape[1:]
     kv_heads = key.shape[1]
-    windows, _, size, _ = packing.mask.shape
+    size = packing.mask.shape[2]
     q = _windows(query, packing.query_index, size)
     k = _windows(key, packing.key_index, size)
     v = _windows(value, packing.key_index, size)

@@ -7,7 +7,7 @@ tokens of a packed stream.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class RecommenderConfig(PreTrainedConfig):
     """Shape of a :class:`SequentialRecommender`; ``backbone_config`` is any decoder's."""
 
     model_type = "slmc"
-    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 - as transformers reads it
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class RecommenderConfig(PreTrainedConfig):
         """Keep the shape; a ``dict`` backbone names its ``model_type``."""
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
-        self.backbone_config = backbone_config
+        self.backbone_config: Any = backbone_config
         self.num_items = num_items
         self.item_dim = item_dim
         self.history = history
@@ -53,6 +53,8 @@ class SequentialRecommender(PreTrainedModel):
     config_class = RecommenderConfig
     main_input_name = "item_ids"
     _supports_attention_backend = True
+    config: RecommenderConfig
+    prompt: Tensor
 
     def __init__(self, config: RecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
         """Build the modules around ``decoder``, or around a new one of the config's shape."""
@@ -85,8 +87,7 @@ class SequentialRecommender(PreTrainedModel):
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers of the backbone."""
-        layers: nn.ModuleList = self.backbone.layers
-        return layers
+        return cast(nn.ModuleList, self.backbone.layers)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Inputs of the backbone for tokens ``[T]``: an item's row, or -1 - j for prompt j."""

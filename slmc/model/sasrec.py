@@ -6,7 +6,6 @@ the full softmax it is a far stronger opponent than with the sampled loss of the
 :mod:`slmc.model.recommender`.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,8 +61,8 @@ class SasrecLayer(nn.Module):
     def forward(self, x: Tensor, layout: Packing) -> Tensor:
         """``[T, d]`` to ``[T, d]``."""
         q, k, v = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
-        split = [t.unflatten(-1, (self.heads, -1)).transpose(0, 1)[None] for t in (q, k, v)]
-        mixed, _ = packing.packed_attention(self, *split, None, packing=layout)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(0, 1)[None] for t in (q, k, v))
+        mixed, _ = packing.packed_attention(self, q, k, v, None, packing=layout)
         x = x + self.dropout(self.attention_out(mixed[0].flatten(1)))
         out: Tensor = x + self.dropout(self.feed(self.feed_norm(x)))
         return out

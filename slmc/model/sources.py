@@ -131,7 +131,8 @@ def _convert(gguf: Path, out: Path) -> None:
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
-        model.to(torch.bfloat16).save_pretrained(out)
+        torch.nn.Module.to(model, torch.bfloat16)
+        model.save_pretrained(out)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
 
 
