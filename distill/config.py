@@ -76,9 +76,11 @@ class TeachConfig(TrainConfig):
     """Comparison with the baselines; null for none."""
 
     @model_validator(mode="after")
-    def _random_items_are_trained(self) -> "TeachConfig":
+    def _fits_together(self) -> "TeachConfig":
         if self.item_embeddings == "random" and self.freeze_items:
             raise ValueError("item_embeddings: random needs freeze_items: false")
+        if self.prompt is not None and self.targets == "all":
+            raise ValueError("a prompt needs targets: last, since it stands around whole histories")
         return self
 
 

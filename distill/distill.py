@@ -39,15 +39,16 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
     placement = device.choose(config.device, config.dtype)
     teacher = recommender(inputs["teacher"])
     check_vocabulary(teacher, data)
+    prompt = (teacher.config.prefix_length, teacher.config.suffix_length)
+    if any(prompt) and config.targets == "all":
+        raise UsageError(
+            "distill: the teacher has a prompt, which stands around whole histories.",
+            "Set targets: last, as for the teacher.",
+        )
     with draft(out) as work:
         torch.manual_seed(config.seed)
         student = _student(config, inputs, teacher, data)
-        epochs = training_rows(
-            config,
-            data,
-            packings=config.packings,
-            prompt=(teacher.config.prefix_length, teacher.config.suffix_length),
-        )
+        epochs = training_rows(config, data, packings=config.packings, prompt=prompt)
         task = _task(config, student, teacher, inputs["teacher"].digest, epochs, placement)
         outcome = train(
             task,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slmc import catalogue
 
-FLOOR = 1e-6
+FLOOR = 1e-12
 """Smallest mean square of a dimension, relative to the mean over dimensions."""
 
 

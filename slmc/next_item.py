@@ -62,7 +62,7 @@ def training_rows(
 
     def make(packing: int) -> Rows:
         rng = np.random.default_rng((config.seed, packing))
-        return pack(sequences, data.history, rng, targets=config.targets)
+        return pack(sequences, data.history, rng, targets=config.targets, prompt=prompt)
 
     return Epochs(make, packings)
 

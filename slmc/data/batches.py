@@ -37,6 +37,7 @@ def pack(
     rng: np.random.Generator,
     *,
     targets: Literal["all", "last"] = "all",
+    prompt: tuple[int, int] = (0, 0),
 ) -> Rows:
     """Join sequences, in a shuffled order, into rows of one length.
 
@@ -47,11 +48,15 @@ def pack(
         targets: ``all``: every next item is a target, exactly once; the sequences are joined
             and cut where a row is full. ``last``: only each user's last item is a target, and
             its newest ``length`` items before that stand in one row, never cut.
+        prompt: Prompt tokens before and after the items of a history, which make a row as much
+            longer; token j of the prompt stands as -1 - j. Only with ``targets="last"``.
     """
+    if any(prompt) and targets == "all":
+        raise ValueError("a prompt stands around whole histories: it needs targets='last'")
     order = rng.permutation(len(sequences))
     chosen = [sequences[user] for user in order if sequences[user].size > 1]
     if targets == "last":
-        return _pack_last([rows[-length - 1 :] for rows in chosen], length, rng)
+        return _pack_last([rows[-length - 1 :] for rows in chosen], length, rng, prompt)
     return _pack_all(chosen, length)
 
 
@@ -90,18 +95,23 @@ def _pack_all(sequences: Sequences, length: int) -> Rows:
     return Rows(*(_filled(token, stream, shape) for stream in streams))
 
 
-def _pack_last(sequences: Sequences, length: int, rng: np.random.Generator) -> Rows:
-    sizes = np.array([rows.size - 1 for rows in sequences], dtype=np.int64)
+def _pack_last(
+    sequences: Sequences, length: int, rng: np.random.Generator, prompt: tuple[int, int]
+) -> Rows:
+    length += sum(prompt)
+    before, after = np.split(-1 - np.arange(sum(prompt)), prompt[:1])
+    inputs = [np.concatenate([before, rows[:-1], after]) for rows in sequences]
+    sizes = np.array([tokens.size for tokens in inputs], dtype=np.int64)
     row, offset = first_fit_decreasing(sizes, length)
     shape = (int(row.max(initial=-1)) + 1, length)
     row = rng.permutation(shape[0])[row]  # else the first batches hold the longest histories
     starts = row * length + offset
     place = _places(starts, sizes)
-    inputs = _filled(place, _joined([rows[:-1] for rows in sequences]), shape)
+    tokens = _filled(place, _joined(inputs), shape)
     last = _filled(starts + sizes - 1, np.array([rows[-1] for rows in sequences]), shape)
     positions = _filled(place, place - np.repeat(starts, sizes), shape)
     segments = _filled(place, np.repeat(1 + np.arange(sizes.size), sizes), shape)
-    return Rows(inputs, last, positions, segments)
+    return Rows(tokens, last, positions, segments)
 
 
 def first_fit_decreasing(sizes: Ints, capacity: int) -> tuple[Ints, Ints]:

@@ -1,0 +1,107 @@
+"""What every test has: a cache of its own, and one tiny chain of artefacts for all that ask."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slmc import artefact
+from slmc.artefact import Artefact
+
+BACKBONE = "random://llama?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("SLMC_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def log_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log in which an item mostly tells the next: 80 users, 30 items, 20 rows each."""
+    rng = np.random.default_rng(0)
+    rows = ["user_id,item_id,timestamp"]
+    for user in range(80):
+        item = int(rng.integers(30))
+        for time in range(20):
+            rows.append(f"u{user},i{item},{1000 * user + time}")
+            item = (item * 7 + 3) % 30 if rng.random() < 0.8 else int(rng.integers(30))
+    file = tmp_path_factory.mktemp("log") / "log.csv"
+    file.write_text("\n".join(rows) + "\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def dataset(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    from slmc.data.config import PrepareConfig
+    from slmc.data.prepare import prepare
+
+    config = PrepareConfig(source=str(log_csv), history=10)
+    return prepare(config, {}, tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture(scope="session")
+def sasrec(dataset: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    from slmc.model.config import SasrecConfig
+    from slmc.pretrain import sasrec as stage
+
+    config = SasrecConfig(dim=16, epochs=8, rows=16, warmup=5, dtype="fp32")
+    return stage(config, {"data": dataset}, tmp_path_factory.mktemp("sasrec") / "sasrec")
+
+
+@pytest.fixture(scope="session")
+def baselines(
+    dataset: Artefact, sasrec: Artefact, tmp_path_factory: pytest.TempPathFactory
+) -> Artefact:
+    from slmc.baselines import baselines as stage
+    from slmc.model.config import BaselinesConfig
+
+    inputs = {"data": dataset, "sasrec": sasrec}
+    return stage(BaselinesConfig(), inputs, tmp_path_factory.mktemp("baselines") / "baselines")
+
+
+@pytest.fixture(scope="session")
+def teacher(
+    dataset: Artefact,
+    sasrec: Artefact,
+    baselines: Artefact,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Artefact:
+    from slmc.distill.config import MustBeat, TeachConfig
+    from slmc.distill.teach import teach
+
+    config = TeachConfig(
+        backbone=BACKBONE, epochs=4, lr=3e-3, rows=8, warmup=5, dtype="fp32",
+        must_beat=MustBeat(otherwise="warn"),
+    )
+    inputs = {"data": dataset, "sasrec": sasrec, "baselines": baselines}
+    return teach(config, inputs, tmp_path_factory.mktemp("teacher") / "teacher")
+
+
+@pytest.fixture(scope="session")
+def student(
+    dataset: Artefact, teacher: Artefact, tmp_path_factory: pytest.TempPathFactory
+) -> Artefact:
+    from slmc.distill.config import DistillConfig, Losses
+    from slmc.distill.distill import distill
+
+    config = DistillConfig(
+        layers=2, blocks=2, epochs=2, lr=3e-3, rows=8, warmup=5, dtype="fp32",
+        losses=Losses(cosine=1.0, norm=0.1, supervise=1.0, logits=1.0),
+    )
+    inputs = {"data": dataset, "teacher": teacher}
+    return distill(config, inputs, tmp_path_factory.mktemp("student") / "student")
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> artefact.Artefact:
+    """A small artefact of one file."""
+    from slmc.config import Seeded
+
+    with artefact.draft(tmp_path / "sealed") as work:
+        (work.path / "payload.txt").write_text("payload")
+        return work.seal(kind="report", stage="test", config=Seeded(), inputs={})

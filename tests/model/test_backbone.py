@@ -1,0 +1,103 @@
+"""Backbones: only the first layers are read, and every wrong name has its message."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from slmc.errors import MissingError, UsageError
+from slmc.model import backbone, sources
+from slmc.model.loading import quiet
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2,
+    )
+    out = tmp_path_factory.mktemp("llm")
+    with quiet():
+        transformers.LlamaForCausalLM(config).save_pretrained(out)
+    return out
+
+
+def test_the_first_layers_are_those_of_the_llm(llm: Path) -> None:
+    found = backbone.load(str(llm), layers=2)
+    stored = load_file(llm / "model.safetensors")
+    for name, tensor in found.model.state_dict().items():
+        if name != backbone.EMBEDDING:
+            assert torch.equal(tensor, stored[f"model.{name}"])
+    assert found.model.config.num_hidden_layers == 2
+    rms = stored["model.embed_tokens.weight"].square().mean().sqrt().item()
+    assert found.token_rms == pytest.approx(rms, rel=1e-5)
+
+
+def test_layers_beyond_those_asked_for_are_not_read(llm: Path, tmp_path: Path) -> None:
+    kept = {k: v for k, v in load_file(llm / "model.safetensors").items() if "layers.3" not in k}
+    save_file(kept, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((llm / "config.json").read_text())
+    assert backbone.load(str(tmp_path), layers=3).model.config.num_hidden_layers == 3
+    with pytest.raises(UsageError) as caught:
+        backbone.load(str(tmp_path))
+    assert str(caught.value).startswith(f"backbone {tmp_path}: its weights lack model.layers.3.")
+
+
+def test_more_layers_than_there_are(llm: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        backbone.load(str(llm), layers=9)
+    assert caught.value.what == f"layers: 9 are asked for, but backbone {llm} has 4."
+
+
+def test_pickled_weights_are_not_opened(llm: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((llm / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04never opened")
+    with pytest.raises(UsageError) as caught:
+        backbone.load(str(tmp_path))
+    assert "it has no .safetensors weights, and pickled ones are not opened" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere/at/all", "there is no such directory, and it is no hub id"),
+        ("random://nonsense?layers=2", "transformers knows no model type 'nonsense'"),
+        ("random://llama?depth=2", "'depth' is not one of its sizes, or no whole number"),
+    ],
+)
+def test_wrong_names(name: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        backbone.load(name)
+    assert message in caught.value.what
+
+
+def test_a_hub_id_while_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MissingError) as caught:
+        backbone.load("nobody/never-downloaded")
+    assert caught.value.what.startswith(
+        "backbone nobody/never-downloaded: it is not in the local hub cache"
+    )
+
+
+def test_a_directory_without_config(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        backbone.load(str(tmp_path))
+    assert caught.value.what == f"backbone {tmp_path}: there is no config.json in it."
+
+
+def test_fingerprint_follows_the_weights(llm: Path, tmp_path: Path) -> None:
+    class Names:
+        backbone = str(tmp_path)
+        revision = None
+
+    for file in llm.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = sources.fingerprint(Names())
+    changed = load_file(tmp_path / "model.safetensors")
+    changed["model.norm.weight"] = changed["model.norm.weight"] + 1
+    save_file(changed, tmp_path / "model.safetensors")
+    assert sources.fingerprint(Names()) != before

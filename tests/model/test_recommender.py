@@ -1,0 +1,129 @@
+"""The recommender on several decoders: packed, padded and plain attention agree."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from slmc.model import packing
+from slmc.model.loading import quiet
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+
+TOLERANCE = 1e-5
+"""Float32 through two layers: a few units in the last place of numbers of order 1."""
+SHAPE = {
+    "vocab_size": 1, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "head_dim": 8, "pad_token_id": None, "bos_token_id": None,
+    "eos_token_id": None,
+}
+DECODERS = [
+    ("LlamaConfig", {}),
+    ("LlamaConfig", {"num_key_value_heads": 4}),
+    ("MistralConfig", {"sliding_window": 3}),
+    ("Qwen3Config", {}),
+    ("Gemma2Config", {"query_pre_attn_scalar": 8, "sliding_window": 4}),
+    ("Gemma3TextConfig", {"query_pre_attn_scalar": 8}),
+]
+
+
+def recommender(
+    kind: str = "LlamaConfig", prompt: tuple[int, int] = (0, 0), **sizes: int
+) -> SequentialRecommender:
+    torch.manual_seed(0)
+    backbone = getattr(transformers, kind)(**{"num_key_value_heads": 2} | SHAPE | sizes)
+    config = RecommenderConfig(
+        backbone, num_items=20, item_dim=8, prefix_length=prompt[0], suffix_length=prompt[1]
+    )
+    model = SequentialRecommender(config).eval()
+    with torch.no_grad():
+        model.item_embeddings.weight[1:].normal_()
+        model.prompt.normal_()
+    return model
+
+
+def histories(rows: int = 6, length: int = 11) -> Tensor:
+    ids = torch.randint(1, 21, (rows, length), generator=torch.Generator().manual_seed(1))
+    for row in range(rows):
+        ids[row, : 2 * row] = 0
+    return ids
+
+
+@pytest.mark.parametrize(("kind", "sizes"), DECODERS)
+@pytest.mark.parametrize("prompt", [(0, 0), (3, 2)])
+@torch.no_grad()
+def test_packed_and_padded_are_one_history_at_a_time_through_plain_attention(
+    kind: str, sizes: dict[str, int], prompt: tuple[int, int]
+) -> None:
+    model, ids = recommender(kind, prompt, **sizes), histories()
+    packed, padded = model.user_vectors(ids), model.padded_user_vectors(ids)
+    model.backbone.set_attn_implementation("eager")
+    before, after = torch.split(-1 - torch.arange(sum(prompt)), list(prompt))
+    for row, items in enumerate(ids):
+        tokens = torch.cat([before, items[items > 0], after])
+        states = model.backbone(inputs_embeds=model.embed(tokens)[None]).last_hidden_state
+        plain = model.head(states[0, -1])
+        assert (packed[row] - plain).abs().max() < TOLERANCE
+        assert (padded[row] - plain).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_an_empty_history_has_an_answer_and_disturbs_no_other() -> None:
+    model, ids = recommender(), histories()
+    empty = torch.cat([ids, torch.zeros(1, ids.shape[1], dtype=torch.int64)])
+    scores = model(empty)
+    assert torch.isfinite(scores[-1, 1:]).all()
+    assert (scores[:-1, 1:] - model(ids)[:, 1:]).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_padding_is_never_ranked_first() -> None:
+    assert (recommender()(histories())[:, 0] == float("-inf")).all()
+
+
+@torch.no_grad()
+def test_a_history_of_one_item_and_a_batch_of_one() -> None:
+    model, ids = recommender(), histories()
+    alone = model.user_vectors(ids[:1, -1:])
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.int64), ids[:1, -1:]], dim=1)
+    assert (alone - model.user_vectors(padded)).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_training_rows_keep_histories_apart() -> None:
+    model, ids = recommender(), histories(rows=2)
+    first, second = ids[0], ids[1][ids[1] > 0]
+    tokens = torch.cat([first, second])
+    segments = torch.tensor([1] * len(first) + [2] * len(second))[None]
+    positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
+    states = model.hidden_states(tokens, packing.rows(segments, positions))
+    both = model.head(states[[len(first) - 1, -1]])
+    assert (both - model.user_vectors(ids)).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_what_is_saved_scores_the_same_to_the_bit(tmp_path: Path) -> None:
+    model, ids = recommender(prompt=(2, 1)), histories()
+    with quiet():
+        model.save_pretrained(tmp_path)
+        again = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(model(ids), again(ids))
+    assert not list(tmp_path.glob("*.bin"))
+
+
+@torch.no_grad()
+def test_block_states_are_those_before_the_final_norm() -> None:
+    model, ids = recommender(), histories(rows=1)
+    layout = packing.rows(torch.ones_like(ids), torch.arange(ids.shape[1])[None])
+    with model.block_states((0, 1)) as states:
+        final = model.hidden_states(ids[0], layout)
+    assert len(states) == 2 and states[0].shape == final.shape
+    assert (model.backbone.norm(states[1]) - final).abs().max() < TOLERANCE
+
+
+def test_a_longer_batch_mate_does_not_change_a_history() -> None:
+    model, ids = recommender(), histories()
+    with torch.no_grad():
+        together, alone = model.user_vectors(ids)[-1], model.user_vectors(ids[-1:, -1:])[0]
+    assert (together - alone).abs().max() < TOLERANCE
