@@ -1,0 +1,253 @@
+"""The cheap opponents that a recommender has to beat: popularity, Markov-1 and SASRec.
+
+Both counting models are probabilities, so their scores are logarithms and their cross-entropy
+means what a model's does. They are float64: no two counts become one.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slmc.artefact import Artefact, draft
+from slmc.data.config import EvaluateConfig
+from slmc.data.dataset import Dataset
+from slmc.errors import VerdictError
+from slmc.evaluate import CHUNK, Histories, Scorer, VectorScorer, check_catalogue, rank
+from slmc.measured import protocol, summarise, told, values
+from slmc.model.config import BaselinesConfig
+from slmc.verdict import better_is_positive, paired_bootstrap
+
+log = logging.getLogger("slmc.baselines")
+
+NAMES = ("popularity", "markov", "sasrec")
+SPLITS: tuple[Literal["valid", "test"], ...] = ("valid", "test")
+
+
+class PopularityScorer:
+    """Scores each item by the logarithm of its share of the training interactions.
+
+    One is added to every count (Laplace), so that an item that was never taken can be ranked
+    and has a finite cross-entropy.
+    """
+
+    def __init__(self, counts: NDArray[np.int64], *, chunk: int = CHUNK) -> None:
+        """Keep the shares.
+
+        Args:
+            counts: ``[V + 1]`` training interactions of each row; index 0 is ignored.
+            chunk: Items of a block.
+        """
+        self.num_items, self.chunk = counts.size - 1, chunk
+        self.share = torch.from_numpy(popularity(counts))
+
+    def blocks(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
+        """See :class:`slmc.evaluate.Scorer`; the same scores for every history."""
+        for first in range(1, self.num_items + 1, self.chunk):
+            scores = self.share[first : first + self.chunk].log()
+            yield first, scores.expand(len(histories), -1)
+
+
+class MarkovScorer:
+    """First-order Markov chain: how often an item came next after the last one.
+
+    ``score(i) = log(count(last -> i) + share(i))``, the share being :func:`popularity`, below 1:
+    popularity breaks ties, and the chain backs off to it after an item that nothing followed.
+    These are the log-probabilities of a bigram model with a Dirichlet prior of weight 1, up to
+    a constant of the user (MacKay & Bauman Peto 1995).
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[NDArray[np.int32]],
+        counts: NDArray[np.int64],
+        *,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Count the transitions of the training sequences; memory grows with these alone.
+
+        Args:
+            sequences: Each user's training rows, oldest first.
+            counts: ``[V + 1]`` training interactions of each row.
+            chunk: Items of a block.
+        """
+        self.num_items, self.chunk = counts.size - 1, chunk
+        self.share = torch.from_numpy(popularity(counts))
+        self.keys, self.times = self._transitions(sequences)
+
+    def blocks(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
+        """See :class:`slmc.evaluate.Scorer`; an empty history is ranked by popularity."""
+        last = np.array([rows[-1] if rows.size else 0 for rows in histories], dtype=np.int64)
+        for first in range(1, self.num_items + 1, self.chunk):
+            share = self.share[first : first + self.chunk]
+            scores = share.expand(len(histories), -1).clone()
+            users, columns, times = self._next(last, first, len(share))
+            scores[users, columns] += times
+            yield first, scores.log_()
+
+    def _transitions(
+        self, sequences: Sequence[NDArray[np.int32]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sorted keys ``last * (V + 1) + next`` and how often each came."""
+        flat = np.concatenate([np.zeros(0, np.int32), *sequences]).astype(np.int64)
+        pairs = flat[:-1] * (self.num_items + 1) + flat[1:]
+        ends = np.cumsum([rows.size for rows in sequences], dtype=np.int64)[:-1]
+        return np.unique(np.delete(pairs, ends - 1), return_counts=True)
+
+    def _next(self, last: NDArray[np.int64], first: int, width: int) -> tuple[Tensor, ...]:
+        """Users, columns and counts of the transitions from ``last`` into a block."""
+        key = last * (self.num_items + 1) + first
+        low, high = np.searchsorted(self.keys, key), np.searchsorted(self.keys, key + width)
+        sizes = high - low
+        users = np.repeat(np.arange(last.size), sizes)
+        place = np.arange(sizes.sum()) + np.repeat(low - np.cumsum(sizes) + sizes, sizes)
+        columns = self.keys[place] - key[users]
+        times = self.times[place].astype(np.float64)
+        return torch.from_numpy(users), torch.from_numpy(columns), torch.from_numpy(times)
+
+
+def popularity(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of each row in the training interactions, one added to each: ``[V + 1]``, sum 1."""
+    share = counts.astype(np.float64) + 1
+    share[0] = 0
+    total: NDArray[np.float64] = share / share.sum()
+    return total
+
+
+def baselines(config: BaselinesConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Measure the baselines on validation and test users: a report.
+
+    Raises:
+        UndecidedError: A split has no user.
+    """
+    from slmc.model.device import choose
+    from slmc.model.loading import load_model
+
+    data = Dataset.open(inputs["data"])
+    device = choose("auto", "fp32").device
+    scorers: dict[str, Scorer] = {
+        "popularity": PopularityScorer(data.counts),
+        "markov": MarkovScorer(data.train_sequences(), data.counts),
+        "sasrec": VectorScorer.of(load_model(inputs["sasrec"], device)),
+    }
+    check_catalogue(scorers["sasrec"], data)
+    with draft(out) as work:
+        summary: dict[str, dict[str, Any]] = {}
+        for name, scorer in scorers.items():
+            (work.path / name).mkdir()
+            summary[name] = {}
+            for split in SPLITS:
+                asked = EvaluateConfig(split=split, batch=config.batch, seed=config.seed)
+                task = f"baselines {name} {split}"
+                per_user = rank(scorer, data.targets(split), data.counts, asked, task)
+                per_user.write_parquet(work.path / name / f"{split}.parquet")
+                summary[name][split] = summarise(per_user, asked)
+            log.info("%s: %s", name, _line(summary[name]["test"]))
+        text = json.dumps(summary, indent=2, sort_keys=True, allow_nan=False)
+        (work.path / "metrics.json").write_text(text + "\n")
+        return work.seal(
+            kind="report",
+            stage="baselines",
+            config=config,
+            inputs=inputs,
+            metrics=summary,
+            libraries=("torch", "transformers", "numpy"),
+            device=device.type,
+        )
+
+
+def measure_markov(data: Dataset, config: EvaluateConfig) -> pl.DataFrame:
+    """Rank the users of a split by Markov-1: what a test set can see, before anything is taught."""
+    scorer = MarkovScorer(data.train_sequences(), data.counts)
+    return rank(scorer, data.targets(config.split), data.counts, config, "markov")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against a baseline, paired over users. Changes are absolute, positive better."""
+
+    metric: str
+    outcome: Literal["better", "not worse", "worse"]
+    """better and worse are significant; not worse is neither."""
+    value: float
+    baseline_value: float
+    change: float
+    low: float
+    high: float
+    n: int
+    confidence: float
+    protocol: str
+
+    @property
+    def sentence(self) -> str:
+        """Values, interval, n and protocol in a line."""
+        return (
+            f"{self.metric} {self.value:.4f} against {self.baseline_value:.4f}, "
+            f"change {self.change:+.4f} [{self.low:+.4f}, {self.high:+.4f}] (n = {self.n:,}, "
+            f"{self.protocol}, one-sided {100 * self.confidence:g} % bounds)"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def not_worse(
+    candidate: pl.DataFrame,
+    baseline: pl.DataFrame,
+    metric: str,
+    confidence: float,
+    seed: int,
+    *,
+    config: EvaluateConfig | None = None,
+) -> Comparison:
+    """Compare two tables of :func:`slmc.evaluate.rank` on the same users (paired bootstrap).
+
+    Args:
+        candidate: Of the model that should not be worse.
+        baseline: Of its opponent.
+        metric: hr@K, ndcg@K, mrr, ce (a rise is a loss).
+        confidence: One-sided, of either significance.
+        seed: Of the bootstrap.
+        config: Protocol of both; the default one on validation users if not given.
+
+    Raises:
+        VerdictError: The tables are of different users or targets.
+    """
+    columns = ["user", "target"]
+    if not candidate.select(columns).equals(baseline.select(columns)):
+        raise VerdictError(
+            "the model and its baseline were measured on different users or targets.",
+            "Evaluate both on the same dataset and split.",
+        )
+    asked = protocol(config or EvaluateConfig(split="valid"))
+    ours, theirs = (values(table, metric, asked) for table in (candidate, baseline))
+    found = paired_bootstrap(ours, theirs, seed=seed, confidence=confidence).absolute
+    turned = better_is_positive(found, metric)
+    return Comparison(
+        metric=metric,
+        outcome="better" if turned.low > 0 else "worse" if turned.high < 0 else "not worse",
+        value=float(ours.mean()),
+        baseline_value=float(theirs.mean()),
+        change=turned.change,
+        low=turned.low,
+        high=turned.high,
+        n=ours.size,
+        confidence=confidence,
+        protocol=told(asked),
+    )
+
+
+def _line(summary: dict[str, Any]) -> str:
+    numbers = (
+        f"{k} {v['value']:.4f}" for k, v in summary["metrics"].items() if v["value"] is not None
+    )
+    return f"{', '.join(numbers)} (n = {summary['n']:,}, {told(summary['protocol'])})"

@@ -1,0 +1,286 @@
+"""Rank the whole catalogue for the users of a split, by any scorer, and measure it."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slmc.artefact import Artefact, Draft, draft
+from slmc.data.batches import pad_left
+from slmc.data.config import EvaluateConfig, Sampled
+from slmc.data.dataset import Dataset, Targets
+from slmc.errors import BrokenRunError, UndecidedError, UsageError, VerdictError
+from slmc.measured import SCHEMA, TOP, tail_limit, write
+from slmc.measured import protocol as protocol
+from slmc.measured import summarise as summarise
+from slmc.measured import values as values
+from slmc.ranking import Pairs, Ranks, rank_targets
+
+CHUNK = 65_536
+"""Items that are scored at once: 34 MB of scores for 128 users."""
+
+log = logging.getLogger("slmc.evaluate")
+
+Histories = Sequence[NDArray[np.int32]]
+
+
+class Scorer(Protocol):
+    """Anything that scores a catalogue for histories."""
+
+    num_items: int
+    """V: the rows are 1..V."""
+
+    def blocks(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
+        """First row and scores ``[n, width]`` of each block, the rows 1..V in order.
+
+        It is called twice with the same histories when the catalogue takes several blocks,
+        and must give the same values.
+        """
+        ...
+
+
+class VectorScorer:
+    """Scores as products of a user vector and item vectors."""
+
+    def __init__(
+        self, user_vectors: Callable[[Tensor], Tensor], items: Tensor, *, chunk: int = CHUNK
+    ) -> None:
+        """Keep the function and the table.
+
+        Args:
+            user_vectors: ``[n, L]`` int64 rows, padded with 0 on the left, to ``[n, d]``.
+            items: ``[V + 1, d]`` on the device that computes; row 0 is not scored.
+            chunk: Items of a block.
+        """
+        self.user_vectors, self.items, self.chunk = user_vectors, items, chunk
+        self.num_items = len(items) - 1
+        self._last: tuple[Histories, Tensor] | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Of a recommender (``user_vectors`` and ``item_vectors``) in evaluation mode."""
+        return cls(model.user_vectors, model.item_vectors().detach())
+
+    @torch.inference_mode()
+    def vectors(self, histories: Histories) -> Tensor:
+        """User vectors ``[n, d]``; those of the last call are kept for its second pass."""
+        if self._last is None or self._last[0] is not histories:
+            padded = torch.from_numpy(pad_left(histories)).to(self.items.device)
+            self._last = histories, self.user_vectors(padded)
+        return self._last[1]
+
+    def blocks(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
+        """See :class:`Scorer`."""
+        users = self.vectors(histories)
+        for first in range(1, self.num_items + 1, self.chunk):
+            with torch.inference_mode():
+                scores = users @ self.items[first : first + self.chunk].T
+            yield first, scores
+
+
+def evaluate(config: EvaluateConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Measure the ranking of a model on a dataset's split: a report.
+
+    Raises:
+        UsageError: The model ranks another number of items than the dataset has.
+        UndecidedError: The split has no user.
+    """
+    # Model and device come in here alone, so that engines are measured without transformers.
+    from slmc.model.device import choose
+    from slmc.model.loading import load_model
+
+    data = Dataset.open(inputs["data"])
+    device = choose("auto", "fp32").device
+    scorer = VectorScorer.of(load_model(inputs["model"], device))
+    check_catalogue(scorer, data)
+    with draft(out) as work:
+        per_user = rank(scorer, data.targets(config.split), data.counts, config)
+        summary = write_report(work, per_user, config)
+        return work.seal(
+            kind="report",
+            stage="evaluate",
+            config=config,
+            inputs=inputs,
+            metrics=summary,
+            libraries=("torch", "transformers", "numpy"),
+            device=device.type,
+        )
+
+
+def check_catalogue(scorer: Scorer, data: Dataset) -> None:
+    """Raise ``UsageError`` unless the scorer ranks the items of the dataset."""
+    if scorer.num_items != data.num_items:
+        raise UsageError(
+            f"the model ranks {scorer.num_items} items, the dataset has {data.num_items}.",
+            "Name the dataset that the model was trained on with --data.",
+        )
+
+
+def write_report(work: Draft, per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
+    """Write the files of a report into its draft; returns the summary for the manifest."""
+    return write(work.path, per_user, config)
+
+
+def rank(
+    scorer: Scorer,
+    targets: Targets,
+    counts: NDArray[np.int64],
+    config: EvaluateConfig,
+    task: str = "evaluate",
+) -> pl.DataFrame:
+    """Rank each user's target among all items.
+
+    Users are scored in batches of like history lengths, so that little is padded, and returned
+    in their own order. Memory grows with users and with items, not with their product.
+
+    Args:
+        scorer: What is measured.
+        targets: U users.
+        counts: ``[V + 1]`` training interactions of each row.
+        config: Batch size and protocol.
+        task: Name of the progress.
+
+    Returns:
+        Columns as :data:`slmc.measured.SCHEMA`, U rows.
+
+    Raises:
+        UndecidedError: There is no user.
+        BrokenRunError: A score is not a finite number; the user is named.
+        VerdictError: Every user's scores are the same for all items.
+    """
+    total = len(targets.users)
+    if total == 0:
+        raise UndecidedError(
+            f"no user has a {config.split} target, so there is nothing to measure.",
+            "Choose a split with users in it; `slmc data check` shows how many each has.",
+        )
+    lengths = np.array([rows.size for rows in targets.histories])
+    order = np.argsort(lengths, kind="stable")
+    parts, fewer = [], 0
+    for start in range(0, total, config.batch):
+        chosen = order[start : start + config.batch]
+        negatives = _negatives(targets, chosen, scorer.num_items, config)
+        fewer += _lacking(negatives, config)
+        ranks = _rank_batch(scorer, targets, chosen, negatives)
+        _check_finite(ranks, targets, chosen, task)
+        parts.append(_table(ranks, negatives))
+        done = {"task": task, "done": start + len(chosen), "total": total, "unit": "users"}
+        log.debug("progress", extra={"progress": done})
+    if fewer:
+        log.warning("%s: %d users have fewer items left than negatives asked for", task, fewer)
+    measured = pl.concat(parts)
+    if scorer.num_items > 1 and measured["constant"].all():
+        raise VerdictError(
+            f"{task}: anomalous: the scores of every user are the same for all items.",
+            "Look at how the model was made: it has learned nothing, or its weights are lost.",
+        )
+    return _described(measured[np.argsort(order)], targets, counts)
+
+
+def negatives_of(
+    index: int, excluded: NDArray[np.integer[Any]], num_items: int, sampled: Sampled, seed: int
+) -> NDArray[np.int64]:
+    """Rows that the target of one user is ranked among in the sampled protocol.
+
+    Drawn uniformly without replacement from the rows 1..V but the excluded ones, by the seed
+    and the user's index alone, hence the same for every model.
+
+    Args:
+        index: Place of the user in its split.
+        excluded: Sorted rows that are seen, or the target; each once.
+        num_items: V.
+        sampled: How many; all that there are if there are fewer.
+        seed: Of the evaluation.
+    """
+    free = num_items - excluded.size
+    rng = np.random.default_rng((seed, index))
+    places = np.sort(rng.choice(free, size=min(sampled.sampled, free), replace=False))
+    # The place of a row among the free ones is its number less the excluded rows below it.
+    free_below = excluded - 1 - np.arange(excluded.size)
+    rows: NDArray[np.int64] = places + 1 + np.searchsorted(free_below, places, side="right")
+    return rows
+
+
+def _negatives(
+    targets: Targets, chosen: NDArray[np.int64], num_items: int, config: EvaluateConfig
+) -> list[Tensor] | None:
+    if not isinstance(config.ranking, Sampled):
+        return None
+    drawn = []
+    for user in chosen:
+        excluded = np.union1d(targets.seen[user], targets.targets[user])
+        rows = negatives_of(int(user), excluded, num_items, config.ranking, config.seed)
+        drawn.append(torch.from_numpy(rows))
+    return drawn
+
+
+def _lacking(negatives: list[Tensor] | None, config: EvaluateConfig) -> int:
+    if negatives is None or not isinstance(config.ranking, Sampled):
+        return 0
+    return sum(len(rows) < config.ranking.sampled for rows in negatives)
+
+
+def _rank_batch(
+    scorer: Scorer,
+    targets: Targets,
+    chosen: NDArray[np.int64],
+    negatives: list[Tensor] | None,
+) -> Ranks:
+    histories = [targets.histories[user] for user in chosen]
+    seen = [targets.seen[u][targets.seen[u] != targets.targets[u]] for u in chosen]
+    with torch.inference_mode():
+        return rank_targets(
+            lambda: scorer.blocks(histories),
+            torch.from_numpy(targets.targets[chosen]),
+            Pairs.of([torch.from_numpy(rows) for rows in seen]),
+            None if negatives is None else Pairs.of(negatives),
+            num_items=scorer.num_items,
+            top=TOP,
+        )
+
+
+def _check_finite(ranks: Ranks, targets: Targets, chosen: NDArray[np.int64], task: str) -> None:
+    broken = (~ranks.finite).nonzero()[:, 0]
+    if len(broken):
+        user = targets.users[chosen[int(broken[0])]]
+        raise BrokenRunError(
+            f"{task}: a score of user {user!r} is not a finite number.",
+            "Look at how the model was made: its training diverged, or its weights are damaged.",
+        )
+
+
+def _table(ranks: Ranks, negatives: list[Tensor] | None) -> pl.DataFrame:
+    """What was measured of the users of a batch."""
+    nothing = [None] * len(ranks.rank)
+    sampled = nothing if ranks.rank_sampled is None else ranks.rank_sampled.tolist()
+    sizes = nothing if negatives is None else [len(rows) for rows in negatives]
+    columns = {
+        "rank": ranks.rank.numpy(),
+        "rank_unseen": ranks.rank_unseen.numpy(),
+        "rank_sampled": pl.Series(sampled, dtype=pl.Float64),
+        "negatives": pl.Series(sizes, dtype=pl.Int32),
+        "ce": ranks.ce.numpy(),
+        "constant": ranks.constant.numpy(),
+        "top_items": pl.Series(ranks.top_items.to(torch.int32).numpy()).arr.to_list(),
+        "top_scores": pl.Series(ranks.top_scores.float().numpy()).arr.to_list(),
+    }
+    return pl.DataFrame(columns)
+
+
+def _described(measured: pl.DataFrame, targets: Targets, counts: NDArray[np.int64]) -> pl.DataFrame:
+    """The table in the users' order, with what is known of users and targets."""
+    lengths = [max(h.size, s.size) for h, s in zip(targets.histories, targets.seen, strict=True)]
+    of_target = counts[targets.targets]
+    return measured.with_columns(
+        pl.Series("user", targets.users, dtype=pl.String),
+        pl.Series("target", targets.targets, dtype=pl.Int32),
+        pl.Series("history", lengths, dtype=pl.Int32),
+        pl.Series("count", of_target, dtype=pl.Int32),
+        pl.Series("tail", of_target <= tail_limit(counts), dtype=pl.Boolean),
+    ).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
