@@ -1,6 +1,5 @@
 """Distil a recommender on a deep LLM into one of a few layers (SLMRec, arXiv 2405.17890)."""
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +15,13 @@ from slmc.data.dataset import Dataset
 from slmc.distill import losses, states
 from slmc.distill.config import DistillConfig
 from slmc.distill.student import OUTPUT_STD, first_layers, fresh, parameter_groups
-from slmc.distill.teach import TRAINING_LIBRARIES, check_vocabulary
+from slmc.distill.teach import check_vocabulary
 from slmc.errors import BrokenRunError, UsageError
 from slmc.model import backbone, device
 from slmc.model.device import Placement
-from slmc.model.loading import describe, load_model, place, save_model
+from slmc.model.loading import load_model, place
 from slmc.model.recommender import SequentialRecommender
+from slmc.model.saving import seal_model
 from slmc.next_item import NextItem, layout, training_rows, validation
 from slmc.train import Batch, Epochs, train
 
@@ -66,15 +66,13 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
             validate=validation(student, data.targets("valid"), placement),
             resume=work.resume,
         )
-        save_model(student, inputs["data"], work.path)
-        (work.path / "metrics.json").write_text(json.dumps(asdict(outcome), indent=2))
-        return work.seal(
-            kind="model",
+        return seal_model(
+            work,
+            student,
             stage="distill",
             config=config,
             inputs=inputs,
-            metrics=describe(student, work.path) | {"best_epoch": outcome.best_epoch},
-            libraries=TRAINING_LIBRARIES,
+            numbers=asdict(outcome),
             device=placement.device.type,
         )
 

@@ -17,12 +17,11 @@ from slmc.distill.student import fresh, parameter_groups
 from slmc.errors import UsageError, VerdictError
 from slmc.model import backbone, device
 from slmc.model.device import Placement
-from slmc.model.loading import describe, load_model, place, quiet, save_model
+from slmc.model.loading import load_model, place, quiet
 from slmc.model.recommender import SequentialRecommender
+from slmc.model.saving import seal_model
 from slmc.next_item import NextItem, training_rows, validation
 from slmc.train import Outcome, train
-
-TRAINING_LIBRARIES = ("torch", "transformers", "numpy", "accelerate", "peft")
 
 log = logging.getLogger("slmc.teach")
 
@@ -48,17 +47,13 @@ def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
         compared = {}
         if config.must_beat is not None:
             compared = _compare(config.must_beat, model, inputs["baselines"], data, config.seed)
-        save_model(model, inputs["data"], work.path)
-        numbers = asdict(outcome) | {"must_beat": compared}
-        (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2))
-        return work.seal(
-            kind="model",
+        return seal_model(
+            work,
+            model,
             stage="teach",
             config=config,
             inputs=inputs,
-            metrics=describe(model, work.path)
-            | {"best_epoch": outcome.best_epoch, "must_beat": compared},
-            libraries=TRAINING_LIBRARIES,
+            numbers=asdict(outcome) | {"must_beat": compared},
             device=placement.device.type,
         )
 

@@ -1,6 +1,5 @@
 """SASRec, trained until it stops improving: the strongest cheap baseline, and the item table."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
 from slmc.model import device
 from slmc.model.config import SasrecConfig
-from slmc.model.loading import describe, save_model
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
+from slmc.model.saving import seal_model
 from slmc.next_item import NextItem, training_rows, validation
 from slmc.train import train
 
@@ -35,15 +34,13 @@ def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Arte
             validate=validation(model, data.targets("valid"), placement),
             resume=work.resume,
         )
-        save_model(model, inputs["data"], work.path)
-        (work.path / "metrics.json").write_text(json.dumps(asdict(outcome), indent=2))
-        return work.seal(
-            kind="model",
+        return seal_model(
+            work,
+            model,
             stage="sasrec",
             config=config,
             inputs=inputs,
-            metrics=describe(model, work.path) | {"best_epoch": outcome.best_epoch},
-            libraries=("torch", "transformers", "numpy"),
+            numbers=asdict(outcome),
             device=placement.device.type,
         )
 

@@ -1,12 +1,9 @@
-"""Open and write the model of an artefact."""
+"""Open the model of an artefact."""
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import cast
 
 import torch
 from transformers import AutoModel, PreTrainedModel
@@ -52,14 +49,6 @@ def place(model: PreTrainedModel, device: torch.device | str) -> None:
     model.eval()
 
 
-def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:
-    """Write a model in Hugging Face form with the vocabulary that it ranks."""
-    with quiet():
-        model.save_pretrained(out, max_shard_size="1000GB")
-    for name in ("items.parquet", "preprocessor.json"):
-        shutil.copyfile(dataset.file(name), out / name)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from drawing bars and from advising on what is meant here."""
@@ -73,12 +62,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def describe(model: PreTrainedModel, directory: Path) -> dict[str, float | int]:
-    """What a model's manifest says of its size: parameters, layers, 10^6 bytes for serving."""
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "layers": len(cast(torch.nn.ModuleList, model.layers)),
-        "size_mb": sum((directory / f).stat().st_size for f in SERVING) / 1e6,
-    }

@@ -1,0 +1,113 @@
+"""Write a trained model as an artefact: weights, vocabulary, what was measured, a card."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from slmc.artefact import Artefact, Draft
+from slmc.model.loading import SERVING, quiet
+
+LIBRARIES = ("torch", "transformers", "numpy", "accelerate", "peft")
+CARD = """---
+library_name: transformers
+tags: [sequential-recommendation, slmc]
+---
+# {stage}: a sequential recommender of {num_items:,} items
+
+{parameters:,} parameters in {layers} layers; {size_mb:.1f} MB (10^6 bytes) for serving.
+Validation cross-entropy {valid_ce} nats (epoch {best_epoch}, best of {epochs}).
+
+Histories are rows of `items.parquet` (1-based, 0 is padding), at most {history} of them,
+padded on the left; original ids go in and come out through `slmc recommend` and `slmc export`.
+
+```python
+import torch
+from transformers import AutoModel
+import slmc.model.loading  # registers the model type
+
+model = AutoModel.from_pretrained(".").eval()
+scores = model(torch.tensor([[1, 2, 3]]))  # [1, {num_items} + 1], row 0 is padding
+```
+
+What made it, from what, with which versions: `slmc.json`. How it ranks against its baselines
+is measured by `slmc validate`; numbers of a training run are in `metrics.json`.
+"""
+
+
+def seal_model(
+    work: Draft,
+    model: PreTrainedModel,
+    *,
+    stage: str,
+    config: BaseModel,
+    inputs: Mapping[str, Artefact],
+    numbers: Mapping[str, Any],
+    device: str,
+) -> Artefact:
+    """Write and seal a model.
+
+    Args:
+        work: The draft of the artefact.
+        model: A recommender or SASRec.
+        stage: Name of the stage.
+        config: Its resolved config.
+        inputs: Its inputs; the vocabulary is that of the role ``data``.
+        numbers: What the stage measured; ``best_epoch`` and ``epochs`` of a training run among
+            them. Written as ``metrics.json``.
+        device: Device it was computed on.
+    """
+    save_model(model, inputs["data"], work.path)
+    (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    metrics = describe(model, work.path) | {
+        name: numbers[name] for name in ("best_epoch", "must_beat") if name in numbers
+    }
+    (work.path / "README.md").write_text(_card(stage, model, metrics, numbers))
+    return work.seal(
+        kind="model",
+        stage=stage,
+        config=config,
+        inputs=inputs,
+        metrics=metrics,
+        libraries=LIBRARIES,
+        device=device,
+    )
+
+
+def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:
+    """Write a model in Hugging Face form, one file of weights, with its vocabulary."""
+    with quiet():
+        model.save_pretrained(out, max_shard_size="1000GB")
+    for name in ("items.parquet", "preprocessor.json"):
+        shutil.copyfile(dataset.file(name), out / name)
+
+
+def describe(model: PreTrainedModel, directory: Path) -> dict[str, Any]:
+    """What a manifest says of a model's size: parameters, layers, 10^6 bytes for serving."""
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": len(cast(nn.ModuleList, model.layers)),
+        "size_mb": sum((directory / f).stat().st_size for f in SERVING) / 1e6,
+    }
+
+
+def _card(
+    stage: str, model: PreTrainedModel, metrics: Mapping[str, Any], numbers: Mapping[str, Any]
+) -> str:
+    epochs, best = numbers.get("epochs", []), numbers.get("best_epoch", 0)
+    return CARD.format(
+        stage=stage,
+        num_items=model.config.num_items,
+        history=model.config.history,
+        parameters=metrics["parameters"],
+        layers=metrics["layers"],
+        size_mb=metrics["size_mb"],
+        valid_ce=f"{epochs[best - 1]['valid_ce']:.4f}" if best else "not measured",
+        best_epoch=best,
+        epochs=len(epochs),
+    )
