@@ -1,0 +1,297 @@
+"""Run a recipe: give every step a key, take from the cache what is there, make the rest.
+
+The order is that of the recipe, each model and engine measured right after it is made. What a
+step has made is sealed before the next begins, so that a run that stops, for whatever reason,
+goes on from there; what a long step keeps for itself is under its own key.
+"""
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from slmc import artefact as artefacts
+from slmc import store
+from slmc.artefact import MANIFEST, Artefact
+from slmc.config import StageConfig
+from slmc.errors import ArtefactError, BrokenRunError, SlmcError, UndecidedError
+from slmc.judging import described, judge_gates
+from slmc.keys import Key, Outside, key_of
+from slmc.plan import PlannedStep, default_run_dir, plan, plan_steps, schedule
+from slmc.preflight import check_devices, check_disk, check_extras
+from slmc.recipe import Recipe, resolved_yaml
+from slmc.recipe_steps import Step
+from slmc.rundir import RunDir
+from slmc.stages import STAGES
+from slmc.store import Status, find
+
+if TYPE_CHECKING:
+    from slmc.verdict import Verdict
+
+__all__ = [
+    "PlannedStep",
+    "RunResult",
+    "StepResult",
+    "default_run_dir",
+    "exit_code",
+    "find",
+    "plan",
+    "run",
+    "run_stage",
+    "schedule",
+]
+
+log = logging.getLogger("slmc.pipeline")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to."""
+
+    id: str
+    stage: str
+    key: str
+    status: Status
+    artefact: Artefact
+    seconds: float
+
+
+@dataclass
+class RunResult:
+    """A run: what it made, measured and judged."""
+
+    recipe: Recipe
+    run_dir: Path
+    steps: list[StepResult] = field(default_factory=list)
+    """In the order of running, evaluations (``evaluate.ID``) among them."""
+    evaluations: dict[str, Artefact] = field(default_factory=dict)
+    """Id of a model or engine step -> report of its evaluation."""
+    verdicts: list["Verdict"] = field(default_factory=list)
+    advisory: set[int] = field(default_factory=set)
+    """Positions in ``verdicts`` that do not decide the exit code."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers has to know besides."""
+    until: str | None = None
+    files: list[Path] = field(default_factory=list)
+    """Report files that were written."""
+
+    def artefacts(self) -> dict[str, Artefact]:
+        """Step id -> artefact of what the run has made."""
+        return {step.id: step.artefact for step in self.steps}
+
+
+Watch = Callable[[PlannedStep | StepResult], None]
+"""Told of each step before it begins, and of what it came to."""
+
+
+def run(
+    recipe: Recipe,
+    *,
+    run_dir: Path | None = None,
+    until: str | None = None,
+    on_step: Watch = lambda _: None,
+) -> RunResult:
+    """Run a recipe, judge its gates, and write ``run_dir``.
+
+    Args:
+        recipe: The recipe.
+        run_dir: Where links, lock and report go; :func:`default_run_dir` if left out.
+        until: Id of the last step that is wanted.
+        on_step: Told of each step before it begins and of what it came to.
+
+    Raises:
+        SlmcError: A step cannot run, or its own check (parity, ``must_beat``) says no.
+        BrokenRunError: A step broke; the same command goes on from there.
+    """
+    order = schedule(recipe, until)
+    folder = RunDir(run_dir or default_run_dir(recipe))
+    outside = Outside()
+    check_extras(order)
+    planned = {step.id: step for step in plan_steps(order, folder.locked(), outside)}
+    to_run = [step for step in order if planned[step.id].status != "hit"]
+    if to_run:
+        check_devices(to_run)
+        check_disk(to_run)
+    folder.open(resolved_yaml(recipe))
+    result = RunResult(recipe, folder.path, until=until)
+    with _sigterm_ends_the_run():
+        _run_steps(order, planned, result, folder, outside, on_step)
+    judgement = judge_gates(recipe, result.artefacts(), result.evaluations)
+    result.verdicts, result.advisory = judgement.verdicts, judgement.advisory
+    result.notes += judgement.notes
+    folder.write_json("metrics.json", summary(result))
+    # The report draws pictures and fills templates: nothing that a step needs to have loaded.
+    from slmc.report import write
+
+    result.files = write(result)
+    return result
+
+
+def summary(result: RunResult) -> dict[str, Any]:
+    """The numbers of a run as JSON-able data: what ``metrics.json`` of its folder holds."""
+    return {
+        "recipe": result.recipe.name,
+        "smoke": result.recipe.smoke,
+        "steps": [
+            {
+                "id": step.id,
+                "stage": step.stage,
+                "key": step.key,
+                "digest": step.artefact.digest,
+                "metrics": step.artefact.manifest.metrics,
+            }
+            for step in result.steps
+        ],
+        "evaluations": {
+            step_id: json.loads(report.file("metrics.json").read_bytes())
+            for step_id, report in result.evaluations.items()
+        },
+        "verdicts": [
+            {**described(verdict), "binding": i not in result.advisory}
+            for i, verdict in enumerate(result.verdicts)
+        ],
+        "notes": result.notes,
+    }
+
+
+def exit_code(result: RunResult) -> int:
+    """0 if every gate passed, 1 if one did not, 5 if there are gates and none could be judged."""
+    binding = [v for i, v in enumerate(result.verdicts) if i not in result.advisory]
+    if any(verdict.failed for verdict in binding):
+        return 1
+    undecided = bool(result.recipe.gates) and not result.verdicts and result.until is None
+    return UndecidedError.exit_code if undecided else 0
+
+
+def run_stage(
+    stage: str,
+    config: StageConfig,
+    inputs: Mapping[str, Artefact],
+    *,
+    out: Path | None = None,
+    force: bool = False,
+) -> Artefact:
+    """Run one stage, through the same keys and the same cache as a recipe.
+
+    Args:
+        stage: Name of the stage.
+        config: Its settings.
+        inputs: Role -> artefact.
+        out: Where the artefact is put, besides the cache.
+        force: Whether an artefact at ``out`` is replaced.
+
+    Raises:
+        ArtefactError: ``out`` is taken.
+        SlmcError: As :func:`run`.
+    """
+    if out is not None:
+        _refuse_taken(out, force=force)
+    outside = Outside()
+    step = Step(stage, stage, outside.resolved(config), {})
+    check_extras([step])
+    check_devices([step])
+    digests = {role: artefact.digest for role, artefact in inputs.items()}
+    key = key_of(stage, step.config, digests, outside)
+    with _sigterm_ends_the_run():
+        made, _ = _make(step, key, dict(inputs), "Run the same command again")
+    return made if out is None else artefacts.copy(made, out, force=force)
+
+
+def _run_steps(
+    order: list[Step],
+    planned: Mapping[str, PlannedStep],
+    result: RunResult,
+    folder: RunDir,
+    outside: Outside,
+    on_step: Watch,
+) -> None:
+    recipe, until = result.recipe, result.until
+    again = f"Go on with `{recipe.command}{f' --until {until}' if until else ''}`"
+    ids = [step.id for step in schedule(recipe)]
+    made: dict[str, Artefact] = {}
+    keys: dict[str, tuple[Key, Artefact]] = {}
+    for number, step in enumerate(order, start=1):
+        inputs = {role: made[taken] for role, taken in step.inputs.items()}
+        step = replace(step, config=outside.resolved(step.config))
+        digests = {role: artefact.digest for role, artefact in inputs.items()}
+        key = key_of(step.stage, step.config, digests, outside)
+        on_step(replace(planned[step.id], key=key.digest, status=store.status(key.digest)))
+        begin = time.perf_counter()
+        artefact, status = _make(step, key, inputs, again)
+        seconds = time.perf_counter() - begin
+        done = StepResult(step.id, step.stage, key.digest, status, artefact, seconds)
+        made[step.id], keys[step.id] = artefact, (key, artefact)
+        result.steps.append(done)
+        if step.id.startswith("evaluate."):
+            result.evaluations[step.id.removeprefix("evaluate.")] = artefact
+        folder.link(number, step.id, artefact)
+        folder.write_lock(recipe.name, ids, keys)
+        on_step(done)
+        if step.stage == "prepare":
+            _refuse_nothing_to_rank(recipe, artefact)
+
+
+def _make(step: Step, key: Key, inputs: dict[str, Artefact], again: str) -> tuple[Artefact, Status]:
+    """The step's artefact, from the cache or made now; what breaks is told in two lines."""
+
+    def made_at(out: Path) -> Artefact:
+        return STAGES[step.stage].load()(step.config, inputs, out)
+
+    try:
+        return store.make(key.digest, STAGES[step.stage].gives, made_at)
+    except SlmcError:
+        raise
+    except Exception as error:
+        log.debug("step %s broke", step.id, exc_info=True)
+        lines = str(error).strip().splitlines() or [""]
+        memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+        advice = " with fewer `rows` (or a smaller `batch`): memory ran out" * memory
+        raise BrokenRunError(
+            f"step {step.id}: {type(error).__name__}: {lines[0]}".removesuffix(": "),
+            f"What was computed is kept. {again}{advice}; log.jsonl has the whole trace.",
+        ) from error
+
+
+def _refuse_nothing_to_rank(recipe: Recipe, dataset: Artefact) -> None:
+    users = dataset.manifest.metrics.get(f"{recipe.evaluate.split}_users")
+    if users == 0:
+        raise UndecidedError(
+            f"no user of {recipe.data.source} has a {recipe.evaluate.split} target after the "
+            "split: there is nothing to rank.",
+            "Lower data.core, move the dates of data.split, or give a longer log.",
+        )
+
+
+def _refuse_taken(out: Path, *, force: bool) -> None:
+    """Refuse before the work what :func:`slmc.artefact.copy` would refuse after it."""
+    if out.exists() and not (force and (out / MANIFEST).is_file()):
+        ours = (out / MANIFEST).is_file()
+        raise ArtefactError(
+            f"{out} exists already{'' if ours else ' and was not made by slmc'}; "
+            "what is there is kept.",
+            "Name another --out, or pass --force to replace an artefact.",
+        )
+
+
+@contextmanager
+def _sigterm_ends_the_run() -> Iterator[None]:
+    """Turn SIGTERM into ``SystemExit(143)``, so that locks are released on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,84 @@
+"""What is checked before the first step, so that a run fails at once or not at all for it."""
+
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from slmc import cache
+from slmc.config import Placed
+from slmc.distill.config import TeachConfig
+from slmc.errors import MissingError
+from slmc.recipe_steps import Step
+from slmc.stages import STAGES
+
+MB = 10**6
+NEEDED_MB = {"llm": 3000, "small": 100}
+"""Free disk that a run asks for: an LLM is converted, and its states are kept for the students
+(0.9 GB for MovieLens-100K); without one there are only small models."""
+
+
+def check_extras(steps: Sequence[Step]) -> None:
+    """See that every library of every step is installed, without importing it.
+
+    Raises:
+        MissingError: Libraries are missing; all are named, with the extras that bring them.
+    """
+    missing: dict[str, str] = {}
+    asking: list[str] = []
+    for step in steps:
+        lacks = {
+            module: extra
+            for module, extra in STAGES[step.stage].extras.items()
+            if find_spec(module) is None
+        }
+        missing |= lacks
+        asking += [step.id] * bool(lacks)
+    if missing:
+        extras = ",".join(sorted(set(missing.values())))
+        raise MissingError(
+            f"{', '.join(asking)}: {', '.join(sorted(missing))} not installed.",
+            f"Install with `pip install 'slmc[{extras}]'`.",
+        )
+
+
+def check_devices(steps: Sequence[Step]) -> None:
+    """See that every GPU that a step names is there.
+
+    Raises:
+        MissingError: One is not.
+    """
+    named = {
+        step.config.device
+        for step in steps
+        if isinstance(step.config, Placed) and step.config.device.startswith("cuda")
+    }
+    for device in sorted(named):
+        # Only where a GPU is named: "auto" and "cpu" can be had anywhere.
+        from slmc.model.device import choose
+
+        choose(device, "fp32")
+
+
+def check_disk(steps: Sequence[Step]) -> None:
+    """See that the cache has room for what the steps make.
+
+    Raises:
+        MissingError: It has not.
+    """
+    llm = any(
+        isinstance(step.config, TeachConfig) and not step.config.backbone.startswith("random://")
+        for step in steps
+    )
+    needed = NEEDED_MB["llm" if llm else "small"]
+    free = shutil.disk_usage(_existing(cache.root())).free // MB
+    if free < needed:
+        raise MissingError(
+            f"the disk of the cache {cache.root()} has {free} MB free; the run needs {needed} MB.",
+            "Free some, or set SLMC_CACHE to a folder on another disk.",
+        )
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that is there."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

@@ -1,0 +1,267 @@
+"""Read, override and check a recipe: the one YAML file that says what is made, and how.
+
+    version: 1
+    name: movies
+    data:  {source: ratings.csv}
+    steps:
+      - teach:   {backbone: HuggingFaceTB/SmolLM2-135M, layers: 8}
+      - distill: {layers: 4, control: true}
+      - export:
+    gates:
+      - {metric: ndcg@10, baseline: teach, max_drop: 3%}
+
+Checking needs no torch: names, types, values and the flow of artefacts are all known from the
+configs. Everything that is wrong is told at once, each fault with its line.
+"""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+from slmc.config import Placed, StageConfig
+from slmc.data.config import EvaluateConfig, PrepareConfig
+from slmc.errors import RecipeError
+from slmc.gates import Gate
+from slmc.recipe_checks import checked
+from slmc.recipe_faults import Faults, Place, nearest
+from slmc.recipe_gates import read_gates
+from slmc.recipe_sets import apply_sets
+from slmc.recipe_smoke import shrunk
+from slmc.recipe_steps import Step, StepReader
+from slmc.recipe_text import Document, dump, parse
+
+Config = TypeVar("Config", bound=StageConfig)
+
+VERSION = 1
+SUFFIXES = (".yaml", ".yml")
+CONFIGS: dict[str, type[BaseModel] | None] = {"data": PrepareConfig, "evaluate": EvaluateConfig}
+
+
+class Head(Placed):
+    """The keys at the top of a recipe; ``data``, ``evaluate``, steps and gates as written."""
+
+    version: int
+    """Version of the recipe format: 1."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the recipe, and of its folder under runs/."""
+    description: str = ""
+    """What the recipe is for, in a line."""
+    seed: int = Field(17, ge=0)
+    """Seed of every step that names none."""
+    data: dict[str, Any]
+    """The interaction log and how it is prepared."""
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    """How every model and engine is measured."""
+    steps: list[Any] = Field(min_length=1)
+    """What is done, in order; each is a mapping of one stage to its settings."""
+    gates: list[Any] = Field(default_factory=list)
+    """What the result must reach."""
+    power: Literal["warn", "stop"] = "warn"
+    """What happens, before the long steps, when the test set cannot see what a gate forbids."""
+
+
+KEYS: dict[str, type[BaseModel] | None] = {name: CONFIGS.get(name) for name in Head.model_fields}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that can run: every setting resolved, every reference an existing step."""
+
+    name: str
+    description: str
+    seed: int
+    device: str
+    dtype: str
+    data: PrepareConfig
+    evaluate: EvaluateConfig
+    steps: tuple[Step, ...]
+    """In the order of running, ``prepare``, ``sasrec``, ``baselines`` and controls included."""
+    gates: tuple[Gate, ...]
+    """Each with the step that it judges; ``baseline`` is a step, or None where none is asked."""
+    power: Literal["warn", "stop"] = "warn"
+    smoke: bool = False
+    command: str = field(default="", compare=False)
+    """The command that runs it, for messages."""
+
+    def step(self, step_id: str) -> Step:
+        """The step of that id.
+
+        Raises:
+            RecipeError: There is none.
+        """
+        for step in self.steps:
+            if step.id == step_id:
+                return step
+        raise RecipeError(
+            f"recipe {self.name} has no step {step_id!r}."
+            + nearest(step_id, [step.id for step in self.steps]),
+            f"See its steps with `{self.command} --plan`.",
+        )
+
+    def is_binding(self, gate: Gate) -> bool:
+        """Whether the gate decides the exit code.
+
+        A smoke run trains nothing worth ranking, so that only what holds of random weights
+        too is binding in it: sizes, and an engine against the model that it was made from.
+        """
+        made_from = self.step(gate.on).inputs.get("model") if gate.on else None
+        same_weights = gate.baseline is not None and gate.baseline == made_from
+        return not self.smoke or gate.metric == "size_mb" or same_weights
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    sets: Sequence[str] = (),
+    smoke: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> Recipe:
+    """Read a recipe and check all of it.
+
+    Args:
+        name_or_path: Name of a packaged recipe, or path of a YAML file.
+        sets: Changes ``KEY=VALUE``, as in ``distill.layers=2`` or ``data.users=100``.
+        smoke: Make everything small: a random backbone, few users, one epoch.
+        env: Variables for ``${NAME:-default}``; the process's own where left out.
+
+    Raises:
+        RecipeError: The file cannot be read, or it has faults; all are listed.
+    """
+    text, source = _text(str(name_or_path))
+    faults = Faults()
+    document = parse(text, source, os.environ if env is None else env, faults)
+    name = shlex.quote(str(name_or_path))
+    if not isinstance(document.value, dict):
+        if not faults:
+            faults.add(
+                Place(source, 1), "", "a recipe is a mapping with the keys of `slmc recipe schema`"
+            )
+        faults.stop(name)
+    if _is_newer(document, faults):
+        faults.stop(name)
+    apply_sets(document, sets, KEYS, faults)
+    recipe = _read(document, faults, name)
+    options = [f"--set {shlex.quote(one)}" for one in sets] + ["--smoke"] * smoke
+    command = " ".join(["slmc run", name, *options])
+    recipe = Recipe(**{**vars(recipe), "command": command})
+    return _smoke(recipe) if smoke else recipe
+
+
+def packaged() -> list[str]:
+    """Names of the recipes that ship with slmc."""
+    found = (Path(entry.name) for entry in files("slmc.recipes").iterdir())
+    return sorted(path.stem for path in found if path.suffix in SUFFIXES)
+
+
+def text_of(name_or_path: str | Path) -> str:
+    """The YAML text of a recipe, as it was written; raises as :func:`load`."""
+    return _text(str(name_or_path))[0]
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The recipe with every setting written out; reading it gives the same recipe again."""
+    controls = {step.id.removesuffix(".control") for step in recipe.steps if step.is_control}
+    steps: list[dict[str, Any]] = []
+    for step in recipe.steps:
+        if step.stage == "prepare" or step.is_control:
+            continue
+        named = {role: taken for role, taken in step.inputs.items() if role != "data"}
+        body = {"id": step.id, **named, **step.config.model_dump(mode="json")}
+        if step.id in controls:
+            body["control"] = True
+        steps.append({step.stage: body})
+    return dump(
+        {
+            "version": VERSION,
+            "name": recipe.name,
+            "description": recipe.description,
+            "seed": recipe.seed,
+            "device": recipe.device,
+            "dtype": recipe.dtype,
+            "power": recipe.power,
+            "data": recipe.data.model_dump(mode="json"),
+            "evaluate": recipe.evaluate.model_dump(mode="json"),
+            "steps": steps,
+            "gates": [gate.model_dump(mode="json") for gate in recipe.gates],
+        }
+    )
+
+
+def _text(name_or_path: str) -> tuple[str, str]:
+    """The text of a recipe and the name of its file."""
+    path = Path(name_or_path)
+    content: Path | Traversable
+    if path.suffix in SUFFIXES or len(path.parts) > 1:
+        content, source = path, name_or_path
+    elif name_or_path in packaged():
+        content, source = files("slmc.recipes") / f"{name_or_path}.yaml", f"{name_or_path}.yaml"
+    else:
+        raise RecipeError(
+            f"there is no packaged recipe {name_or_path!r}.{nearest(name_or_path, packaged())}",
+            "`slmc recipe ls` lists them; a recipe of your own is named by a path ending in .yaml.",
+        )
+    try:
+        return content.read_text(encoding="utf-8"), source
+    except UnicodeDecodeError:
+        raise RecipeError(
+            f"{source} is not a recipe: it is not UTF-8 text.",
+            "Name a YAML file; `slmc recipe show quickstart` prints one.",
+        ) from None
+    except OSError as error:
+        raise RecipeError(
+            f"{source} cannot be read: {error.strerror}.",
+            "Name a YAML file, or a packaged recipe; `slmc recipe ls` lists those.",
+        ) from None
+
+
+def _is_newer(document: Document, faults: Faults) -> bool:
+    """Whether the recipe is of another format, so that its other faults would say nothing."""
+    version = document.value.get("version")
+    if type(version) is not int or version == VERSION:
+        return False
+    what = f"recipe format {version} is not known; this slmc reads format {VERSION}"
+    faults.add(document.place(("version",)), "version", what)
+    return True
+
+
+def _read(document: Document, faults: Faults, name: str) -> Recipe:
+    raw = document.value
+    head = checked(document, faults, Head, raw, ())
+    shared = {name: getattr(head, name) for name in ("seed", "device", "dtype")}
+    data = checked(document, faults, PrepareConfig, raw.get("data"), ("data",), shared=shared)
+    evaluate = checked(
+        document, faults, EvaluateConfig, raw.get("evaluate", {}), ("evaluate",), shared=shared
+    )
+    reader = StepReader(document, faults, shared, frozenset(KEYS) | {"source", "prepare"})
+    steps = reader.read(data)
+    gates = read_gates(document, faults, steps)
+    faults.stop(name)
+    return Recipe(
+        head.name,
+        head.description,
+        head.seed,
+        head.device,
+        head.dtype,
+        data,
+        evaluate,
+        tuple(steps),
+        tuple(gates),
+        head.power,
+    )
+
+
+def _smoke(recipe: Recipe) -> Recipe:
+    """The recipe made small: what it runs is the same, on a random backbone and few users."""
+    small = {step.id: shrunk(step.config) for step in recipe.steps}
+    steps = tuple(Step(step.id, step.stage, small[step.id], step.inputs) for step in recipe.steps)
+    data, evaluate = shrunk(recipe.data), shrunk(recipe.evaluate)
+    return Recipe(
+        **{**vars(recipe), "data": data, "evaluate": evaluate, "steps": steps, "smoke": True}
+    )

@@ -1,0 +1,62 @@
+"""The gates of a recipe: which step each judges, and against which."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slmc.gates import Gate
+from slmc.recipe_checks import checked
+from slmc.recipe_faults import Faults, nearest
+from slmc.recipe_steps import Step
+from slmc.recipe_text import Document, dotted
+
+
+def read_gates(document: Document, faults: Faults, steps: Sequence[Step]) -> list[Gate]:
+    """The gates of a document, each with the ids of its step and of its baseline.
+
+    Args:
+        document: The whole recipe.
+        faults: Collects what is wrong.
+        steps: The recipe's steps.
+    """
+    listed = document.value.get("gates")
+    entries = enumerate(listed if isinstance(listed, list) else [])
+    return [gate for i, entry in entries if (gate := _gate(document, faults, entry, i, steps))]
+
+
+def _gate(
+    document: Document, faults: Faults, raw: Any, index: int, steps: Sequence[Step]
+) -> Gate | None:
+    path = ("gates", index)
+
+    def fault(key: str, what: str) -> None:
+        faults.add(document.place((*path, key)), dotted((*path, key)), what)
+
+    if not isinstance(raw, dict):
+        faults.add(document.place(path), dotted(path), "should be a mapping")
+        return None
+    gate = checked(document, faults, Gate, raw, path)
+    known = {step.id: step for step in steps}
+    judged = [step.id for step in steps if step.is_measured]
+    # Read from what was written, so that a gate with another fault has its references checked.
+    on, baseline = raw.get("on"), raw.get("baseline")
+    if on is None:
+        on = next((step.id for step in reversed(steps) if step.is_candidate), None)
+    if on is None:
+        fault("on", "no step gives a model or an engine that could be judged")
+        return None
+    if on not in known or not known[on].is_measured:
+        fault("on", _not_judged(on, known, judged))
+        return None
+    if baseline == "source":
+        baseline = known[on].inputs.get("model")
+        if baseline is None:
+            fault("baseline", f"{on!r} was not made from one model; name a step")
+    elif baseline is not None and (baseline not in known or not known[baseline].is_measured):
+        fault("baseline", _not_judged(baseline, known, [*judged, "source"]))
+    return gate.model_copy(update={"on": on, "baseline": baseline})
+
+
+def _not_judged(name: str, known: Mapping[str, Step], judged: Sequence[str]) -> str:
+    if name in known:
+        return f"{name!r} gives no model or engine that is measured"
+    return f"there is no step {name!r}.{nearest(name, judged)}"

@@ -1,0 +1,60 @@
+"""The JSON Schema of a recipe, by which an editor completes keys and shows what they mean."""
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from slmc.config import StageConfig
+from slmc.data.config import EvaluateConfig, PrepareConfig
+from slmc.gates import Gate
+from slmc.recipe import VERSION, Head
+from slmc.recipe_steps import ID, WRITABLE
+from slmc.stages import STAGES
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a recipe, made from the configs of all stages."""
+    stages = {name: STAGES[name] for name in sorted(WRITABLE)}
+    configs: list[type[StageConfig]] = [
+        PrepareConfig,
+        EvaluateConfig,
+        Gate,
+        *(stage.config for stage in stages.values()),
+    ]
+    references, shared = models_json_schema(
+        [(config, "validation") for config in dict.fromkeys(configs)],
+        ref_template="#/$defs/{model}",
+    )
+    defs = shared["$defs"]
+
+    def reference(config: type[StageConfig]) -> dict[str, Any]:
+        return references[config, "validation"]
+
+    def body(name: str) -> dict[str, Any]:
+        config = defs[reference(stages[name].config)["$ref"].rpartition("/")[2]]
+        roles = {role: _role(kind) for role, kind in stages[name].takes.items() if role != "data"}
+        named = {"type": "string", "pattern": f"^{ID.pattern}$", "description": "Name of the step."}
+        full = {**config, "properties": {**config["properties"], **roles, "id": named}}
+        # A step that needs no setting may be written bare: "- export:".
+        return full if config.get("required") else {"anyOf": [full, {"type": "null"}]}
+
+    top = Head.model_json_schema()
+    keys = top["properties"]
+    keys["version"]["const"] = VERSION
+    keys["data"] |= reference(PrepareConfig)
+    keys["evaluate"] |= reference(EvaluateConfig)
+    keys["gates"]["items"] = reference(Gate)
+    keys["steps"]["items"] = {
+        "type": "object",
+        "properties": {name: body(name) for name in stages},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    return {"$schema": DIALECT, **top, "title": "slmc recipe", "$defs": defs}
+
+
+def _role(kind: str) -> dict[str, Any]:
+    return {"type": "string", "description": f"Id of an earlier step that gives a {kind}."}

@@ -1,0 +1,89 @@
+"""``--smoke``: the same steps made so small that the whole recipe runs in under a minute."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from slmc.config import StageConfig, TrainConfig
+from slmc.data.config import EvaluateConfig, PrepareConfig, Sampled
+from slmc.distill.config import DistillConfig, MustBeat, TeachConfig
+from slmc.export.config import BenchConfig, ExportConfig
+
+Config = TypeVar("Config", bound=StageConfig)
+
+BACKBONE = "random://llama?layers=2&hidden=64&heads=4&kv_heads=2&intermediate=128"
+LAYERS = 2
+USERS = 96
+HISTORY = 20
+ROUNDS = 5
+TOP_K = 20
+"""What an evaluation keeps of each list, hence the least that an engine can be asked for."""
+
+
+def shrunk(config: Config) -> Config:
+    """The config with everything that costs time made small; never larger than it was."""
+    small: dict[str, Any] = {}
+    for kind, shrink in SHRINK.items():
+        if isinstance(config, kind):
+            small |= shrink(config)
+    return type(config).model_validate({**config.model_dump(), **small})
+
+
+def _train(config: TrainConfig) -> dict[str, Any]:
+    return {"epochs": min(config.epochs, 1), "warmup": min(config.warmup, 2)}
+
+
+def _prepare(config: PrepareConfig) -> dict[str, Any]:
+    return {"users": min(config.users or USERS, USERS), "history": min(config.history, HISTORY)}
+
+
+def _teach(config: TeachConfig) -> dict[str, Any]:
+    # A random backbone has no tokenizer, hence no prompt; and it beats nothing.
+    must_beat = config.must_beat and MustBeat.model_validate(
+        {**config.must_beat.model_dump(), "otherwise": "warn"}
+    )
+    return {
+        "backbone": BACKBONE,
+        "revision": None,
+        "layers": min(config.layers or LAYERS, LAYERS),
+        "prompt": None,
+        "must_beat": must_beat and must_beat.model_dump(),
+    }
+
+
+def _distill(config: DistillConfig) -> dict[str, Any]:
+    return {
+        "layers": min(config.layers, LAYERS),
+        "blocks": min(config.blocks, LAYERS),
+        "packings": 1,
+        "backbone": config.backbone and BACKBONE,
+        "revision": None,
+    }
+
+
+def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    if isinstance(config.ranking, Sampled):
+        return {"ranking": {"sampled": min(config.ranking.sampled, 50)}}
+    return {}
+
+
+def _export(config: ExportConfig) -> dict[str, Any]:
+    histories = min(config.parity.histories, USERS)
+    return {
+        "top_k": min(config.top_k, TOP_K),
+        "parity": {**config.parity.model_dump(), "histories": histories},
+    }
+
+
+def _bench(config: BenchConfig) -> dict[str, Any]:
+    return {"rounds": min(config.rounds, ROUNDS), "warmup": min(config.warmup, 1)}
+
+
+SHRINK: dict[type[StageConfig], Callable[[Any], dict[str, Any]]] = {
+    TrainConfig: _train,
+    PrepareConfig: _prepare,
+    TeachConfig: _teach,
+    DistillConfig: _distill,
+    EvaluateConfig: _evaluate,
+    ExportConfig: _export,
+    BenchConfig: _bench,
+}

@@ -1,0 +1,199 @@
+"""The text of a recipe: YAML to plain data, with the line of every key.
+
+Data only. Tags, anchors and aliases are refused, a key may stand once in a mapping, and words
+are read as YAML 1.2 does (``on`` is a word, ``1e-3`` a number). ``${NAME}`` and
+``${NAME:-default}`` are put in from the environment after parsing, so that what a variable
+holds can never become structure.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import yaml
+
+from slmc.recipe_faults import Faults, Place
+
+Path = tuple[str | int, ...]
+"""Keys and list indices from the top of a recipe, such as ``("steps", 0, "teach")``."""
+
+NULL = re.compile(r"|~|null|Null|NULL")
+TRUE = re.compile(r"true|True|TRUE")
+FALSE = re.compile(r"false|False|FALSE")
+INT = re.compile(r"[-+]?[0-9]+")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}
+
+
+@dataclass
+class Document:
+    """What a recipe says, and where it says it."""
+
+    value: Any = None
+    """Mappings, lists, text, numbers, booleans and nulls."""
+    places: dict[Path, Place] = field(default_factory=dict)
+    """Where each key and list entry stands."""
+
+    def place(self, path: Path) -> Place:
+        """Where ``path`` stands, or the nearest thing around it that stands somewhere."""
+        while path not in self.places and path:
+            path = path[:-1]
+        return self.places[path]
+
+
+def parse(text: str, source: str, env: Mapping[str, str], faults: Faults) -> Document:
+    """Read YAML; what is wrong goes to ``faults`` with its line, and the rest is read on.
+
+    Args:
+        text: The YAML text.
+        source: Name of the file, for the messages.
+        env: Variables that ``${NAME}`` may name.
+        faults: Collects what is wrong.
+    """
+    document = Document(places={(): Place(source, 1)})
+    loader: _Loader | None = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except yaml.YAMLError as error:
+        faults.add(_place_of(error, text, source), "", f"not YAML: {_problem(error)}")
+        return document
+    except RecursionError:
+        faults.add(Place(source, 1), "", "not a recipe: nested too deeply")
+        return document
+    finally:
+        if loader is not None:
+            loader.dispose()
+    if node is not None:
+        reader = _Reader(source, env, faults, document.places)
+        document.value = reader.value(node, ())
+    return document
+
+
+def scalar(text: str) -> Any:
+    """What a plain (unquoted) word means: null, a truth value, a number, or the text itself."""
+    if NULL.fullmatch(text):
+        return None
+    if TRUE.fullmatch(text) or FALSE.fullmatch(text):
+        return text.lower() == "true"
+    if INT.fullmatch(text) and len(text) < 40:
+        return int(text)
+    if FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Parses without guessing types, and refuses anchors: an alias can blow up a small file."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the form that PyYAML reads
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None:
+            raise yaml.composer.ComposerError(
+                None, None, "anchors and aliases are not read", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+class _Reader(NamedTuple):
+    """Turns nodes into plain data and notes where each stands."""
+
+    source: str
+    env: Mapping[str, str]
+    faults: Faults
+    places: dict[Path, Place]
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        place = self.places.setdefault(path, self._place(node))
+        if node.tag not in PLAIN_TAGS:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            self.faults.add(place, dotted(path), f"the tag {tag} is refused: a recipe is data only")
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*path, i)) for i, child in enumerate(node.value)]
+        text = self._interpolated(node.value, place, path)
+        quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
+        return text if quoted else scalar(text)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, child in node.value:
+            place = self._place(key)
+            if not isinstance(key, yaml.ScalarNode):
+                self.faults.add(place, dotted(path), "a key must be a word")
+                continue
+            name = key.value
+            inner = (*path, name)
+            if name in found:
+                first = self.places[inner]
+                self.faults.add(place, dotted(inner), f"stands twice; first in line {first.line}")
+                continue
+            self.places[inner] = place
+            found[name] = self.value(child, inner)
+        return found
+
+    def _interpolated(self, text: str, place: Place, path: Path) -> str:
+        def put(match: re.Match[str]) -> str:
+            name, default = match[1], match[2]
+            if name not in self.env and default is None:
+                self.faults.add(
+                    place,
+                    dotted(path),
+                    f"the variable {name} is not set; set it, or write ${{{name}:-default}}",
+                )
+                return ""
+            # Like the shell's ":-": an empty variable takes the default too.
+            return self.env.get(name) or default or ""
+
+        if "${" in VARIABLE.sub("", text):
+            self.faults.add(place, dotted(path), f"{text!r} is not of the form ${{NAME:-default}}")
+            return text
+        return VARIABLE.sub(put, text)
+
+    def _place(self, node: yaml.Node) -> Place:
+        return Place(self.source, node.start_mark.line + 1)
+
+
+def dotted(path: Path) -> str:
+    """``("gates", 0, "min")`` as ``gates.0.min``."""
+    return ".".join(str(part) for part in path)
+
+
+def dump(value: Any) -> str:
+    """Plain data as YAML that :func:`parse` reads back the same."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that a reader, of YAML 1.1 or 1.2, would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if not isinstance(scalar(text), str) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    parts = [getattr(error, name, None) for name in ("context", "problem")]
+    said = ", ".join(part for part in parts if part)
+    return said or getattr(error, "reason", None) or "cannot be parsed"
+
+
+def _place_of(error: yaml.YAMLError, text: str, source: str) -> Place:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is not None:
+        return Place(source, mark.line + 1)
+    position = getattr(error, "position", 0)
+    return Place(source, text.count("\n", 0, position) + 1)
