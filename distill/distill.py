@@ -138,8 +138,8 @@ def _on_backbone(
         teacher.item_embeddings.weight.detach(),
         history=teacher.config.history,
         dropout=config.dropout,
-        prefix=teacher.prompt[:prefix],
-        suffix=teacher.prompt[prefix:],
+        prefix=teacher.prompt[:prefix] if prefix else None,
+        suffix=teacher.prompt[prefix:] if suffix else None,
     )
 
 

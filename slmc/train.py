@@ -233,9 +233,16 @@ class _Run:
         )
 
     def _log(self, terms: dict[str, float], epoch: int) -> None:
-        fields = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **terms}
-        done = {"task": self.name, "done": self.progress.step, "total": self.total, "unit": "steps"}
-        log.debug("progress", extra={"progress": done | fields})
+        progress = {
+            "task": self.name,
+            "done": self.progress.step,
+            "total": self.total,
+            "unit": "steps",
+            "epoch": epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "terms": terms,
+        }
+        log.debug("progress", extra={"progress": progress})
 
     def _end_epoch(self, epoch: int) -> None:
         steps = self.progress.step_in_epoch

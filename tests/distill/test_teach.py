@@ -1,0 +1,123 @@
+"""Teaching: what is trained and what is not, the user's own teacher, the comparison."""
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from slmc.artefact import Artefact, load
+from slmc.data.dataset import Dataset
+from slmc.distill.config import MustBeat, Prompt, TeachConfig
+from slmc.distill.teach import check_vocabulary, teach
+from slmc.errors import UsageError, VerdictError
+from slmc.model.loading import load_model
+from slmc.model.recommender import SequentialRecommender
+
+BACKBONE = "random://llama?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64"
+FAST = {"backbone": BACKBONE, "epochs": 1, "rows": 8, "warmup": 2, "dtype": "fp32"}
+Inputs = dict[str, Artefact]
+
+
+@pytest.fixture
+def inputs(dataset: Artefact, sasrec: Artefact, baselines: Artefact) -> Inputs:
+    return {"data": dataset, "sasrec": sasrec, "baselines": baselines}
+
+
+def settings(**other: object) -> TeachConfig:
+    return TeachConfig.model_validate(FAST | {"must_beat": None} | other)
+
+
+def test_the_item_table_stays_as_sasrec_left_it(teacher: Artefact, sasrec: Artefact) -> None:
+    frozen, table = load_model(teacher).item_vectors(), load_model(sasrec).item_vectors()
+    assert torch.equal(frozen, table)
+    assert (frozen[0] == 0).all()
+
+
+def test_teacher_artefact_tells_what_it_is(teacher: Artefact) -> None:
+    artefact = load(teacher.path, kind="model")
+    assert set(artefact.manifest.parents) == {"data", "sasrec", "baselines"}
+    assert artefact.manifest.metrics["layers"] == 3
+    assert set(artefact.manifest.metrics["must_beat"]) == {"popularity", "markov", "sasrec"}
+    assert "README.md" in artefact.manifest.files
+    epochs = json.loads(artefact.file("metrics.json").read_text())["epochs"]
+    assert epochs[-1]["ce"] < epochs[0]["ce"]
+
+
+def test_lora_leaves_a_plain_model_that_differs(inputs: Inputs, tmp_path: Path) -> None:
+    made = teach(settings(tune="lora"), inputs, tmp_path / "lora")
+    names = load_model(made).state_dict()
+    assert not [n for n in names if "lora" in n or "base_layer" in n]
+    other = teach(settings(tune="lora", lr=1e-2), inputs, tmp_path / "other")
+    changed = {n for n, t in load_model(other).state_dict().items() if not torch.equal(t, names[n])}
+    assert any("down_proj" in n for n in changed)
+    assert not [n for n in changed if "q_proj" in n or "norm" in n]
+
+
+def test_unknown_lora_modules_are_named(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        teach(settings(tune="lora", lora={"modules": ["nothing"]}), inputs, tmp_path / "t")
+    assert caught.value.what.startswith("lora.modules: nothing are not in the backbone")
+    assert not (tmp_path / "t").exists()
+
+
+def test_targets_last_and_trained_items(inputs: Inputs, tmp_path: Path) -> None:
+    config = settings(targets="last", item_embeddings="random", freeze_items=False, item_dim=12)
+    model = load_model(teach(config, inputs, tmp_path / "t"))
+    assert model.config.item_dim == 12
+
+
+def test_own_teacher_comes_in_as_it_is(teacher: Artefact, inputs: Inputs, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(teacher.path, own)
+    items = pl.read_parquet(own / "items.parquet")
+    data = Dataset.open(inputs["data"])
+    turned = items.with_columns(row=(data.num_items + 1 - pl.col("row")).cast(pl.Int32))
+    turned.write_parquet(own / "items.parquet")
+    made = teach(settings(backbone=str(own), epochs=0), inputs, tmp_path / "t")
+    before, after = load_model(teacher), load_model(made)
+    assert torch.equal(after.item_vectors()[1:], before.item_vectors()[1:].flip(0))
+    kept = "backbone.layers.0.mlp.up_proj.weight"
+    assert torch.equal(after.state_dict()[kept], before.state_dict()[kept])
+
+
+def test_own_teacher_must_know_the_items(teacher: Artefact, inputs: Inputs, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(teacher.path, own)
+    items = pl.read_parquet(own / "items.parquet")
+    items.filter(pl.col("row") > 2).write_parquet(own / "items.parquet")
+    with pytest.raises(UsageError) as caught:
+        teach(settings(backbone=str(own), epochs=0), inputs, tmp_path / "t")
+    assert "2 items of the dataset are not in its vocabulary" in caught.value.what
+
+
+def test_a_plain_llm_needs_training(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        teach(settings(epochs=0), inputs, tmp_path / "t")
+    assert caught.value.what.startswith("epochs: 0 keeps the weights as they come")
+
+
+def test_a_prompt_needs_a_tokenizer(inputs: Inputs, tmp_path: Path) -> None:
+    config = settings(targets="last", prompt=Prompt(prefix="Recommend:"))
+    with pytest.raises(UsageError) as caught:
+        teach(config, inputs, tmp_path / "t")
+    assert caught.value.what == "prompt: a random backbone has no tokenizer."
+
+
+def test_a_teacher_that_is_worse_stops_the_run(inputs: Inputs, tmp_path: Path) -> None:
+    config = settings(lr=1e-9, projection_lr=1e-9, must_beat=MustBeat())
+    with pytest.raises(VerdictError) as caught:
+        teach(config, inputs, tmp_path / "t")
+    assert caught.value.what.startswith("teach: the teacher is significantly worse than markov:")
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_model_of_other_items_is_refused(teacher: Artefact, dataset: Artefact) -> None:
+    model = load_model(teacher)
+    assert isinstance(model, SequentialRecommender)
+    model.config.num_items = 7
+    with pytest.raises(UsageError, match="the model ranks 7 items, the dataset has 30"):
+        check_vocabulary(model, Dataset.open(dataset))
