@@ -22,7 +22,7 @@ from slmc import store
 from slmc.artefact import MANIFEST, Artefact
 from slmc.config import StageConfig
 from slmc.errors import ArtefactError, BrokenRunError, SlmcError, UndecidedError
-from slmc.judging import described, judge_gates
+from slmc.judging import check_power, described, judge_gates
 from slmc.keys import Key, Outside, key_of
 from slmc.plan import PlannedStep, default_run_dir, plan, plan_steps, schedule
 from slmc.preflight import check_devices, check_disk, check_extras
@@ -236,6 +236,8 @@ def _run_steps(
         on_step(done)
         if step.stage == "prepare":
             _refuse_nothing_to_rank(recipe, artefact)
+        if step.stage == "baselines":
+            result.notes += check_power(recipe, artefact)
 
 
 def _make(step: Step, key: Key, inputs: dict[str, Artefact], again: str) -> tuple[Artefact, Status]:

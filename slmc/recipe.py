@@ -111,9 +111,12 @@ class Recipe:
         A smoke run trains nothing worth ranking, so that only what holds of random weights
         too is binding in it: sizes, and an engine against the model that it was made from.
         """
+        return not self.smoke or gate.metric == "size_mb" or self.is_of_same_model(gate)
+
+    def is_of_same_model(self, gate: Gate) -> bool:
+        """Whether the gate compares a model or engine with the model that it was made from."""
         made_from = self.step(gate.on).inputs.get("model") if gate.on else None
-        same_weights = gate.baseline is not None and gate.baseline == made_from
-        return not self.smoke or gate.metric == "size_mb" or same_weights
+        return gate.baseline is not None and gate.baseline == made_from
 
 
 def load(

@@ -14,7 +14,9 @@ import polars as pl
 
 from slmc import stages
 from slmc.artefact import Artefact, canonical, draft
+from slmc.data.config import EvaluateConfig
 from slmc.errors import VerdictError
+from slmc.measured import SCHEMA, protocol
 
 USERS = 40
 
@@ -65,19 +67,20 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
             metrics = {"size_mb": 2.5, "parameters": 10}
         if stage == "prepare":
             metrics = {"users": USERS, "test_users": config.users or USERS, "valid_users": USERS}
+        if stage == "baselines":
+            (work.path / "markov").mkdir()
+            _measure(work.path / "markov", worse=0.0)
+            (work.path / "markov" / "per_user.parquet").rename(work.path / "markov/test.parquet")
         if stage.startswith("evaluate"):
-            _measure(work.path, inputs["model" if stage == "evaluate" else "engine"])
+            made = inputs["model" if stage == "evaluate" else "engine"].manifest.stage
+            # A student's ranks are worse than its teacher's by a fixed amount.
+            _measure(work.path, worse={"teach": 0.0, "distill": 1.0, "export": 1.0}[made])
         return work.seal(kind=gives, stage=stage, config=config, inputs=inputs, metrics=metrics)
 
 
-def _measure(path: Path, what: Artefact) -> None:
-    # A student's ranks are worse than its teacher's by a fixed amount.
-    worse = {"teach": 0.0, "distill": 1.0, "export": 1.0}[what.manifest.stage]
+def _measure(path: Path, *, worse: float) -> None:
     ranks = [1.0 + user % 5 + worse for user in range(USERS)]
     rows = range(USERS)
-    from slmc.data.config import EvaluateConfig
-    from slmc.measured import SCHEMA, protocol
-
     pl.DataFrame(
         {
             "user": [str(user) for user in rows],

@@ -14,7 +14,17 @@ STAGE_FOLDERS = ("distill", "compress", "export")
 LAYERS = (
     {"errors"},
     {"artefact", "cache"},
-    {"config", "data", "metrics", "model", "gates", "catalogue", "checkpoint"},
+    {
+        "config",
+        "data",
+        "metrics",
+        "model",
+        "gates",
+        "catalogue",
+        "checkpoint",
+        "ranking",
+        "bootstrap",
+    },
     {"train", "next_item", "pretrain", "measured", "evaluate", "verdict", "baselines"},
     set(STAGE_FOLDERS),
     {"stages"},
@@ -31,7 +41,7 @@ LAYERS = (
     },
     {"pipeline", "plan", "keys", "store", "rundir", "preflight", "judging", "report"},
     {"recommend", "doctor", "console", "options"},
-    {"cli"},
+    {"commands", "cli", "__main__"},
 )
 TORCH_FREE = ("slmc", "slmc.recipe", "slmc.recipe_schema", "slmc.stages", "slmc.gates")
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "peft", "accelerate")

@@ -359,6 +359,37 @@ def test_a_smoke_run_judges_but_does_not_bind(fakes: ModuleType) -> None:
     ]
 
 
+POWER_NOTE = (
+    "gate ndcg@10 on distill, max_drop 1%: 40 users see a drop of about 6.7 %; a candidate as "
+    "good as its baseline would pass with a chance of 10 %"
+)
+
+
+def test_a_gate_that_the_test_set_cannot_see_is_told_before_the_long_steps(
+    fakes: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = "gates:\n  - {metric: ndcg@10, on: distill, baseline: teach, max_drop: 1%}\n"
+    assert made(gates=gate).notes == [POWER_NOTE]
+    assert caplog.messages == [POWER_NOTE]
+    begun = fakes.calls()
+    with pytest.raises(RecipeError) as caught:
+        made("power=stop", "seed=3", gates=gate)
+    assert caught.value.what == POWER_NOTE
+    assert fakes.calls() == [*begun, "prepare", "sasrec", "baselines"]
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "{metric: ndcg@10, on: distill, baseline: teach, max_drop: 20%}",
+        "{metric: ndcg@10, baseline: source, max_drop: 0.1%}",
+        "{metric: size_mb, max: 3}",
+    ],
+)
+def test_a_gate_that_can_be_seen_needs_no_note(fakes: ModuleType, gate: str) -> None:
+    assert made("power=stop", gates=f"gates:\n  - {gate}\n").notes == []
+
+
 def test_nothing_to_rank(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fakes, "USERS", 0)
     with pytest.raises(UndecidedError) as caught:
