@@ -85,6 +85,7 @@ STAGES: dict[str, Stage] = {
         DistillConfig,
         "slmc.distill.distill:distill",
         optional=frozenset({"student"}),
+        fingerprint="slmc.model.sources:fingerprint",
         libraries=(*TORCH, "accelerate"),
     ),
     "export": Stage(
@@ -115,7 +116,7 @@ STAGES: dict[str, Stage] = {
         {"data": "dataset", "engine": "engine"},
         "report",
         EvaluateConfig,
-        "slmc.export.runtime:evaluate_engine",
+        "slmc.export.evaluation:evaluate_engine",
         libraries=("numpy", "onnxruntime"),
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),

@@ -29,13 +29,15 @@ log = logging.getLogger("slmc.model")
 class NamesBackbone(Protocol):
     """A config that names a backbone."""
 
-    backbone: str
+    backbone: str | None
     revision: str | None
 
 
 def fingerprint(config: NamesBackbone) -> dict[str, str]:
     """What the backbone's name stands for today: a commit, or a hash of its files."""
     name = config.backbone
+    if name is None:
+        return {}  # the teacher's own LLM, which its digest stands for
     if name.startswith(RANDOM):
         return {"backbone": name}
     if _is_gguf(name):
