@@ -1,1 +1,31 @@
-"""What a run tells: tables, HTML, JUnit, Markdown, model cards."""
+"""What a run tells: tables, HTML, JUnit, Markdown, a model card."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slmc.pipeline import RunResult
+
+
+def write(result: "RunResult") -> list[Path]:
+    """Write the report of a run into its folder; returns the files.
+
+    ``report.html`` for people, ``summary.md`` for a pull request, ``junit.xml`` for CI, and
+    ``model-card.md`` of the last model or engine with the numbers that this run has measured.
+    """
+    from slmc.report import card, html, junit, markdown
+    from slmc.report.view import view_of
+
+    view = view_of(result)
+    texts = {
+        "report.html": html.page(view),
+        "summary.md": markdown.summary(view),
+        "junit.xml": junit.suites(view),
+        "model-card.md": card.card(view),
+    }
+    files = []
+    for name, text in texts.items():
+        if text is not None:
+            files.append(result.run_dir / name)
+            files[-1].write_text(text, encoding="utf-8")
+    return files

@@ -1,0 +1,1 @@
+"""The subcommands of ``slmc``, a module each: parse, call, print."""

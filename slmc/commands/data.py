@@ -1,0 +1,112 @@
+"""``slmc data prepare|check|describe``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slmc import console
+from slmc.commands import inputs as given
+from slmc.commands.shared import Force, Json, Out, command
+from slmc.data.config import EvaluateConfig, PrepareConfig
+from slmc.options import configured
+
+if TYPE_CHECKING:
+    from slmc.data.check import CheckResult
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A path, a glob, a URL, or pypi://…")]
+Make = Callable[..., PrepareConfig]
+SHOWN_MALFORMED = 10
+METRIC = "ndcg@10"
+
+
+@app.callback()
+def group() -> None:
+    """Prepare, check and describe a dataset."""
+
+
+@command(app, network=True)
+@configured(PrepareConfig, "slmc data prepare", skip=("source",))
+def prepare(
+    source: Source,
+    make: Make,
+    out: Out = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Make a dataset of histories from an interaction log."""
+    config = make(source=source)
+    given.run("prepare", config, {}, out=out, force=force, as_json=json)
+
+
+@command(app, network=True)
+@configured(PrepareConfig, "slmc data check", skip=("source",))
+def check(source: Source, make: Make, json: Json = False) -> int:
+    """Read a log as prepare would, write nothing, and tell what its test set can see."""
+    from slmc.data.check import check as look
+
+    found = look(make(source=source))
+    power = _power(found)
+    problem = found.problem
+    if json:
+        console.result_json(
+            {
+                "metrics": found.metrics,
+                "malformed": found.malformed.head(SHOWN_MALFORMED).to_dicts(),
+                "problem": problem.what if problem is not None else None,
+                "power": power,
+            }
+        )
+    else:
+        tell(found.metrics)
+        for row in found.malformed.head(SHOWN_MALFORMED).iter_rows(named=True):
+            console.result(f"{row['file']}:{row['line']}: {row['reason']}")
+        for line in power:
+            console.result(line)
+    if problem is not None:
+        raise problem
+    return 0
+
+
+@command(app)
+def describe(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset artefact.")],
+    json: Json = False,
+) -> None:
+    """Tell what a dataset holds."""
+    from slmc.data.check import describe as look
+
+    found = look(given.taken(dataset, "dataset"))
+    if json:
+        console.result_json(found)
+    else:
+        tell(found)
+
+
+def tell(values: dict[str, Any], indent: str = "") -> None:
+    """Print names and values, what is nested indented."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            console.result(f"{indent}{name}:")
+            tell(value, indent + "  ")
+        else:
+            shown = (
+                f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            )
+            console.result(f"{indent}{name}: {shown}")
+
+
+def _power(found: "CheckResult") -> list[str]:
+    """What the test set can see, from the ranking of a Markov chain."""
+    from slmc.baselines import measure_markov
+    from slmc.measured import protocol
+    from slmc.report.terminal import power_line
+
+    data, config = found.dataset, EvaluateConfig(metrics=(METRIC, "ce"))
+    if not data.targets("test").users:
+        return ["no user has a test target: there is nothing to rank"]
+    ranked = measure_markov(data, config)
+    return [power_line(metric, ranked, protocol(config)) for metric in config.metrics]

@@ -1,0 +1,35 @@
+"""``slmc doctor``."""
+
+from typing import Annotated
+
+import typer
+
+from slmc import console
+from slmc.commands.shared import Json, command
+from slmc.errors import MissingError
+
+app = typer.Typer(add_completion=False)
+
+
+@command(app)
+def doctor(
+    hub: Annotated[bool, typer.Option("--hub", help="Also ask the Hugging Face hub.")] = False,
+    json: Json = False,
+) -> int:
+    """Tell what can run on this machine."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from slmc.doctor import examine
+
+    findings = examine(hub=hub)
+    bad = any(one.state == "missing" for one in findings)
+    if json:
+        console.result_json([vars(one) for one in findings])
+        return MissingError.exit_code if bad else 0
+    colours = {"ok": "green", "missing": "red", "without": "yellow"}
+    table = Table("what", "", "found", box=None, pad_edge=False)
+    for one in findings:
+        table.add_row(one.what, Text(one.state, style=colours[one.state]), one.found)
+    console.show(table)
+    return MissingError.exit_code if bad else 0

@@ -1,0 +1,83 @@
+"""The artefacts that a single-stage command takes, and what it gives."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from slmc import artefact as artefacts
+from slmc import console
+from slmc.artefact import Artefact, Kind
+from slmc.config import StageConfig
+from slmc.errors import UsageError
+
+
+def taken(path: Path, kind: Kind | None = None) -> Artefact:
+    """The artefact at a path, its hashes checked."""
+    return artefacts.load(path, kind=kind)
+
+
+def data_for(made_from_it: Artefact | None, named: Path | None) -> Artefact:
+    """The dataset that is named, or else that from which an artefact was made.
+
+    Raises:
+        UsageError: None is named, and the cache does not have the artefact's own.
+    """
+    if named is not None:
+        return taken(named, "dataset")
+    found = parent(made_from_it, "data") if made_from_it is not None else None
+    if found is None:
+        what = (
+            "no dataset is named"
+            if made_from_it is None
+            else f"the dataset that {made_from_it.path} was made from is not in the cache"
+        )
+        raise UsageError(f"{what}.", "Name it with --data.")
+    return found
+
+
+def parent(artefact: Artefact, role: str) -> Artefact | None:
+    """What an artefact was made from in that role, if the cache has it."""
+    from slmc.pipeline import find
+
+    digest = artefact.manifest.parents.get(role)
+    found = find(digest) if digest is not None else None
+    return artefacts.load(found.path) if found is not None else None
+
+
+def run(
+    stage: str,
+    config: StageConfig,
+    inputs: Mapping[str, Artefact],
+    *,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    save_recipe: Path | None = None,
+) -> None:
+    """Run one stage and print where its artefact is."""
+    from slmc.pipeline import run_stage
+
+    recipe = None
+    if save_recipe is not None:
+        from slmc.commands.lineage import as_recipe
+
+        recipe = as_recipe(stage, config, inputs, save_recipe)
+    made = run_stage(stage, config, inputs, out=out, force=force)
+    if recipe is not None and save_recipe is not None:
+        save_recipe.write_text(recipe, encoding="utf-8")
+    give(made, as_json=as_json)
+
+
+def give(made: Artefact, *, as_json: bool) -> None:
+    """Print the path of an artefact, or what is in its manifest."""
+    if as_json:
+        console.result_json(
+            {
+                "path": str(made.path),
+                "digest": made.digest,
+                "kind": made.manifest.kind,
+                "stage": made.manifest.stage,
+                "metrics": made.manifest.metrics,
+            }
+        )
+    else:
+        console.result(str(made.path))

@@ -1,0 +1,90 @@
+"""A single-stage call as a recipe: its settings, and those of all that its inputs came from."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slmc.artefact import Artefact
+from slmc.commands.inputs import parent
+from slmc.config import StageConfig
+from slmc.errors import UsageError
+from slmc.recipe import load
+from slmc.recipe_text import dump
+from slmc.stages import STAGES
+
+
+def as_recipe(stage: str, config: StageConfig, inputs: Mapping[str, Artefact], file: Path) -> str:
+    """The text of a recipe that makes what the call makes; it has been read back.
+
+    Args:
+        stage: The stage that is called.
+        config: Its settings.
+        inputs: Role -> artefact; how each was made is in its manifest and in the cache.
+        file: Where the text will be put; names the recipe.
+
+    Raises:
+        UsageError: An input's own inputs are not in the cache any more, the file is there
+            already, or the recipe would not be valid.
+    """
+    if file.exists():
+        raise UsageError(f"{file} exists already.", "Name another file for --save-recipe.")
+    if file.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{file} is no name of a recipe.", "Let it end in .yaml.")
+    lines: dict[str, tuple[str, dict[str, Any]]] = {}
+    ids = {role: _walk(artefact, lines) for role, artefact in inputs.items()}
+    _add(stage, config, ids, lines)
+    data = next((body for at, body in lines.values() if at == "prepare"), {})
+    steps = [{at: body or None} for at, body in lines.values() if at != "prepare"]
+    text = dump({"version": 1, "name": file.stem, "data": data, "steps": steps})
+    _read_back(text)
+    return text
+
+
+def _walk(artefact: Artefact, lines: dict[str, tuple[str, dict[str, Any]]]) -> str:
+    """Add the step that made an artefact, after those of its parents; returns the step's id."""
+    manifest = artefact.manifest
+    ids: dict[str, str] = {}
+    for role in manifest.parents:
+        made_from = parent(artefact, role)
+        if made_from is None:
+            raise UsageError(
+                f"{artefact.path} was made from a {role} that is not in the cache, so its "
+                "recipe is not known.",
+                "Leave --save-recipe out, or run the earlier stages again.",
+            )
+        ids[role] = _walk(made_from, lines)
+    config = STAGES[manifest.stage].config.model_validate(manifest.config)
+    return _add(manifest.stage, config, ids, lines)
+
+
+def _add(
+    stage: str,
+    config: StageConfig,
+    ids: Mapping[str, str],
+    lines: dict[str, tuple[str, dict[str, Any]]],
+) -> str:
+    body = config.model_dump(mode="json", exclude_defaults=True)
+    # The runner gives these roles itself: there is one dataset, one SASRec, one report.
+    named = {r: i for r, i in ids.items() if r not in ("data", "sasrec", "baselines")}
+    if named and stage != "baselines":
+        body = named | body
+    for known, line in lines.items():
+        if line == (stage, body) or line == (stage, {"id": known} | body):
+            return known
+    count = sum(at == stage for at, _ in lines.values())
+    name = stage if not count else f"{stage}-{count + 1}"
+    lines[name] = (stage, ({"id": name} if count else {}) | body)
+    return name
+
+
+def _read_back(text: str) -> None:
+    """Read the recipe as `slmc run` would; raises where it is not valid."""
+    descriptor, name = tempfile.mkstemp(suffix=".yaml")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        load(name, env={})
+    finally:
+        Path(name).unlink()

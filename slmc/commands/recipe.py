@@ -1,0 +1,109 @@
+"""``slmc recipe ls|show|cp|check|schema``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slmc import console
+from slmc.commands.shared import Json, command
+from slmc.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged name or a path.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override, as distill.layers=2."),
+]
+
+
+@app.callback()
+def group() -> None:
+    """List, show, copy and check recipes."""
+
+
+@command(app, "ls")
+def ls(json: Json = False) -> None:
+    """List the recipes that ship with slmc."""
+    from slmc.recipe import load, packaged
+
+    found = {name: load(name).description for name in packaged()}
+    if json:
+        console.result_json(found)
+        return
+    for name, description in found.items():
+        console.result(f"{name:<16} {description}")
+
+
+@command(app)
+def show(
+    recipe: Name,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="With every setting written out.")
+    ] = False,
+    sets: Sets = None,
+) -> None:
+    """Print a recipe."""
+    from slmc import recipe as recipes
+
+    if resolved:
+        console.result(recipes.resolved_yaml(recipes.load(recipe, sets=sets or ())).rstrip())
+    elif sets:
+        raise UsageError("--set changes nothing in a recipe as written.", "Add --resolved.")
+    else:
+        console.result(recipes.text_of(recipe).rstrip())
+
+
+@command(app)
+def cp(
+    recipe: Name,
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="Where the copy goes.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+) -> None:
+    """Copy a recipe, to change it."""
+    from slmc import recipe as recipes
+
+    text = recipes.text_of(recipe)
+    write_new(to, text, force=force)
+    console.result(str(to))
+
+
+@command(app)
+def check(recipe: Name, sets: Sets = None, json: Json = False) -> None:
+    """Say whether a recipe can run, without running it."""
+    from slmc import recipe as recipes
+
+    loaded = recipes.load(recipe, sets=sets or ())
+    if json:
+        steps = [{"id": s.id, "stage": s.stage, "inputs": s.inputs} for s in loaded.steps]
+        console.result_json({"name": loaded.name, "steps": steps, "gates": len(loaded.gates)})
+        return
+    for step in loaded.steps:
+        taken = ", ".join(f"{role} {of}" for role, of in step.inputs.items())
+        console.result(f"{step.id:<18} {step.stage:<10} {taken}".rstrip())
+    console.result(f"{loaded.name}: {len(loaded.steps)} steps, {len(loaded.gates)} gates: valid")
+
+
+@command(app)
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from slmc.recipe_schema import schema as of_recipes
+
+    console.result_json(of_recipes())
+
+
+def write_new(file: Path, text: str, *, force: bool) -> None:
+    """Write a text file that is not there yet.
+
+    Raises:
+        UsageError: It is there and ``force`` is not given, or it cannot be written.
+    """
+    if file.exists() and not force:
+        raise UsageError(f"{file} exists already.", "Name another file, or pass --force.")
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be written: {error.strerror}.", "Name another file."
+        ) from None

@@ -1,0 +1,37 @@
+"""``slmc recommend ENGINE ID ID…``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slmc import console
+from slmc.commands import inputs as given
+from slmc.commands.shared import Json, command
+
+app = typer.Typer(add_completion=False)
+
+
+@command(app)
+def recommend(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine artefact.")],
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID", help="Items of the history, oldest first.")
+    ],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    json: Json = False,
+) -> None:
+    """Print the best items for one history."""
+    from rich.table import Table
+
+    from slmc.recommend import recommend as best
+
+    found = best(given.taken(engine, "engine"), ids, k=k)
+    if json:
+        rows = [{"item": r.item, "title": r.title, "score": r.score} for r in found]
+        console.result_json(rows)
+        return
+    table = Table("", "item", "title", "score", box=None, pad_edge=False)
+    for place, one in enumerate(found, start=1):
+        table.add_row(str(place), one.item, one.title or "", f"{one.score:.3f}")
+    console.show(table)

@@ -1,0 +1,109 @@
+"""``slmc run RECIPE``."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slmc import console
+from slmc.commands.shared import Json, command
+
+if TYPE_CHECKING:
+    from slmc.pipeline import PlannedStep, RunResult, StepResult
+
+log = logging.getLogger("slmc.run")
+app = typer.Typer(add_completion=False)
+
+SAID = {"hit": "in the cache", "resume": "going on from where it stopped", "run": "running"}
+
+
+@command(app, "run", network=True)
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged name or a path.")],
+    lines: console.JsonLines,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override, as distill.layers=2."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STEP", help="Stop after this step.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell what would run and why; run nothing.")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Make everything small: minutes become seconds.")
+    ] = False,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder of this run; else RUNS/NAME.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Run a recipe: every stage, the gates, the report."""
+    from slmc import pipeline
+    from slmc.recipe import load
+
+    loaded = load(recipe, sets=sets or (), smoke=smoke)
+    folder = out or runs / pipeline.default_run_dir(loaded).name
+    if plan:
+        _tell_plan(pipeline.plan(loaded, run_dir=folder, until=until), as_json=json)
+        return 0
+
+    def watch(step: "PlannedStep | StepResult") -> None:
+        lines.open(folder / "log.jsonl")
+        _tell_step(step)
+
+    result = pipeline.run(loaded, run_dir=folder, until=until, on_step=watch)
+    _tell_result(result, as_json=json)
+    return pipeline.exit_code(result)
+
+
+def _tell_step(step: "PlannedStep | StepResult") -> None:
+    from slmc.pipeline import StepResult
+
+    if not isinstance(step, StepResult):
+        detail = f" (changed: {', '.join(step.changed)})" if step.changed else ""
+        log.info("%s: %s%s", step.id, SAID[step.status], detail if step.status != "hit" else "")
+    elif step.status != "hit":
+        log.info("%s: done in %s", step.id, console.seconds(step.seconds))
+
+
+def _tell_plan(steps: "list[PlannedStep]", *, as_json: bool) -> None:
+    from rich.table import Table
+
+    if as_json:
+        rows = [
+            {"id": s.id, "stage": s.stage, "key": s.key, "status": s.status, "changed": s.changed}
+            for s in steps
+        ]
+        console.result_json(rows)
+        return
+    table = Table("step", "plan", "key", "changed since the last run", box=None, pad_edge=False)
+    for step in steps:
+        key = step.key[:12] if step.key else "not known yet"
+        table.add_row(step.id, step.status, key, ", ".join(step.changed))
+    console.show(table)
+
+
+def _tell_result(result: "RunResult", *, as_json: bool) -> None:
+    from slmc import pipeline
+    from slmc.report.terminal import run_table
+    from slmc.report.view import view_of
+
+    if as_json:
+        files = [str(file) for file in result.files]
+        console.result_json(
+            {
+                "run_dir": str(result.run_dir),
+                "exit_code": pipeline.exit_code(result),
+                "files": files,
+                **pipeline.summary(result),
+            }
+        )
+        return
+    console.show(run_table(view_of(result)), aside=True)
+    for file in result.files:
+        log.info("wrote %s", file)
+    console.result(str(result.run_dir))

@@ -1,0 +1,145 @@
+"""``slmc validate CANDIDATE --baseline B --max-drop ndcg@10=1%``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slmc import console
+from slmc.artefact import Artefact
+from slmc.commands import inputs as given
+from slmc.commands.shared import Data, Json, command
+from slmc.data.config import EvaluateConfig
+from slmc.errors import UndecidedError, UsageError
+from slmc.gates import Gate
+from slmc.options import configured
+from slmc.recipe_checks import reasons
+from slmc.recipe_text import scalar
+
+if TYPE_CHECKING:
+    from slmc.measured import Measured
+
+app = typer.Typer(add_completion=False)
+
+COMMAND = "slmc validate"
+DEFAULT_METRIC = "ndcg@10"
+GATES = "Gates"
+
+
+def _gate(name: str, metavar: str, text: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=GATES)
+
+
+@command(app, "validate")
+@configured(EvaluateConfig, COMMAND)
+def validate(
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE", help="The engine or model that is judged.")
+    ],
+    config: EvaluateConfig,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="The engine or model to compare with.")
+    ] = None,
+    max_drop: Annotated[
+        list[str] | None, _gate("--max-drop", "METRIC=BUDGET", "Largest loss, as ndcg@10=1%.")
+    ] = None,
+    min: Annotated[
+        list[str] | None, _gate("--min", "METRIC=VALUE", "Smallest value, as overlap@10=0.9.")
+    ] = None,
+    max: Annotated[
+        list[str] | None, _gate("--max", "METRIC=VALUE", "Largest value, as size_mb=64.")
+    ] = None,
+    confidence: Annotated[
+        str | None, _gate("--confidence", "SHARE", r"One-sided confidence.  \[default: 0.95]")
+    ] = None,
+    segment: Annotated[
+        str | None,
+        _gate("--segment", "NAME", "all, cold-users, tail-items or long-histories: who counts."),
+    ] = None,
+    anomalous: Annotated[
+        str | None,
+        _gate("--anomalous", "warn|fail", "If a compressed model is better by more than 5 %."),
+    ] = None,
+    data: Data = None,
+    json: Json = False,
+) -> int:
+    """Judge a model or an engine against a baseline; exit 1 if it fails."""
+    shared = {"confidence": confidence, "segment": segment, "anomalous": anomalous}
+    asked = {"max_drop": max_drop, "min": min, "max": max}
+    gates = [
+        _read(bound, text, candidate, baseline, shared)
+        for bound, texts in asked.items()
+        for text in texts or ()
+    ]
+    if not gates:
+        raise UndecidedError(
+            "no gate was given: there is nothing to decide.",
+            "Give one, as --max-drop ndcg@10=1% or --max size_mb=64.",
+        )
+    judged = given.taken(candidate)
+    against = given.taken(baseline) if baseline is not None else None
+    dataset = given.data_for(judged, data)
+    measured = [measure(a, dataset, config) for a in (judged, against) if a is not None]
+    return _judge(gates, measured, config.seed, as_json=json)
+
+
+def _read(
+    bound: str, text: str, candidate: Path, baseline: Path | None, shared: dict[str, str | None]
+) -> Gate:
+    """The gate of ``METRIC=VALUE``; for ``--max-drop`` the metric may be left out."""
+    option = f"--{bound.replace('_', '-')}"
+    metric, equals, value = text.rpartition("=")
+    if not equals and bound == "max_drop":
+        metric = DEFAULT_METRIC
+    compares = bound == "max_drop" or metric.startswith("overlap@")
+    if not metric or (compares and baseline is None):
+        what = "is not of the form METRIC=VALUE" if not metric else "compares: name the --baseline"
+        raise UsageError(f"{option} {text}: {what}.", f"See `{COMMAND} --help`.")
+    raw = {"metric": metric, "on": str(candidate), bound: scalar(value)}
+    raw |= {"baseline": str(baseline)} if compares else {}
+    raw |= {name: scalar(said) for name, said in shared.items() if said is not None}
+    made, wrong = reasons(Gate, raw)
+    if made is None:
+        faults = [
+            f"--{one.path[0]}: {one.what}" if one.path and one.path[0] in shared else one.what
+            for one in wrong
+        ]
+        raise UsageError(f"{option} {text}: {'; '.join(faults)}", f"See `{COMMAND} --help`.")
+    return made
+
+
+def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> "Measured":
+    """Evaluate a model or an engine, or take its evaluation from the cache."""
+    from slmc.judging import measured_as
+    from slmc.pipeline import run_stage
+
+    kind = artefact.manifest.kind
+    if kind not in ("model", "engine"):
+        raise UsageError(
+            f"{artefact.path} is a {kind}: there is nothing to rank with.",
+            "Name a model or an engine.",
+        )
+    stage = "evaluate_engine" if kind == "engine" else "evaluate"
+    report = run_stage(stage, config, {"data": dataset, kind: artefact})
+    return measured_as(str(artefact.path), artefact, report)
+
+
+def _judge(
+    gates: Sequence[Gate], measured: "Sequence[Measured]", seed: int, *, as_json: bool
+) -> int:
+    from slmc.judging import described
+    from slmc.report.terminal import power_lines, verdict_table
+    from slmc.verdict import judge
+
+    verdicts = [judge(gate, measured[0], (*measured[1:], None)[0], seed=seed) for gate in gates]
+    failed = any(verdict.failed for verdict in verdicts)
+    power = power_lines(gates, measured[-1])
+    if as_json:
+        rows = [described(verdict) for verdict in verdicts]
+        console.result_json({"passed": not failed, "verdicts": rows, "power": power})
+        return int(failed)
+    console.show(verdict_table(verdicts))
+    for text in [*(verdict.sentence for verdict in verdicts), *power]:
+        console.result(text)
+    return int(failed)

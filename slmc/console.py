@@ -1,0 +1,341 @@
+"""What the terminal is told: results on stdout; log, progress and errors on stderr.
+
+Modules log under ``slmc`` and never print. A record with ``extra={"progress": {...}}`` (task,
+done, total, unit, and any numbers beside them) moves a bar on a terminal, and is a line every
+30 s elsewhere. Every record of a run goes to its ``log.jsonl``, whatever the terminal shows.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from slmc.errors import SlmcError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress, TaskID
+
+EVERY_S = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
+WIDTH = 140
+"""Columns of a table where there is no terminal to ask."""
+STEP_FIELDS = frozenset({"task", "done", "total", "unit"})
+WARNINGS = "py.warnings"
+QUIET_LIBRARIES = ("transformers", "huggingface_hub", "torch", "accelerate", "peft", "httpx")
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Set before a library that reads them is imported, unless the user has set them."""
+
+_verbose = False
+
+
+class Shown(Protocol):
+    """A way to show progress."""
+
+    def show(self, progress: Mapping[str, Any]) -> None:
+        """Show that a task has come further."""
+
+    def close(self) -> None:
+        """Take away what is on the screen."""
+
+
+class Bars:
+    """Progress as bars, which go when their task is done."""
+
+    def __init__(self, console: "Console") -> None:
+        """Draw on ``console``; nothing is drawn before the first task."""
+        self._console = console
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, progress: Mapping[str, Any]) -> None:
+        """Move the bar of the task; the last bar takes the display with it."""
+        name, total = str(progress["task"]), progress.get("total")
+        if self._bars is None:
+            self._bars = _new_bars(self._console)
+            self._bars.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total, note="")
+        note = f"{progress.get('unit', '')} {numbers(progress)}".strip()
+        self._bars.update(self._tasks[name], completed=progress["done"], total=total, note=note)
+        if total is not None and progress["done"] >= total:
+            self._bars.remove_task(self._tasks.pop(name))
+            if not self._tasks:
+                self.close()
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._tasks = None, {}
+
+
+def _new_bars(console: "Console") -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    note = TextColumn("{task.fields[note]}", markup=False)
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(24), MofNCompleteColumn(), note, Remaining(compact=True))
+    return Progress(*columns, console=console, transient=True)
+
+
+class Ticks:
+    """Progress as a line now and then, for logs and pipes."""
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        """Say lines through ``say``; ``clock`` gives seconds."""
+        self._say, self._clock = say, clock
+        self._began: dict[str, tuple[float, float]] = {}
+        self._said: dict[str, float] = {}
+
+    def show(self, progress: Mapping[str, Any]) -> None:
+        """Say how far the task is, if it was not said in the last 30 seconds."""
+        name, done, total = str(progress["task"]), progress["done"], progress.get("total")
+        now = self._clock()
+        began, first = self._began.setdefault(name, (now, done))
+        if now - self._said.setdefault(name, now) >= EVERY_S:
+            self._said[name] = now
+            parts = [f"{done}{f' of {total}' if total else ''} {progress.get('unit', '')}".strip()]
+            parts += [numbers(progress)] * bool(numbers(progress))
+            if total and done > first:
+                left = (now - began) / (done - first) * (total - done)
+                parts.append(f"about {seconds(left)} left")
+            self._say(f"{name}: {', '.join(parts)}")
+        if total is not None and done >= total:
+            self._began.pop(name)
+            self._said.pop(name)
+
+    def close(self) -> None:
+        """Nothing is on the screen."""
+
+
+class Silence:
+    """No progress."""
+
+    def show(self, progress: Mapping[str, Any]) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Nothing is on the screen."""
+
+
+class TerminalHandler(logging.Handler):
+    """Log records for people: warnings marked, progress as bars or lines."""
+
+    def __init__(self, console: "Console", level: int) -> None:
+        """Write to ``console`` what is at least ``level``."""
+        super().__init__(logging.DEBUG)
+        self._console, self._shown_from = console, level
+        self.progress: Shown
+        if level > logging.INFO:
+            self.progress = Silence()
+        elif console.is_terminal:
+            self.progress = Bars(console)
+        else:
+            self.progress = Ticks(self._say)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the record."""
+        try:
+            progress = getattr(record, "progress", None)
+            if progress is not None:
+                self.progress.show(progress)
+                return
+            # What a library warns of is for its developers: with -v only, and in log.jsonl.
+            level = logging.DEBUG if record.name == WARNINGS else record.levelno
+            if level >= self._shown_from:
+                mark = "warning: " if level == logging.WARNING else ""
+                mark = "error: " if level > logging.WARNING else mark
+                style = "yellow" if mark else "dim" if level < logging.INFO else None
+                self._say(f"{mark}{record.getMessage()}", style)
+        except Exception:
+            self.handleError(record)
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        self.progress.close()
+        super().close()
+
+
+class JsonLines(logging.Handler):
+    """Every record as a line of JSON with its time (UTC), held back until a file is named."""
+
+    def __init__(self) -> None:
+        """Hold records until :meth:`open`."""
+        super().__init__(logging.DEBUG)
+        self._held: list[str] = []
+        self._file: IO[str] | None = None
+
+    def open(self, path: Path) -> None:
+        """Append to ``path`` from now on, what was held first; a second call does nothing."""
+        if self._file is None:
+            # The file is kept open as long as the handler: a record costs no open and close.
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._file.writelines(self._held)
+            self._held.clear()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write or hold the record."""
+        try:
+            line = json.dumps(entry(record), default=str, allow_nan=False) + "\n"
+            if self._file is None:
+                self._held.append(line)
+            else:
+                self._file.write(line)
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the file; what is still held goes."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        super().close()
+
+
+def entry(record: logging.LogRecord) -> dict[str, Any]:
+    """A log record as JSON-able data; a number that is not finite becomes its name."""
+    said: dict[str, Any] = {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": record.getMessage(),
+    }
+    progress = getattr(record, "progress", None)
+    if progress is not None:
+        said["progress"] = _finite(progress)
+    if record.exc_info:
+        said["exception"] = "".join(traceback.format_exception(*record.exc_info))
+    return said
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[JsonLines]:
+    """Show the log while a command runs, and keep libraries from talking into it.
+
+    Args:
+        quiet: Warnings and errors only.
+        verbose: Everything, and tracebacks.
+
+    Yields:
+        The handler that writes ``log.jsonl`` once it is given a file.
+    """
+    global _verbose
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    _verbose = verbose
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    lines, terminal = JsonLines(), TerminalHandler(_stderr(), level)
+    ours, warned, root = (logging.getLogger(n) for n in ("slmc", WARNINGS, None))
+    before = ours.level, ours.propagate, warned.propagate
+    libraries = {name: logging.getLogger(name).level for name in QUIET_LIBRARIES}
+    others = logging.NullHandler()  # or else Python prints what nobody handles
+    ours.setLevel(logging.DEBUG)
+    ours.propagate = warned.propagate = False
+    for name in QUIET_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for logger in (ours, warned):
+        logger.addHandler(lines)
+        logger.addHandler(terminal)
+    root.addHandler(others)
+    logging.captureWarnings(True)
+    try:
+        yield lines
+    finally:
+        logging.captureWarnings(False)
+        for logger in (ours, warned):
+            logger.removeHandler(lines)
+            logger.removeHandler(terminal)
+        root.removeHandler(others)
+        for name, was in libraries.items():
+            logging.getLogger(name).setLevel(was)
+        ours.level, ours.propagate, warned.propagate = before
+        terminal.close()
+        lines.close()
+
+
+def result(text: str) -> None:
+    """Print what a command was asked for."""
+    sys.stdout.write(text + "\n")
+
+
+def result_json(value: Any) -> None:
+    """Print what a command was asked for as JSON."""
+    result(json.dumps(value, indent=2, allow_nan=False))
+
+
+def show(what: "RenderableType", *, aside: bool = False) -> None:
+    """Print a table, on stdout or (``aside``) on stderr."""
+    (_stderr() if aside else _console(sys.stdout)).print(what)
+
+
+def error(problem: SlmcError) -> None:
+    """Say in two lines what is wrong and how to mend it; with ``-v`` also where."""
+    if _verbose:
+        sys.stderr.write(traceback.format_exc())
+    said = f"{problem.what}\n  {problem.remedy}"
+    console = _stderr()
+    console.print("error:", style="bold red", end=" ", highlight=False)
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def reset() -> None:
+    """Forget the ``-v`` of an earlier call."""
+    global _verbose
+    _verbose = False
+
+
+def numbers(progress: Mapping[str, Any]) -> str:
+    """The numbers beside a step of progress, such as ``ce 5.87, cosine 0.231``."""
+    beside = {k: v for k, v in progress.items() if k not in STEP_FIELDS}
+    flat = [
+        (inner, number)
+        for name, value in beside.items()
+        for inner, number in (value.items() if isinstance(value, Mapping) else [(name, value)])
+    ]
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in flat
+    )
+
+
+def seconds(value: float) -> str:
+    """A duration for people: ``42 s``, ``3.5 min``, ``2.1 h``."""
+    if value < 100:
+        return f"{value:.0f} s"
+    return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
+
+
+def _stderr() -> "Console":
+    return _console(sys.stderr)
+
+
+def _console(stream: IO[str]) -> "Console":
+    from rich.console import Console
+
+    width = None if stream.isatty() else WIDTH
+    return Console(file=stream, width=width, highlight=False)

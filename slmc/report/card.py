@@ -1,0 +1,55 @@
+"""``model-card.md``: the last model or engine of a run, with the numbers that were measured."""
+
+from slmc.artefact import Artefact
+from slmc.recipe_text import dump
+from slmc.report import markdown
+from slmc.report.view import View
+
+
+def card(view: View) -> str | None:
+    """The model card in the form of the Hugging Face hub; None if the run made no model."""
+    if view.last is None:
+        return None
+    step = view.rows[-1].step
+    manifest = view.last.manifest
+    head = {
+        "library_name": "slmc",
+        "pipeline_tag": "other",
+        "tags": ["recommendation", "sequential-recommendation", manifest.kind],
+    }
+    lines = ["---", dump(head).rstrip(), "---", "", f"# {view.name}: {step}", ""]
+    if view.description:
+        lines += [view.description, ""]
+    lines += [_made(view, view.last), "", "## Measured", "", *markdown.main_table(view), ""]
+    if view.smoke:
+        lines += ["This was a smoke run: its numbers say that it runs, and no more.", ""]
+    if view.judged:
+        lines += [f"- {one.verdict.sentence}" for one in view.judged]
+        lines.append("")
+    lines += ["## Data", ""]
+    lines += [f"- {name}: {value}" for name, value in view.data.items() if value is not None]
+    lines += ["", "## Use", "", *_use(manifest.kind)]
+    return "\n".join(lines) + "\n"
+
+
+def _made(view: View, artefact: Artefact) -> str:
+    manifest = artefact.manifest
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    code = " Code of a model repository was run to make it." if manifest.remote_code else ""
+    return (
+        f"A {manifest.kind} of stage `{manifest.stage}`, made by `{view.command}` with seed "
+        f"{view.seed} ({versions}); digest `{artefact.digest[:12]}`.{code}"
+    )
+
+
+def _use(kind: str) -> list[str]:
+    if kind == "engine":
+        return ["```", "slmc recommend ENGINE ITEM-ID ITEM-ID", "```"]
+    return [
+        "```python",
+        "import slmc.model  # registers the architecture",
+        "from transformers import AutoModel",
+        "",
+        'model = AutoModel.from_pretrained("PATH")',
+        "```",
+    ]

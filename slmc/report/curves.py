@@ -1,0 +1,54 @@
+"""Loss curves from a run's ``log.jsonl``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+POINTS = 300
+"""Points of a curve in a picture; longer ones are averaged in bins."""
+LEFT_OUT = frozenset({"grad_norm"})
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The loss terms of a task by step."""
+
+    task: str
+    terms: dict[str, list[tuple[float, float]]]
+    """Term -> (step, value), binned."""
+
+
+def curves_of(log: Path) -> list[Curves]:
+    """The curves of every task that logged terms; none if there is no log.
+
+    A step that was run twice, before and after a crash, counts once, as it came out last.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    if log.is_file():
+        with log.open(encoding="utf-8") as stream:
+            for line in stream:
+                _take(line, found)
+    return [
+        Curves(task, {term: _binned(points) for term, points in terms.items()})
+        for task, terms in found.items()
+    ]
+
+
+def _take(line: str, found: dict[str, dict[str, dict[int, float]]]) -> None:
+    if '"terms"' not in line:
+        return
+    try:
+        progress = json.loads(line)["progress"]
+        task, step, terms = progress["task"], int(progress["done"]), progress["terms"]
+    except (ValueError, KeyError, TypeError):
+        return  # a line that was cut short when the process was killed
+    for term, value in terms.items():
+        if term not in LEFT_OUT and isinstance(value, (int, float)):
+            found.setdefault(task, {}).setdefault(term, {})[step] = float(value)
+
+
+def _binned(points: dict[int, float]) -> list[tuple[float, float]]:
+    ordered = sorted(points.items())
+    width = -(-len(ordered) // POINTS)
+    bins = [ordered[i : i + width] for i in range(0, len(ordered), width)]
+    return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in bins]

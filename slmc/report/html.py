@@ -1,0 +1,118 @@
+"""``report.html``: one file that needs nothing else, readable on a phone and in the dark."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from slmc.bootstrap import Bounds
+from slmc.config import parse_budget
+from slmc.report import numbers
+from slmc.report.curves import Curves
+from slmc.report.terminal import asked, cells, change_of, headings
+from slmc.report.view import Judged, View
+
+WIDTH, HEIGHT = 600.0, 180.0
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An interval on a line; positions in percent of the width."""
+
+    low: float
+    mid: float
+    high: float
+    zero: float
+    limit: float | None
+    """Where the budget ends."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve in a picture of :data:`WIDTH` x :data:`HEIGHT`."""
+
+    term: str
+    points: str
+    first: str
+    last: str
+
+
+def page(view: View) -> str:
+    """The report of a run as one HTML file; every text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("slmc.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        view=view,
+        headings=headings(view),
+        rows=[(row, cells(row)) for row in view.rows],
+        gates=[
+            (one, asked(one.verdict.gate), change_of(one.verdict), plot(one)) for one in view.judged
+        ],
+        changes=[(row, interval(row.change)) for row in view.rows if row.change is not None],
+        curves=[(one, lines(one)) for one in view.curves],
+        numbers=numbers,
+        plain=plain,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def plot(one: Judged) -> Plot | None:
+    """The change of a gate with its bounds and its budget; None where nothing is compared."""
+    verdict = one.verdict
+    if verdict.change is None or verdict.low is None or verdict.high is None:
+        return None
+    limit = -parse_budget(verdict.gate.max_drop)[0] if verdict.gate.max_drop is not None else None
+    return interval(Bounds(verdict.change, verdict.low, verdict.high), limit)
+
+
+def interval(bounds: Bounds | None, limit: float | None = None) -> Plot | None:
+    """Bounds on a line that shows 0, symmetric about it."""
+    if bounds is None:
+        return None
+    shown = [bounds.low, bounds.high, bounds.change, limit or 0.0]
+    reach = 1.1 * max(abs(x) for x in shown) or 1.0
+
+    def at(x: float) -> float:
+        return round(50 + 50 * x / reach, 2)
+
+    ends = at(bounds.low), at(bounds.change), at(bounds.high)
+    return Plot(*ends, at(0.0), at(limit) if limit is not None else None)
+
+
+def lines(curves: Curves) -> list[Line]:
+    """Each term on its own scale: what counts is where it goes."""
+    found = []
+    for term, points in curves.terms.items():
+        good = [(x, y) for x, y in points if math.isfinite(y)]
+        if len(good) < 2:
+            continue
+        (left, right), low, high = (good[0][0], good[-1][0]), *_range([y for _, y in good])
+        drawn = " ".join(
+            f"{WIDTH * (x - left) / ((right - left) or 1):.1f},"
+            f"{HEIGHT - HEIGHT * (y - low) / (high - low):.1f}"
+            for x, y in good
+        )
+        found.append(Line(term, drawn, f"{good[0][1]:.4g}", f"{good[-1][1]:.4g}"))
+    return found
+
+
+def plain(value: Any) -> str:
+    """A value of a manifest as text."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)

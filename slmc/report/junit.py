@@ -1,0 +1,65 @@
+"""``junit.xml``: a test case for each gate and each parity check, as CI systems read it."""
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+from slmc.report.terminal import asked
+from slmc.report.view import Judged, View
+
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+def suites(view: View) -> str:
+    """The verdicts of a run as JUnit XML."""
+    cases = [_gate(one) for one in view.judged]
+    cases += [_parity(step_id, report) for step_id, report in view.parity.items()]
+    failed = sum(case.find("failure") is not None for case in cases)
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    counts = {
+        "tests": str(len(cases)),
+        "failures": str(failed),
+        "errors": "0",
+        "skipped": str(skipped),
+    }
+    root = ElementTree.Element("testsuites", {"name": "slmc", **counts})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": _clean(view.name), **counts})
+    suite.extend(cases)
+    ElementTree.indent(root)
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n'
+        + ElementTree.tostring(root, encoding="unicode")
+        + "\n"
+    )
+
+
+def _gate(one: Judged) -> ElementTree.Element:
+    verdict = one.verdict
+    against = f" against {verdict.baseline}" if verdict.baseline else ""
+    name = f"{asked(verdict.gate)}{against}"
+    case = _case(f"gates.{verdict.on}", name)
+    sentence = _clean(verdict.sentence)
+    if verdict.failed and one.binding:
+        attributes = {"type": verdict.outcome, "message": sentence}
+        ElementTree.SubElement(case, "failure", attributes).text = sentence
+    elif verdict.failed:
+        ElementTree.SubElement(case, "skipped", {"message": f"not binding: {sentence}"})
+    ElementTree.SubElement(case, "system-out").text = sentence
+    return case
+
+
+def _parity(step_id: str, report: dict[str, Any]) -> ElementTree.Element:
+    # An engine that differs from its model is withheld: whichever is here has passed.
+    case = _case(f"parity.{step_id}", "the engine ranks as the model it was made from")
+    said = ", ".join(f"{k} {v}" for k, v in report.items() if isinstance(v, (int, float)))
+    ElementTree.SubElement(case, "system-out").text = _clean(said)
+    return case
+
+
+def _case(group: str, name: str) -> ElementTree.Element:
+    return ElementTree.Element("testcase", {"classname": _clean(group), "name": _clean(name)})
+
+
+def _clean(text: str) -> str:
+    """Text without the characters that XML cannot hold."""
+    return CONTROL.sub("\ufffd", text)

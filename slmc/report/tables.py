@@ -1,0 +1,229 @@
+"""The rows of the report's tables: models and engines, controls, times."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from slmc.artefact import Artefact
+from slmc.bootstrap import Bounds, paired_bootstrap
+from slmc.errors import UndecidedError
+
+if TYPE_CHECKING:
+    from slmc.pipeline import RunResult
+
+CONFIDENCE = 0.975
+"""One-sided, of each bound: together a two-sided interval of 95 %."""
+Z = 1.96
+"""Half of a 95 % interval in standard errors."""
+NAMES = ("popularity", "markov", "sasrec")
+LATENCY_BATCH, THROUGHPUT_BATCH = 1, 32
+
+Kind = Literal["baseline", "model", "control", "engine"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of an engine or a model at one batch size."""
+
+    who: str
+    batch: int
+    p50_ms: float
+    p99_ms: float
+    per_s: float
+    """Histories a second."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the main table."""
+
+    step: str
+    kind: Kind
+    parameters: int | None
+    size_mb: float | None
+    value: float | None
+    half: float | None
+    """Half of the value's 95 % interval."""
+    change: Bounds | None
+    """Relative, against the teacher; None for the teacher, and where it cannot be told."""
+    p50_ms: float | None
+    p99_ms: float | None
+    per_s: float | None
+    gate: str
+    """``pass`` if every gate on it passed, ``fail`` if one did not, else empty."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A student against its control, in one metric."""
+
+    student: str
+    control: str
+    metric: str
+    student_value: float
+    control_value: float
+    change: Bounds
+    """Absolute, student less control."""
+    n: int
+
+
+def rows_of(
+    result: "RunResult",
+    *,
+    metric: str,
+    teacher: str | None,
+    timed: Mapping[str, list[Timing]],
+) -> list[Row]:
+    """The main table: baselines, then models and engines in the order of the run.
+
+    Args:
+        result: The run.
+        metric: Metric of the value and of the change.
+        teacher: Id of the step that the changes are against.
+        timed: Id of a bench step -> its times.
+    """
+    made = result.artefacts()
+    reference = _per_user(result.evaluations[teacher]) if teacher else None
+    against = _values(reference, metric, result) if reference is not None else None
+    rows = [
+        _baseline_row(name, table, metric, against, result)
+        for name, table in _baseline_tables(result).items()
+    ]
+    for step_id, report in result.evaluations.items():
+        artefact = made[step_id]
+        mine = _values(_per_user(report), metric, result)
+        time = {t.batch: t for times in timed.values() for t in times if t.who == step_id}
+        first, many = time.get(LATENCY_BATCH), time.get(THROUGHPUT_BATCH)
+        value, half = _mean(mine)
+        metrics = artefact.manifest.metrics
+        kind: Kind = "engine" if artefact.manifest.kind == "engine" else "model"
+        rows.append(
+            Row(
+                step=step_id,
+                kind="control" if step_id.endswith(".control") else kind,
+                parameters=metrics.get("parameters"),
+                size_mb=metrics.get("size_mb"),
+                value=value,
+                half=half,
+                change=None if step_id == teacher else _relative(mine, against, result),
+                p50_ms=first.p50_ms if first else None,
+                p99_ms=first.p99_ms if first else None,
+                per_s=many.per_s if many else None,
+                gate=_gate(step_id, result),
+            )
+        )
+    return rows
+
+
+def compare_controls(result: "RunResult") -> list[Comparison]:
+    """Every student beside the same student without its teacher, in each metric, paired."""
+    found = []
+    for control, report in result.evaluations.items():
+        student = control.removesuffix(".control")
+        if student == control or student not in result.evaluations:
+            continue
+        tables = [_per_user(r) for r in (result.evaluations[student], report)]
+        for metric in result.recipe.evaluate.metrics:
+            mine, others = (_values(table, metric, result) for table in tables)
+            if mine is None or others is None:
+                continue
+            interval = paired_bootstrap(
+                mine, others, seed=result.recipe.seed, confidence=CONFIDENCE
+            )
+            found.append(
+                Comparison(
+                    student=student,
+                    control=control,
+                    metric=metric,
+                    student_value=float(mine.mean()),
+                    control_value=float(others.mean()),
+                    change=interval.absolute,
+                    n=mine.size,
+                )
+            )
+    return found
+
+
+def timings(bench: Artefact) -> list[Timing]:
+    """What a bench report has timed, the engine and, where there was one, its baseline."""
+    found = json.loads(bench.file("metrics.json").read_bytes())
+    return [
+        Timing(one["who"], one["batch"], one["p50_ms"], one["p99_ms"], one["per_s"])
+        for one in found.get("timings", ())
+    ]
+
+
+def _baseline_tables(result: "RunResult") -> dict[str, Artefact]:
+    report = next((s.artefact for s in result.steps if s.stage == "baselines"), None)
+    return {name: report for name in NAMES} if report is not None else {}
+
+
+def _baseline_row(
+    name: str,
+    report: Artefact,
+    metric: str,
+    against: NDArray[np.float64] | None,
+    result: "RunResult",
+) -> Row:
+    table = pl.read_parquet(report.file(f"{name}/{result.recipe.evaluate.split}.parquet"))
+    mine = _values(table, metric, result)
+    value, half = _mean(mine)
+    made = next((s.artefact for s in result.steps if s.stage == name), None)
+    metrics: dict[str, Any] = made.manifest.metrics if made is not None else {}
+    return Row(
+        step=name,
+        kind="baseline",
+        parameters=metrics.get("parameters"),
+        size_mb=metrics.get("size_mb"),
+        value=value,
+        half=half,
+        change=_relative(mine, against, result),
+        p50_ms=None,
+        p99_ms=None,
+        per_s=None,
+        gate="",
+    )
+
+
+def _per_user(report: Artefact) -> pl.DataFrame:
+    return pl.read_parquet(report.file("per_user.parquet"))
+
+
+def _values(table: pl.DataFrame, metric: str, result: "RunResult") -> NDArray[np.float64] | None:
+    """The metric of each user; None where it was not measured in this way."""
+    from slmc.measured import protocol, values
+
+    try:
+        return values(table, metric, protocol(result.recipe.evaluate))
+    except UndecidedError:
+        return None
+
+
+def _mean(mine: NDArray[np.float64] | None) -> tuple[float | None, float | None]:
+    if mine is None or mine.size == 0:
+        return None, None
+    half = Z * float(mine.std(ddof=1)) / mine.size**0.5 if mine.size > 1 else None
+    return float(mine.mean()), half
+
+
+def _relative(
+    mine: NDArray[np.float64] | None, against: NDArray[np.float64] | None, result: "RunResult"
+) -> Bounds | None:
+    if mine is None or against is None or mine.shape != against.shape or mine.size == 0:
+        return None
+    seed = result.recipe.seed
+    return paired_bootstrap(mine, against, seed=seed, confidence=CONFIDENCE).relative
+
+
+def _gate(step_id: str, result: "RunResult") -> str:
+    on_it = [
+        verdict.failed
+        for i, verdict in enumerate(result.verdicts)
+        if verdict.on == step_id and i not in result.advisory
+    ]
+    return "" if not on_it else "fail" if any(on_it) else "pass"

@@ -1,0 +1,148 @@
+"""The tables of the terminal, and what a test set can see in a sentence."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from slmc.report import numbers
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from slmc.gates import Gate
+    from slmc.measured import Measured
+    from slmc.report.tables import Row
+    from slmc.report.view import View
+    from slmc.verdict import Verdict
+
+COLOURS = {"pass": "green", "fail": "red", "regression": "red", "inconclusive": "yellow"}
+POWER, CORRELATION = 0.8, 0.9
+
+
+def headings(view: "View") -> list[str]:
+    """Columns of the main table."""
+    return [
+        "step",
+        "parameters",
+        "MB",
+        view.metric.upper(),
+        f"change against {view.teacher}" if view.teacher else "change",
+        "p50 / p99 ms, batch 1",
+        "per s, batch 32",
+        "gate",
+    ]
+
+
+def cells(row: "Row") -> list[str]:
+    """A line of the main table in text."""
+    time = numbers.NONE
+    if row.p50_ms is not None:
+        time = f"{numbers.milliseconds(row.p50_ms)} / {numbers.milliseconds(row.p99_ms)}"
+    return [
+        row.step,
+        numbers.parameters(row.parameters),
+        numbers.megabytes(row.size_mb),
+        numbers.value(row.value, row.half),
+        numbers.change(row.change),
+        time,
+        numbers.rate(row.per_s),
+        row.gate or numbers.NONE,
+    ]
+
+
+def run_table(view: "View") -> RenderableType:
+    """The table of a run, its caption, the gates' sentences and the notes."""
+    table = Table(title=None, pad_edge=False)
+    for i, heading in enumerate(headings(view)):
+        table.add_column(heading, justify="left" if i in (0, 7) else "right")
+    before = None
+    for row in view.rows:
+        if before == "baseline" and row.kind != "baseline":
+            table.add_section()
+        before = row.kind
+        shown = cells(row)
+        table.add_row(*shown[:-1], Text(shown[-1], style=COLOURS.get(row.gate, "")))
+    said: list[RenderableType] = [table, Text(view.caption, style="dim")]
+    for one in view.judged:
+        colour = COLOURS[one.verdict.outcome]
+        mark = Text("gate ", style=colour)
+        said.append(mark.append(one.verdict.sentence, style="default"))
+        if not one.binding:
+            said.append(Text("  not binding in this run", style="dim"))
+    said += [Text(f"note {note}", style="dim") for note in view.notes]
+    return Group(*said)
+
+
+def verdict_table(verdicts: "Sequence[Verdict]") -> Table:
+    """A line for each verdict."""
+    table = Table(pad_edge=False)
+    for heading in ("gate", "value", "baseline", "change", "n", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("gate", "verdict") else "right")
+    for verdict in verdicts:
+        outcome = verdict.outcome + (", anomalous" if verdict.anomalous else "")
+        size = verdict.gate.metric == "size_mb"
+        table.add_row(
+            asked(verdict.gate),
+            numbers.megabytes(verdict.value) if size else numbers.value(verdict.value),
+            numbers.value(verdict.baseline_value),
+            change_of(verdict),
+            numbers.count(verdict.n) if verdict.n else numbers.NONE,
+            Text(outcome, style=COLOURS[verdict.outcome]),
+        )
+    return table
+
+
+def asked(gate: "Gate") -> str:
+    """What a gate asks: ``ndcg@10 max_drop 3%``."""
+    bound = next(k for k in ("max_drop", "min", "max") if getattr(gate, k) is not None)
+    segment = "" if gate.segment == "all" else f" ({gate.segment})"
+    return f"{gate.metric}{segment} {bound} {getattr(gate, bound)}"
+
+
+def change_of(verdict: "Verdict") -> str:
+    """The change of a verdict with its one-sided bounds."""
+    from slmc.bootstrap import Bounds
+
+    if verdict.change is None or verdict.low is None or verdict.high is None:
+        return numbers.NONE
+    bounds = Bounds(verdict.change, verdict.low, verdict.high)
+    return numbers.change(bounds, relative=verdict.relative)
+
+
+def power_lines(gates: "Sequence[Gate]", baseline: "Measured") -> list[str]:
+    """For each metric that is gated by a drop, what this many users can see.
+
+    Args:
+        gates: The gates.
+        baseline: Whose values tell how much users differ.
+    """
+    chosen = {(g.metric, g.confidence): None for g in gates if g.max_drop is not None}
+    return [
+        power_line(metric, baseline.per_user, baseline.protocol, confidence=confidence)
+        for metric, confidence in chosen
+    ]
+
+
+def power_line(
+    metric: str,
+    per_user: "pl.DataFrame",
+    protocol: Mapping[str, Any],
+    *,
+    confidence: float = 0.95,
+) -> str:
+    """The smallest drop that these users can see, with its assumptions, in a sentence."""
+    from slmc.bootstrap import detectable_drop
+    from slmc.measured import values
+
+    found = values(per_user, metric, protocol)
+    drop = detectable_drop(found, confidence=confidence, power=POWER, correlation=CORRELATION)
+    basis = (
+        f"one-sided {100 * confidence:g} %, power {100 * POWER:g} %, correlation between "
+        f"baseline and candidate {CORRELATION:g}"
+    )
+    if drop == float("inf"):
+        return f"{metric}: {found.size:,} users cannot see any relative drop ({basis})"
+    return f"{metric}: {found.size:,} users can see a drop of {100 * drop:.1f} % or more ({basis})"

@@ -1,0 +1,159 @@
+"""What a run has to tell, gathered once for all forms of the report."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from slmc.artefact import Artefact
+from slmc.report.curves import Curves, curves_of
+from slmc.report.tables import Comparison, Row, Timing, compare_controls, rows_of, timings
+
+if TYPE_CHECKING:
+    from slmc.pipeline import RunResult
+    from slmc.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict, and whether it decides the exit code."""
+
+    verdict: "Verdict"
+    binding: bool
+
+    @property
+    def label(self) -> str:
+        """``pass``, ``regression``, ``inconclusive``; marked where it does not bind."""
+        mark = ", anomalous" if self.verdict.anomalous else ""
+        return f"{self.verdict.outcome}{mark}{'' if self.binding else ' (not binding)'}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step as it ran."""
+
+    id: str
+    stage: str
+    status: str
+    seconds: float
+    key: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that a report shows."""
+
+    name: str
+    description: str
+    command: str
+    smoke: bool
+    seed: int
+    metric: str
+    """Metric of the table's value and change."""
+    protocol: str
+    n: int
+    teacher: str | None
+    rows: list[Row]
+    judged: list[Judged]
+    comparisons: list[Comparison]
+    timings: dict[str, list[Timing]]
+    """Id of a bench step -> what it timed."""
+    machines: dict[str, dict[str, Any]]
+    parity: dict[str, dict[str, Any]]
+    """Id of an engine step -> its parity report."""
+    data: dict[str, Any]
+    versions: dict[str, str]
+    steps: list[Done]
+    curves: list[Curves]
+    notes: list[str] = field(default_factory=list)
+    last: Artefact | None = None
+    """The last model or engine."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a binding gate did not pass."""
+        return any(one.binding and one.verdict.failed for one in self.judged)
+
+    @property
+    def caption(self) -> str:
+        """What the numbers of the table are."""
+        against = (
+            f" Change: relative, against {self.teacher}, the same users (paired bootstrap)."
+            if self.teacher
+            else ""
+        )
+        return (
+            f"{self.metric.upper()}: {self.protocol}, n = {self.n:,} users.{against} "
+            "Intervals are two-sided, 95 %; ± is half of one."
+        )
+
+
+def view_of(result: "RunResult") -> View:
+    """Gather the view of a run that has ended, whole or up to a step."""
+    from slmc.measured import told
+
+    recipe = result.recipe
+    made = result.artefacts()
+    summaries = {
+        step_id: json.loads(report.file("metrics.json").read_bytes())
+        for step_id, report in result.evaluations.items()
+    }
+    first: Mapping[str, Any] = next(iter(summaries.values()), {})
+    metric = next((m for m in recipe.evaluate.metrics if m != "ce"), recipe.evaluate.metrics[0])
+    teacher = next((s.id for s in reversed(recipe.steps) if s.stage == "teach"), None)
+    teacher = teacher if teacher in result.evaluations else None
+    bench = {step.id: made[step.id] for step in recipe.steps if _ran(step.id, "bench", result)}
+    times = {step_id: timings(artefact) for step_id, artefact in bench.items()}
+    judged = [Judged(v, i not in result.advisory) for i, v in enumerate(result.verdicts)]
+    rows = rows_of(result, metric=metric, teacher=teacher, timed=times)
+    engines = [s for s in result.evaluations if made[s].manifest.kind == "engine"]
+    return View(
+        name=recipe.name,
+        description=recipe.description,
+        command=recipe.command,
+        smoke=recipe.smoke,
+        seed=recipe.seed,
+        metric=metric,
+        protocol=told(first["protocol"]) if first else "nothing was measured",
+        n=int(first["n"]) if first else 0,
+        teacher=teacher,
+        rows=rows,
+        judged=judged,
+        comparisons=compare_controls(result),
+        timings=times,
+        machines={s: _read(a, "metrics.json").get("machine", {}) for s, a in bench.items()},
+        parity={s: _read(made[s], "parity.json") for s in engines},
+        data=_data(result),
+        versions=_versions(result),
+        steps=[Done(s.id, s.stage, s.status, s.seconds, s.key) for s in result.steps],
+        curves=curves_of(result.run_dir / "log.jsonl"),
+        notes=list(result.notes),
+        last=made[list(result.evaluations)[-1]] if result.evaluations else None,
+    )
+
+
+def _ran(step_id: str, stage: str, result: "RunResult") -> bool:
+    return any(step.id == step_id and step.stage == stage for step in result.steps)
+
+
+def _read(artefact: Artefact, name: str) -> dict[str, Any]:
+    if name not in artefact.manifest.files:
+        return {}
+    found = json.loads((artefact.path / name).read_bytes())
+    return found if isinstance(found, dict) else {}
+
+
+def _data(result: "RunResult") -> dict[str, Any]:
+    prepared = next((s.artefact for s in result.steps if s.stage == "prepare"), None)
+    if prepared is None:
+        return {}
+    settings = prepared.manifest.config
+    chosen = {name: settings.get(name) for name in ("source", "core", "history", "split", "users")}
+    return chosen | prepared.manifest.metrics
+
+
+def _versions(result: "RunResult") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for step in result.steps:
+        found |= step.artefact.manifest.versions
+    return found
