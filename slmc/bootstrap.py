@@ -15,8 +15,8 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 DISTINCT = 4096
 """Up to so many distinct pairs of values, users are resampled by counts of them."""
-DRAWS = 2**22
-"""Users that are drawn at a time otherwise: 32 MB of indices."""
+BLOCK = 2048
+"""Users of a block otherwise: its values stay in the processor's cache, its draws are 35 MB."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,7 @@ def resampled_means(values: Floats, *, resamples: int, seed: int) -> Floats:
         drawn = rng.multinomial(n, counts / n, size=resamples)
         means: Floats = (drawn @ distinct) / n
         return means
-    rows = max(1, DRAWS // n)
-    parts = []
-    for start in range(0, resamples, rows):
-        size = (min(rows, resamples - start), n)
-        chosen = rng.integers(0, n, size=size, dtype=np.int32 if n < 2**31 else np.int64)
-        parts.append(np.stack([column[chosen].mean(axis=1) for column in values.T], axis=1))
-    return np.concatenate(parts)
+    return _resampled_in_blocks(values, rng, resamples) / n
 
 
 def detectable_drop(
@@ -111,9 +105,9 @@ def detectable_drop(
 ) -> float:
     """Smallest relative ``max_drop`` that an unchanged candidate passes with ``power``.
 
-    It is also the smallest drop from a budget of none that is told with that power. From the
-    spread of a cheap baseline's values: a candidate's are assumed to spread as much and to
-    correlate with its own baseline's by ``correlation``.
+    A smaller budget is below what so many users can see. It follows from the spread of a cheap
+    baseline's values: a candidate's are assumed to spread as much, and to correlate with its
+    own baseline's by ``correlation``.
 
     Args:
         values: ``[n]`` metric of each user, of a baseline at hand.
@@ -155,6 +149,24 @@ def pass_chance(
     if error == 0:
         return 1.0
     return NormalDist().cdf(max_drop / error - NormalDist().inv_cdf(confidence))
+
+
+def _resampled_in_blocks(values: Floats, rng: np.random.Generator, resamples: int) -> Floats:
+    """Sums of resampled users ``[R, m]``: how many fall into each block, then which.
+
+    That is the same as drawing among all, without reading all over the memory.
+    """
+    blocks = np.array_split(values, math.ceil(len(values) / BLOCK))
+    shares = np.array([len(block) for block in blocks]) / len(values)
+    drawn = rng.multinomial(len(values), shares, size=resamples)
+    sums = np.zeros((resamples, values.shape[1]))
+    for block, counts in zip(blocks, drawn.T, strict=True):
+        chosen = rng.integers(0, len(block), size=counts.sum(), dtype=np.uint16)
+        # Blocks hold a thousand users at least, so that no resample leaves one out.
+        starts = np.cumsum(counts) - counts
+        for column in range(values.shape[1]):
+            sums[:, column] += np.add.reduceat(block[:, column].take(chosen), starts)
+    return sums
 
 
 def _relative_error(values: Floats, correlation: float) -> float:

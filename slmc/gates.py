@@ -62,8 +62,8 @@ class Gate(StageConfig):
         allowed = self._bounds()
         if len(asked) != 1 or asked[0] not in allowed:
             raise ValueError(
-                f"a gate on {self.metric} takes {' or '.join(allowed)}, one of them; "
-                f"it has {' and '.join(asked) or 'none'}"
+                f"a gate on {self.metric} takes {' or '.join(allowed)}, and has "
+                f"{' and '.join(asked) or 'none'}"
             )
         return self
 

@@ -104,7 +104,7 @@ def better_is_positive(bounds: Bounds, metric: str) -> Bounds:
     """Turn the sign of a change where a lower value is better."""
     if metric not in LOWER_IS_BETTER:
         return bounds
-    return Bounds(-bounds.change, -bounds.high, -bounds.low)
+    return Bounds(0.0 - bounds.change, 0.0 - bounds.high, 0.0 - bounds.low)  # never -0.0
 
 
 def _segment(gate: Gate, candidate: Measured) -> NDArray[np.bool_]:

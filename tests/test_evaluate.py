@@ -1,0 +1,319 @@
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from slmc.artefact import Artefact, load
+from slmc.data.config import EvaluateConfig, Sampled
+from slmc.data.dataset import Dataset, Targets
+from slmc.errors import BrokenRunError, SlmcError, UndecidedError, UsageError, VerdictError
+from slmc.evaluate import (
+    Histories,
+    VectorScorer,
+    check_catalogue,
+    evaluate,
+    negatives_of,
+    protocol,
+    rank,
+    summarise,
+    values,
+)
+from slmc.measured import SCHEMA, tail_limit, told
+
+ITEMS = 60
+
+
+def some_targets(users: int = 37, items: int = ITEMS, seed: int = 0) -> Targets:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 15, users)
+    earlier = [rng.integers(1, items + 1, length).astype(np.int32) for length in lengths]
+    return Targets(
+        users=[f"u{i}" for i in range(users)],
+        histories=[rows[-10:] for rows in earlier],
+        targets=rng.integers(1, items + 1, users).astype(np.int64),
+        seen=[np.unique(rows) for rows in earlier],
+    )
+
+
+COUNTS = np.concatenate([[0], np.random.default_rng(1).integers(1, 50, ITEMS)])
+
+
+class TableScorer:
+    """Scores that depend on the last item alone, in blocks of a width."""
+
+    def __init__(self, width: int = ITEMS, items: int = ITEMS) -> None:
+        self.num_items, self.width = items, width
+        rng = np.random.default_rng(2)
+        self.table = torch.from_numpy(rng.integers(0, 40, (items + 1, items)) / 8.0).float()
+        self.batches: list[list[int]] = []
+
+    def blocks(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
+        self.batches.append([rows.size for rows in histories])
+        scores = self.table[[int(rows[-1]) for rows in histories]]
+        for start in range(0, self.num_items, self.width):
+            yield start + 1, scores[:, start : start + self.width]
+
+
+def reference(scorer: TableScorer, targets: Targets, user: int) -> dict[str, Any]:
+    """Everything about one user, by loops over items in float64."""
+    row = scorer.table[int(targets.histories[user][-1])].tolist()
+    target = int(targets.targets[user])
+    own = row[target - 1]
+    others = [i for i in range(1, ITEMS + 1) if i != target]
+
+    def expected(among: list[int]) -> float:
+        above = sum(row[i - 1] > own for i in among)
+        return 1 + above + sum(row[i - 1] == own for i in among) / 2
+
+    return {
+        "target": target,
+        "rank": expected(others),
+        "rank_unseen": expected([i for i in others if i not in targets.seen[user]]),
+        "ce": math.log(math.fsum(math.exp(s) for s in row)) - own,
+        "top_items": sorted(range(1, ITEMS + 1), key=lambda i: (-row[i - 1], i))[:20],
+    }
+
+
+@pytest.mark.parametrize("width", [ITEMS, 7])
+@pytest.mark.parametrize("batch", [1, 5, 100])
+def test_agrees_with_loops_and_keeps_the_order_of_users(width: int, batch: int) -> None:
+    targets = some_targets()
+    scorer = TableScorer(width)
+    found = rank(scorer, targets, COUNTS, EvaluateConfig(batch=batch))
+    assert found["user"].to_list() == targets.users
+    assert found.schema == pl.Schema(SCHEMA)
+    for user in range(len(targets.users)):
+        expected = reference(scorer, targets, user)
+        row = found.row(user, named=True)
+        assert row["ce"] == pytest.approx(expected.pop("ce"), abs=1e-5)
+        assert {k: row[k] for k in expected} == expected
+    assert found["rank_sampled"].null_count() == found["negatives"].null_count() == 37
+
+
+def test_batches_hold_histories_of_like_length() -> None:
+    scorer = TableScorer()
+    rank(scorer, some_targets(), COUNTS, EvaluateConfig(batch=8))
+    sizes = [size for batch in scorer.batches for size in batch]
+    assert sizes == sorted(sizes)
+    assert [len(batch) for batch in scorer.batches] == [8, 8, 8, 8, 5]
+
+
+def test_what_is_known_of_users_and_targets() -> None:
+    targets = some_targets()
+    found = rank(TableScorer(), targets, COUNTS, EvaluateConfig())
+    assert found["count"].to_list() == COUNTS[targets.targets].tolist()
+    lengths = [max(h.size, s.size) for h, s in zip(targets.histories, targets.seen, strict=True)]
+    assert found["history"].to_list() == lengths
+    assert found["tail"].to_list() == [COUNTS[t] <= tail_limit(COUNTS) for t in targets.targets]
+
+
+def test_a_target_that_was_seen_is_ranked_all_the_same() -> None:
+    targets = Targets(
+        users=["a"],
+        histories=[np.array([1, 2], dtype=np.int32)],
+        targets=np.array([2]),
+        seen=[np.array([1, 2], dtype=np.int32)],
+    )
+    items = torch.tensor([[0.0], [3.0], [2.0], [1.0]])
+    scorer = VectorScorer(lambda ids: torch.ones(len(ids), 1), items)
+    row = rank(scorer, targets, np.array([0, 1, 1, 1]), EvaluateConfig()).row(0, named=True)
+    assert (row["rank"], row["rank_unseen"]) == (2.0, 1.0)
+
+
+def test_vector_scorer_ranks_the_same_in_any_chunk() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(ITEMS + 1, 8, generator=generator)
+    calls: list[tuple[int, ...]] = []
+
+    def user_vectors(ids: Tensor) -> Tensor:
+        calls.append(tuple(ids.shape))
+        return table[ids].sum(dim=1)
+
+    targets = some_targets()
+    whole = rank(VectorScorer(user_vectors, table), targets, COUNTS, EvaluateConfig())
+    once = len(calls)
+    parts = rank(VectorScorer(user_vectors, table, chunk=16), targets, COUNTS, EvaluateConfig())
+    assert len(calls) == 2 * once  # the second pass does not compute the vectors again
+    assert whole.drop("ce", "top_scores").equals(parts.drop("ce", "top_scores"))
+    assert whole["ce"].to_numpy() == pytest.approx(parts["ce"].to_numpy(), abs=1e-5)
+
+
+def test_negatives_are_free_items_each_as_likely_and_the_same_for_every_model() -> None:
+    excluded, drawn = np.array([1, 4, 5, 9, 10]), np.zeros(11, dtype=int)
+    for index in range(4000):
+        rows = negatives_of(index, excluded, 10, Sampled(sampled=2), seed=3)
+        assert len(set(rows.tolist())) == 2
+        drawn[rows] += 1
+    assert drawn[excluded].sum() == drawn[0] == 0
+    # 1600 draws of each free row expected, standard deviation 31
+    assert all(abs(drawn[row] - 1600) < 160 for row in (2, 3, 6, 7, 8))
+    again = negatives_of(7, excluded, 10, Sampled(sampled=2), seed=3)
+    assert again.tolist() == negatives_of(7, excluded, 10, Sampled(sampled=2), seed=3).tolist()
+
+
+def test_sampled_ranks_do_not_depend_on_batches_or_blocks() -> None:
+    asked = EvaluateConfig(ranking=Sampled(sampled=9), batch=3)
+    targets = some_targets()
+    one = rank(TableScorer(), targets, COUNTS, asked)
+    other = rank(TableScorer(13), targets, COUNTS, asked.model_copy(update={"batch": 50}))
+    assert one.drop("ce").equals(other.drop("ce"))
+    assert one["negatives"].unique().to_list() == [9]
+    assert 1 <= one["rank_sampled"].min() <= one["rank_sampled"].max() <= 10  # type: ignore[operator]
+    reseeded = rank(TableScorer(), targets, COUNTS, asked.model_copy(update={"seed": 18}))
+    assert not reseeded["rank_sampled"].equals(one["rank_sampled"])
+
+
+def test_too_many_negatives_are_all_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    asked = EvaluateConfig(ranking=Sampled(sampled=55))
+    found = rank(TableScorer(), some_targets(), COUNTS, asked)
+    sampled = found.filter(pl.col("negatives") < 55)
+    assert 0 < sampled.height < found.height
+    # Ranked among all free items: what full ranking with seen items left out does.
+    assert sampled["rank_sampled"].equals(sampled["rank_unseen"], null_equal=False)
+    expected = f"evaluate: {sampled.height} users have fewer items left than negatives asked for"
+    assert caplog.messages == [expected]
+    told_so = summarise(found, asked)["protocol"]["users_with_fewer_negatives"]
+    assert told_so == sampled.height
+
+
+def test_progress_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "slmc.evaluate")
+    rank(TableScorer(), some_targets(), COUNTS, EvaluateConfig(batch=20), "evaluate teach")
+    assert [record.progress for record in caplog.records] == [  # type: ignore[attr-defined]
+        {"task": "evaluate teach", "done": 20, "total": 37, "unit": "users"},
+        {"task": "evaluate teach", "done": 37, "total": 37, "unit": "users"},
+    ]
+
+
+def check(error: pytest.ExceptionInfo[SlmcError], what: str, remedy: str) -> None:
+    assert (error.value.what, error.value.remedy) == (what, remedy)
+
+
+@pytest.mark.parametrize("width", [ITEMS, 7])
+def test_a_score_that_is_no_number(width: int) -> None:
+    scorer, targets = TableScorer(width), some_targets()
+    scorer.table[int(targets.histories[11][-1]), 5] = math.nan
+    with pytest.raises(BrokenRunError) as caught:
+        rank(scorer, targets, COUNTS, EvaluateConfig(batch=1))
+    last = int(targets.histories[11][-1])
+    hit = {f"u{i}" for i, rows in enumerate(targets.histories) if rows[-1] == last}
+    named = caught.value.what.split("'")[1]
+    assert named in hit
+    check(
+        caught,
+        f"evaluate: a score of user {named!r} is not a finite number.",
+        "Look at how the model was made: its training diverged, or its weights are damaged.",
+    )
+
+
+def test_constant_scores_of_all_users() -> None:
+    scorer = TableScorer()
+    scorer.table[:] = 0.25
+    with pytest.raises(VerdictError) as caught:
+        rank(scorer, some_targets(), COUNTS, EvaluateConfig())
+    check(
+        caught,
+        "evaluate: anomalous: the scores of every user are the same for all items.",
+        "Look at how the model was made: it has learned nothing, or its weights are lost.",
+    )
+
+
+def test_no_user() -> None:
+    nobody = Targets(users=[], histories=[], targets=np.zeros(0, dtype=np.int64), seen=[])
+    with pytest.raises(UndecidedError) as caught:
+        rank(TableScorer(), nobody, COUNTS, EvaluateConfig(split="valid"))
+    check(
+        caught,
+        "no user has a valid target, so there is nothing to measure.",
+        "Choose a split with users in it; `slmc data check` shows how many each has.",
+    )
+
+
+def table(**columns: list[float | None]) -> pl.DataFrame:
+    names = ("rank", "rank_unseen", "rank_sampled", "ce")
+    n = len(next(iter(columns.values())))
+    return pl.DataFrame({k: columns.get(k, [None] * n) for k in names}).cast(pl.Float64)
+
+
+def test_the_protocol_chooses_the_rank() -> None:
+    ranked = table(rank=[4.0, 1.0], rank_unseen=[2.0, 1.0], rank_sampled=[1.0, 1.0])
+    for asked, expected in (
+        (EvaluateConfig(), [0.25, 1.0]),
+        (EvaluateConfig(exclude_seen=True), [0.5, 1.0]),
+        (EvaluateConfig(ranking=Sampled(sampled=5)), [1.0, 1.0]),
+    ):
+        assert values(ranked, "mrr", protocol(asked)).tolist() == expected
+
+
+def test_a_number_that_was_not_measured() -> None:
+    asked = protocol(EvaluateConfig(ranking=Sampled()))
+    with pytest.raises(UndecidedError) as caught:
+        values(table(rank=[1.0], ce=[1.0]), "hr@10", asked)
+    check(
+        caught,
+        "hr@10 was not measured: the evaluation gives no rank_sampled.",
+        "Evaluate again with the ranking that the metric needs.",
+    )
+
+
+def test_summary_has_protocol_n_and_standard_errors() -> None:
+    asked = EvaluateConfig(metrics=("hr@10", "mrr", "ce"))
+    summary = summarise(table(rank=[1.0, 2.0, 20.0, 40.0]), asked)
+    assert summary["protocol"] == {"ranking": "full", "exclude_seen": False, "split": "test"}
+    assert summary["n"] == 4
+    # mean .5, standard deviation sqrt(1/3), over sqrt(4)
+    assert summary["metrics"]["hr@10"] == pytest.approx({"value": 0.5, "se": 0.28867513})
+    assert summary["metrics"]["mrr"]["value"] == pytest.approx((1 + 0.5 + 0.05 + 0.025) / 4)
+    assert summary["metrics"]["ce"] == {"value": None, "se": None}
+    alone = summarise(table(rank=[1.0], ce=[3.0]), asked)
+    assert alone["metrics"]["ce"] == {"value": 3.0, "se": None}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (EvaluateConfig(), "full ranking, seen items kept, test"),
+        (EvaluateConfig(exclude_seen=True), "full ranking, seen items left out, test"),
+        (EvaluateConfig(ranking=Sampled(), split="valid"), "999 sampled negatives, valid"),
+    ],
+)
+def test_protocols_in_words(config: EvaluateConfig, words: str) -> None:
+    assert told(protocol(config)) == words
+
+
+def test_the_tail_is_the_least_popular_80_percent() -> None:
+    assert tail_limit(np.array([0, 9, 8, 7, 6, 5, 4, 3, 2, 1, 10])) == 8
+    assert tail_limit(np.array([0, 5, 5, 5])) == 5
+    assert tail_limit(np.array([0, 100, 1, 1, 1, 1])) == 1
+
+
+def test_the_stage(dataset: Artefact, sasrec: Artefact, tmp_path: Path) -> None:
+    inputs = {"data": dataset, "model": sasrec}
+    report = evaluate(EvaluateConfig(), inputs, tmp_path / "one")
+    found = pl.read_parquet(report.file("per_user.parquet"))
+    data = Dataset.open(dataset)
+    assert found["user"].to_list() == data.targets("test").users
+    summary = json.loads(report.file("metrics.json").read_text())
+    assert summary == report.manifest.metrics == summarise(found, EvaluateConfig())
+    # An item mostly tells the next, so that what was learned shows: chance is a mean rank of 15.
+    assert found["rank"].mean() < 8  # type: ignore[operator]
+    again = evaluate(EvaluateConfig(), inputs, tmp_path / "two")
+    assert again.digest == report.digest == load(tmp_path / "one").digest
+
+
+def test_a_model_of_another_catalogue(dataset: Artefact) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_catalogue(TableScorer(), Dataset.open(dataset))
+    check(
+        caught,
+        "the model ranks 60 items, the dataset has 30.",
+        "Name the dataset that the model was trained on with --data.",
+    )
