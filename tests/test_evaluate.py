@@ -317,3 +317,18 @@ def test_a_model_of_another_catalogue(dataset: Artefact) -> None:
         "the model ranks 60 items, the dataset has 30.",
         "Name the dataset that the model was trained on with --data.",
     )
+
+
+@pytest.mark.gpu
+def test_a_gpu_ranks_as_the_cpu_does() -> None:
+    """Small whole numbers: their products are exact in any order, so that ties stay ties."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(-3, 4, (ITEMS + 1, 8), generator=generator).float()
+    asked = EvaluateConfig(ranking=Sampled(sampled=9), batch=8)
+    found = {}
+    for device in ("cpu", "cuda"):
+        items = table.to(device)
+        scorer = VectorScorer(lambda ids, items=items: items[ids].sum(dim=1), items, chunk=16)  # type: ignore[misc]
+        found[device] = rank(scorer, some_targets(), COUNTS, asked)
+    assert found["cpu"].drop("ce").equals(found["cuda"].drop("ce"))
+    assert found["cuda"]["ce"].to_numpy() == pytest.approx(found["cpu"]["ce"].to_numpy(), abs=1e-4)
