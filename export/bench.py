@@ -1,0 +1,224 @@
+"""Time an engine on real histories, side by side with a model in PyTorch.
+
+Engine and baseline answer the same histories in turn, round by round, in one process with the
+same number of threads, so that what else the machine does meets both.
+"""
+
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slmc.artefact import Artefact, draft
+from slmc.data.dataset import Dataset
+from slmc.export.config import BenchConfig
+from slmc.export.parity import real_histories
+from slmc.export.plain import PlainModel
+from slmc.export.probe import probe
+from slmc.export.runtime import Engine, Histories, cores
+from slmc.export.vocabulary import check_same
+from slmc.model.loading import load_model
+
+BUDGET_S = 20.0
+"""Seconds that one batch size may take, about; rounds are cut to fit."""
+HISTORIES = 8
+"""Histories that a round answers at least: several calls of small batches."""
+FEWEST = 3
+"""Rounds that are timed however long they take."""
+PROTOCOL = (
+    "Each round draws histories of test users by the seed; engine and baseline answer the same "
+    "ones in turn, the order changing from round to round. The engine gets them padded to the "
+    "longest of the batch, the baseline (PyTorch, SDPA attention, top-k included) padded to the "
+    "model's history. Latency is the time of one call with rows as NumPy arrays in and out; "
+    "throughput is histories over the sum of these times. Of fewer than 100 calls p99 is nearly "
+    "the slowest. Cold start (open and answer one history, libraries loaded) and peak memory are "
+    "those of a fresh process for each."
+)
+
+Answer = Callable[[Histories], object]
+
+log = logging.getLogger("slmc.bench")
+
+
+def bench(config: BenchConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Time an engine, and the model in the role ``baseline`` if there is one: a report.
+
+    Raises:
+        UsageError: Engine or baseline number other items than the dataset.
+        UndecidedError: The dataset holds no history.
+        ArtefactError: ONNX Runtime cannot run the engine.
+    """
+    for role in ("engine", "baseline"):
+        if role in inputs:
+            check_same(inputs[role], inputs["data"])
+    histories = real_histories(Dataset.open(inputs["data"]))
+    threads = config.threads or cores()
+    engine = Engine.open(inputs["engine"], threads=threads)
+    contenders: dict[str, Answer] = {"engine": engine.top}
+    if "baseline" in inputs:
+        model = load_model(inputs["baseline"])
+        contenders["baseline"] = PlainModel(model, engine.described.top_k).top
+    with draft(out) as work, _threads(threads):
+        batches = {
+            str(batch): time_batch(contenders, histories, batch, engine.described.history, config)
+            for batch in sorted(set(config.batch))
+        }
+        metrics = {
+            "threads": threads,
+            "machine": machine(),
+            "top_k": engine.described.top_k,
+            "protocol": PROTOCOL,
+            "process": _processes(inputs, contenders, histories, engine, threads, config),
+            "batches": batches,
+        }
+        (work.path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        return work.seal(
+            kind="report",
+            stage="bench",
+            config=config,
+            inputs=inputs,
+            metrics=metrics,
+            libraries=("torch", "transformers", "numpy", "onnxruntime"),
+        )
+
+
+def time_batch(
+    contenders: Mapping[str, Answer],
+    histories: Histories,
+    batch: int,
+    padded: int,
+    config: BenchConfig,
+) -> dict[str, Any]:
+    """Time the contenders, in turn, on batches of one size.
+
+    Args:
+        contenders: Name -> what answers a batch; ``engine``, and ``baseline`` if there is one.
+        histories: Drawn from, with replacement only if there are fewer than a batch.
+        batch: Histories of a call.
+        padded: Length that the baseline pads to, for the share of padding.
+        config: Rounds, warm-up and seed.
+
+    Returns:
+        For each contender ``latency_ms`` (p50, p95, p99) and ``throughput`` (histories/s); how
+        many ``rounds`` and ``calls`` there really were; ``mean_length`` of the histories and the
+        share of ``padding`` at full length; ``speedup``, the ratio of the baseline's median to
+        the engine's, and ``speedup_range``, the 10 and 90 % quantiles of that ratio by rounds.
+    """
+    rng = np.random.default_rng((config.seed, batch))
+    calls = math.ceil(HISTORIES / batch)
+    start = time.perf_counter()
+    _round(contenders, _draw(histories, batch, calls, rng))
+    first = time.perf_counter() - start
+    for _ in range(min(config.warmup, int(BUDGET_S / 4 / first))):
+        _round(contenders, _draw(histories, batch, calls, rng))
+    rounds = min(config.rounds, max(FEWEST, int(BUDGET_S / first)))
+    if rounds < config.rounds:
+        log.info("bench: batch %d: %d rounds instead of %d", batch, rounds, config.rounds)
+    times: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    lengths = []
+    for number in range(rounds):
+        drawn = _draw(histories, batch, calls, rng)
+        lengths += [rows.size for one in drawn for rows in one]
+        order = dict(reversed(list(contenders.items()))) if number % 2 else contenders
+        for name, seconds in _round(order, drawn).items():
+            times[name].append(seconds)
+        done = {"task": f"bench, batch {batch}", "done": number + 1, "total": rounds}
+        log.debug("progress", extra={"progress": done | {"unit": "rounds"}})
+    taken = {name: np.array(seconds) for name, seconds in times.items()}
+    mean = float(np.mean(lengths))
+    return {
+        "rounds": rounds,
+        "calls": rounds * calls,
+        "mean_length": round(mean, 2),
+        "padding": round(1 - mean / padded, 4),
+        **{name: summary(seconds, batch) for name, seconds in taken.items()},
+        **(_speedup(taken) if "baseline" in taken else {}),
+    }
+
+
+def summary(seconds: NDArray[np.float64], batch: int) -> dict[str, Any]:
+    """Latency and throughput of calls ``[rounds, calls]`` that answer ``batch`` histories each."""
+    p50, p95, p99 = 1e3 * np.percentile(seconds, (50, 95, 99))
+    return {
+        "latency_ms": {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3)},
+        "throughput": round(batch * seconds.size / seconds.sum(), 1),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What it was timed on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": cores(),
+        "system": platform.system(),
+    }
+
+
+def _round(contenders: Mapping[str, Answer], drawn: list[Histories]) -> dict[str, list[float]]:
+    """Seconds of each call, by contender."""
+    found: dict[str, list[float]] = {}
+    for name, answer in contenders.items():
+        found[name] = []
+        for histories in drawn:
+            start = time.perf_counter()
+            answer(histories)
+            found[name].append(time.perf_counter() - start)
+    return found
+
+
+def _draw(
+    histories: Histories, batch: int, calls: int, rng: np.random.Generator
+) -> list[Histories]:
+    replace = len(histories) < batch
+    chosen = [rng.choice(len(histories), batch, replace=replace) for _ in range(calls)]
+    return [[histories[index] for index in one] for one in chosen]
+
+
+def _speedup(taken: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    engine, baseline = taken["engine"], taken["baseline"]
+    paired = np.median(baseline, axis=1) / np.median(engine, axis=1)
+    return {
+        "speedup": round(float(np.median(baseline) / np.median(engine)), 2),
+        "speedup_range": [round(float(q), 2) for q in np.quantile(paired, (0.1, 0.9))],
+    }
+
+
+def _processes(
+    inputs: dict[str, Artefact],
+    contenders: Mapping[str, Answer],
+    histories: Histories,
+    engine: Engine,
+    threads: int,
+    config: BenchConfig,
+) -> dict[str, Any]:
+    """Cold start and memory of each contender, at the largest batch."""
+    rng = np.random.default_rng(config.seed)
+    (drawn,) = _draw(histories, max(config.batch), 1, rng)
+    kinds = {"engine": "engine", "baseline": "model"}
+    return {
+        name: probe(kinds[name], inputs[name].path, threads, engine.described.top_k, drawn)
+        for name in contenders
+    }
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

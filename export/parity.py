@@ -1,0 +1,211 @@
+"""Parity: an engine gives the answers of the model that it was made from.
+
+A translation is proven, not a precision: engine and model compute in float32, so what differs
+is rounding. Real histories are compared at several shapes, 1 and the maximum among them.
+Letters: B histories, k items given back, V items.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slmc.data.batches import pad_left
+from slmc.data.dataset import Dataset
+from slmc.errors import ArtefactError, UndecidedError, VerdictError
+from slmc.export.config import ExportConfig, ParityConfig
+from slmc.export.runtime import Engine, Histories
+from slmc.model.loading import Recommender
+
+TIE = 1e-5
+"""Scores that differ by less, relative to their spread, are tied: float32 tells them no better."""
+TINY = 1e-30
+"""Spread that stands for none: scores that are all equal."""
+CHUNK = 64
+"""Histories whose scores the model gives at once."""
+
+log = logging.getLogger("slmc.export")
+
+
+@dataclass
+class Shape:
+    """What was compared at one shape, and how far the engine was off."""
+
+    batch: int
+    lengths: str
+    """one, mixed, or longest: which part of each history was given."""
+    columns: int
+    """Length that the histories are padded to."""
+    histories: int = 0
+    max_error: float = 0.0
+    """Largest difference of a score, in standard deviations of the model's scores."""
+    overlap: float = 1.0
+    """Mean share of the engine's items that are among the model's best, ties counted as equal."""
+
+    def add(self, error: float, overlap: NDArray[np.float64]) -> None:
+        """Count further histories; not a number stays."""
+        before = self.histories
+        self.histories += len(overlap)
+        self.max_error = float(np.maximum(self.max_error, error))
+        self.overlap = (self.overlap * before + float(overlap.sum())) / self.histories
+
+
+def real_histories(data: Dataset) -> Histories:
+    """Histories of the test users, or the training part of all users if none is tested.
+
+    Raises:
+        UndecidedError: The dataset has neither.
+    """
+    histories = data.targets("test").histories
+    histories = histories or [rows[-data.history :] for rows in data.train_sequences()]
+    if not histories:
+        raise UndecidedError(
+            "the dataset holds no history to compare engine and model on.",
+            "Name a dataset with users in it with --data.",
+        )
+    return histories
+
+
+def check(
+    folder: Path, model: Recommender, histories: Histories, config: ExportConfig
+) -> dict[str, Any]:
+    """Compare engine and model at every shape.
+
+    Args:
+        folder: Of the engine that is checked.
+        model: What it was made from; float32, in evaluation mode, on the CPU.
+        histories: Real ones, drawn from by the seed.
+        config: Its ``parity`` says how many, in which batches, and how close.
+
+    Returns:
+        The body of ``parity.json``.
+
+    Raises:
+        VerdictError: The engine is not the model, or does not run.
+    """
+    try:
+        shapes = compare(Engine(folder), model, histories, config.parity, config.seed)
+    except ArtefactError as error:
+        why = error.what.replace(f"{folder}/", "")  # a draft, gone when this is read
+        raise VerdictError(
+            f"parity: the engine was withheld: {why}",
+            "Export with another --opset or --layout.",
+        ) from None
+    report = {
+        "max_error": _digits(max(shape.max_error for shape in shapes)),
+        "overlap": _digits(min(shape.overlap for shape in shapes)),
+        "allowed": {
+            "max_error": config.parity.max_error,
+            "min_overlap": config.parity.min_overlap,
+        },
+        "shapes": [
+            vars(s) | {"max_error": _digits(s.max_error), "overlap": _digits(s.overlap)}
+            for s in shapes
+        ],
+    }
+    for shape in shapes:
+        _refuse_unless_equal(shape, config.parity)
+    return report
+
+
+def compare(
+    engine: Engine, model: Recommender, histories: Histories, config: ParityConfig, seed: int
+) -> list[Shape]:
+    """How far engine and model differ at each shape."""
+    shapes = []
+    for lengths, chosen in _inputs(histories, config.histories, seed).items():
+        columns = {"one": 1, "longest": model.config.history}.get(
+            lengths, max(rows.size for rows in chosen)
+        )
+        found = [Shape(batch, lengths, columns) for batch in sorted({1, *config.batch})]
+        size = max(CHUNK, *config.batch)
+        for start in range(0, len(chosen), size):
+            part = pad_left(chosen[start : start + size], columns)
+            with torch.inference_mode():
+                scores = model(torch.from_numpy(part))[:, 1:].numpy()
+            for shape in found:
+                _compare(engine, part, scores, shape)
+            done = {"task": "parity", "done": start + len(part), "total": len(chosen)}
+            log.debug("progress", extra={"progress": done | {"unit": "histories"}})
+        shapes += found
+    return shapes
+
+
+def overlap(
+    items: NDArray[np.int64], scores: NDArray[np.float32], spread: float
+) -> NDArray[np.float64]:
+    """Share of the engine's items that the model could have given, ``[B]``.
+
+    An item counts if the model's score of it reaches the k-th best, to within :data:`TIE`: which
+    of tied items is given is no difference. An item that is given twice counts once.
+
+    Args:
+        items: ``[B, k]`` rows that the engine gave.
+        scores: ``[B, V]`` of the model, for the rows 1..V.
+        spread: Standard deviation of the scores.
+    """
+    k = items.shape[1]
+    edge = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k]
+    own = np.take_along_axis(scores, items - 1, axis=1)
+    ordered = np.sort(items, axis=1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).sum(axis=1)
+    good = (own >= edge[:, None] - TIE * spread).sum(axis=1) - repeated
+    found: NDArray[np.float64] = good / k
+    return found
+
+
+def _compare(
+    engine: Engine, part: NDArray[np.int64], scores: NDArray[np.float32], shape: Shape
+) -> None:
+    """Ask the engine in batches of the shape, and add what differs from the model's scores."""
+    spread = float(scores.std(axis=1).mean())
+    for start in range(0, len(part), shape.batch):
+        items, given = engine.answer(part[start : start + shape.batch])
+        expected = scores[start : start + shape.batch]
+        if not ((items >= 1) & (items <= scores.shape[1])).all():
+            raise ArtefactError(
+                f"{engine.file}: it gives rows outside the catalogue.",
+                "Make the engine again with `slmc export`.",
+            )
+        differences = np.abs(given - np.take_along_axis(expected, items - 1, axis=1))
+        error = float(differences.max()) / max(spread, TINY)
+        shape.add(error, overlap(items, expected, spread))
+
+
+def _inputs(histories: Histories, number: int, seed: int) -> dict[str, Histories]:
+    """Which histories are compared: their last item alone, whole, and only the longest."""
+    order = np.random.default_rng(seed).permutation(len(histories))
+    drawn = [histories[index] for index in order]
+    longest = max(rows.size for rows in histories)
+    return {
+        "one": [rows[-1:] for rows in drawn[:number]],
+        "mixed": drawn[:number],
+        "longest": [rows for rows in drawn if rows.size == longest][:number],
+    }
+
+
+def _refuse_unless_equal(shape: Shape, config: ParityConfig) -> None:
+    at = f"batch {shape.batch}, {shape.lengths} length ({shape.columns})"
+    remedy = "Nothing was written. Try another --opset or --layout, and report the model's shape."
+    # Written so that not a number fails.
+    if not shape.max_error <= config.max_error:
+        raise VerdictError(
+            f"parity: the engine was withheld: at {at} a score differs by "
+            f"{shape.max_error:.3g} of the scores' spread, allowed is {config.max_error:g}.",
+            remedy,
+        )
+    if not shape.overlap >= config.min_overlap:
+        raise VerdictError(
+            f"parity: the engine was withheld: at {at} {shape.overlap:.2%} of the items are the "
+            f"model's, asked for is {config.min_overlap:.2%}.",
+            remedy,
+        )
+
+
+def _digits(number: float) -> float:
+    """Three digits: what is beyond them is another machine's rounding."""
+    return float(f"{number:.3g}") if number < 0.1 else round(number, 5)

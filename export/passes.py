@@ -1,0 +1,104 @@
+"""What happens to an exported graph before it is written: each pass changes a model in place.
+
+The graph that torch gives carries stack traces with paths of the machine, and the item table
+twice; both go. Letters: B histories, V items, d item width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmc import __version__
+
+LARGEST_FILE = 1_800_000_000
+"""Bytes of weights above which they lie beside the graph: a protobuf file ends at 2 GB."""
+INPUT, TOP_ITEMS, TOP_SCORES = "item_ids", "top_items", "top_scores"
+SCORES, USER_VECTORS = "scores", "user_vectors"
+"""Values inside the graph: ``[B, V + 1]``, and ``[B, d]``."""
+
+
+def tidy(model: Any) -> None:
+    """Drop what is known of the machine and of the Python code, and say who made the graph."""
+    model.producer_name, model.producer_version = "slmc", __version__
+    graph = model.graph
+    del graph.value_info[:]  # onnx infers it again; its lengths are those before the cut
+    parts = [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]
+    for part in parts:
+        part.ClearField("doc_string")
+        del part.metadata_props[:]
+
+
+def share_table(model: Any) -> None:
+    """Score with the item table that the inputs are looked up in, instead of a copy of it.
+
+    The product before the top-k becomes ``Gemm(user_vectors, table, bias, transB=1)``, and its
+    output is called :data:`SCORES`.
+
+    Raises:
+        ValueError: The graph does not end as :func:`slmc.export.onnx.to_onnx` makes it.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    top_k = next(node for node in graph.node if node.op_type == "TopK")
+    product = made_by[top_k.input[0]]
+    tables = [name for name in weights if name.endswith("item_embeddings.weight")]
+    if product.op_type != "Gemm" or len(tables) != 1:
+        raise ValueError(f"the scores come from {product.op_type} and {len(tables)} item tables")
+    table, second = tables[0], product.input[1]
+    if second in weights:
+        copied = numpy_helper.to_array(weights[second])
+        if not np.array_equal(copied, numpy_helper.to_array(weights[table]).T):
+            raise ValueError("the scores are not products with the item table")
+        graph.initializer.remove(weights[second])
+    elif made_by[second].op_type == "Transpose" and made_by[second].input[0] == table:
+        graph.node.remove(made_by[second])
+    elif second != table:
+        raise ValueError("the scores are not products with the item table")
+    product.input[1] = table
+    del product.attribute[:]
+    product.attribute.append(helper.make_attribute("transB", 1))
+    _rename(graph, product.output[0], SCORES)
+    _rename(graph, product.input[0], USER_VECTORS)
+
+
+def keep_newest(model: Any, history: int) -> None:
+    """Cut histories that are longer than the model's to their newest items, in the graph."""
+    from onnx import helper, numpy_helper
+
+    graph, cut = model.graph, f"newest_{INPUT}"
+    for node in graph.node:
+        node.input[:] = [cut if name == INPUT else name for name in node.input]
+    bounds = {"newest_start": -history, "newest_end": np.iinfo(np.int64).max, "newest_axis": 1}
+    for name, value in bounds.items():
+        array = np.array([value], dtype=np.int64)
+        graph.initializer.append(numpy_helper.from_array(array, name))
+    graph.node.insert(0, helper.make_node("Slice", [INPUT, *bounds], [cut], name="newest"))
+
+
+def save(model: Any, file: Path) -> None:
+    """Write a model, its weights beside it as ``<file>.data`` if one file cannot hold them."""
+    import onnx
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if size > LARGEST_FILE:
+        # Small constants, such as bounds of slices, have to stay where shapes are inferred.
+        onnx.save_model(
+            model,
+            file,
+            save_as_external_data=True,
+            location=f"{file.name}.data",
+            size_threshold=1024,
+        )
+    else:
+        file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]

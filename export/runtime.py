@@ -1,0 +1,215 @@
+"""An engine in ONNX Runtime: histories in, the best items out. No torch here.
+
+Letters: B histories, k items given back, V items.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import isclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmc import artefact
+from slmc.artefact import Artefact
+from slmc.data.batches import pad_left
+from slmc.errors import ArtefactError, MissingError
+from slmc.export.passes import INPUT, SCORES, TOP_ITEMS, TOP_SCORES
+
+GRAPH = "onnx/model.onnx"
+SERVING = ("onnx/", "items.jsonl", "preprocessor.json")
+"""Files that serving an engine needs: what ``size_mb`` counts."""
+
+Histories = Sequence[NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``engine.json`` says of a graph."""
+
+    layout: str
+    top_k: int
+    opset: int
+    precision: str
+    history: int
+    num_items: int
+    source: str
+    """Digest of the model that it was made from."""
+
+
+class Engine:
+    """A session on the graph of an engine."""
+
+    def __init__(self, folder: Path, *, threads: int | None = None, scores: bool = False) -> None:
+        """Start a session; :meth:`open` checks the hashes of a sealed engine first.
+
+        Args:
+            folder: Directory of the engine.
+            threads: Threads of one answer; all cores that this process may use if not given.
+            scores: Give out the scores of the whole catalogue too, for :meth:`scores`.
+
+        Raises:
+            ArtefactError: ONNX Runtime cannot run the graph, or it is not an engine's.
+            MissingError: onnxruntime is not installed.
+        """
+        self.folder, self.file = folder, folder / GRAPH
+        self.described = describe(folder)
+        graph = _with_scores(self.file) if scores else str(self.file)
+        options = _options(threads or cores(), self.file.parent)
+        runtime = needed("onnxruntime")
+        with _Told(self.file):
+            self.session = runtime.InferenceSession(
+                graph, options, providers=["CPUExecutionProvider"]
+            )
+        self._check_interface()
+
+    @classmethod
+    def open(cls, engine: Artefact | Path, **options: Any) -> Self:
+        """Start a session on a sealed engine; a path is checked against its hashes first."""
+        sealed = engine if isinstance(engine, Artefact) else artefact.load(engine, kind="engine")
+        return cls(sealed.path, **options)
+
+    def top(self, histories: Histories) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best items of each history.
+
+        Args:
+            histories: Rows in 1..V, oldest first; the newest ``history`` of each count.
+
+        Returns:
+            Rows ``[B, k]``, best first, of equal ones the smaller first; scores ``[B, k]``.
+        """
+        return self.answer(self.padded(histories))
+
+    def answer(self, item_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """As :meth:`top`, for rows ``[B, L]`` padded with 0 on the left."""
+        items, scores = self._run([TOP_ITEMS, TOP_SCORES], item_ids)
+        return items, scores
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """Scores ``[B, V]`` of the rows 1..V; only of a session with ``scores=True``."""
+        (scores,) = self._run([SCORES], self.padded(histories))
+        return scores[:, 1:]
+
+    def padded(self, histories: Histories) -> NDArray[np.int64]:
+        """``[B, L]`` the newest items of each history, L that of the longest."""
+        longest = max((rows.size for rows in histories), default=1)
+        # A history without items is one item of padding, as in the model.
+        return pad_left(histories, max(1, min(longest, self.described.history)))
+
+    def _run(self, outputs: list[str], item_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
+        if item_ids.size and not 0 <= item_ids.min() <= item_ids.max() <= self.described.num_items:
+            raise ValueError(f"rows must lie in 1..{self.described.num_items}")
+        with _Told(self.file):
+            found: list[NDArray[Any]] = self.session.run(outputs, {INPUT: item_ids})
+        return found
+
+    def _check_interface(self) -> None:
+        inputs = [(value.name, value.type) for value in self.session.get_inputs()]
+        outputs = {value.name: value.type for value in self.session.get_outputs()}
+        if inputs != [(INPUT, "tensor(int64)")] or not {
+            (TOP_ITEMS, "tensor(int64)"),
+            (TOP_SCORES, "tensor(float)"),
+        } <= set(outputs.items()):
+            raise ArtefactError(
+                f"{self.file}: the graph does not take {INPUT} and give {TOP_ITEMS} and "
+                f"{TOP_SCORES}.",
+                "Make the engine again with `slmc export`.",
+            )
+
+
+def describe(folder: Path) -> Description:
+    """What an engine says of itself; raises :class:`ArtefactError` if it does not."""
+    file = folder / "engine.json"
+    try:
+        said = json.loads(file.read_bytes())
+        return Description(**{name: said[name] for name in Description.__annotations__})
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtefactError(
+            f"{file} does not describe an engine that this slmc can run.",
+            "Make the engine again with `slmc export`.",
+        ) from None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def needed(module: str) -> Any:
+    """Import a module of the extra ``onnx``; raises :class:`MissingError` if it is not there."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingError(
+            f"{module} cannot be imported ({error}).",
+            "Install it with `pip install 'slmc[onnx]'`.",
+        ) from None
+
+
+class _Told:
+    """Turns what ONNX Runtime raises into an ``ArtefactError`` that names the graph."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        state = needed("onnxruntime.capi.onnxruntime_pybind11_state")
+        own = tuple(c for c in vars(state).values() if isclass(c) and issubclass(c, Exception))
+        if isinstance(error, own):
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            why = re.sub(
+                r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: *", "", said
+            )
+            raise ArtefactError(
+                f"{self.file}: ONNX Runtime cannot run it: {why}",
+                "Make the engine again with `slmc export`.",
+            ) from None
+
+
+def _options(threads: int, weights: Path) -> Any:
+    runtime = needed("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # what fails is raised; nothing is written to stderr
+    # Threads that spin while they wait take the cores from each other where cores are shared.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Where a graph that is given as bytes finds weights that lie beside it.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(weights)
+    )
+    return options
+
+
+def _with_scores(file: Path) -> bytes:
+    """The graph with the scores, what the top-k is taken of, as one more output."""
+    onnx = needed("onnx")
+    try:
+        model = onnx.load(file, load_external_data=False)
+        top_k = next(node for node in model.graph.node if node.op_type == "TopK")
+    except (OSError, StopIteration, needed("google.protobuf.message").DecodeError):
+        raise ArtefactError(
+            f"{file} is not a graph that ends in a TopK.",
+            "Make the engine again with `slmc export`.",
+        ) from None
+    kept = [node for node in model.graph.node if SCORES in node.output]
+    if not kept or top_k.input[0] != SCORES:
+        raise ArtefactError(
+            f"{file}: its TopK is not taken of a value {SCORES!r}.",
+            "Make the engine again with `slmc export`.",
+        )
+    value = onnx.helper.make_tensor_value_info(SCORES, onnx.TensorProto.FLOAT, ["batch", "rows"])
+    model.graph.output.append(value)
+    found: bytes = model.SerializeToString()
+    return found

@@ -1,0 +1,81 @@
+"""What to take next: original ids of one history in, original ids and titles out. No torch."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from slmc.artefact import Artefact
+from slmc.errors import UsageError
+from slmc.export.runtime import Engine
+from slmc.export.vocabulary import FILE, Vocabulary
+
+log = logging.getLogger("slmc.recommend")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item that the engine puts forward."""
+
+    row: int
+    item: str
+    """Original id."""
+    title: str | None
+    score: float
+
+
+def recommend(
+    engine: Engine | Artefact | Path,
+    ids: Sequence[str],
+    k: int = 10,
+    exclude_seen: bool = False,
+) -> list[Recommendation]:
+    """The k best items after a history.
+
+    Args:
+        engine: A running engine, or where one is.
+        ids: Original ids, oldest first. Those that the vocabulary lacks are skipped, with a
+            warning that names them.
+        k: At most the engine's ``top_k``.
+        exclude_seen: Leave out the items of ``ids``. Fewer than k may remain then, since an
+            engine gives no more than its ``top_k``.
+
+    Raises:
+        UsageError: No id is known, or k is out of range.
+        ArtefactError: The engine is none, or broken.
+    """
+    engine = engine if isinstance(engine, Engine) else Engine.open(engine)
+    vocabulary = Vocabulary.open(engine.folder / FILE)
+    if not 1 <= k <= engine.described.top_k:
+        raise UsageError(
+            f"k: {k} items were asked for, the engine gives 1 to {engine.described.top_k}.",
+            "Ask for fewer, or export with a larger --top-k.",
+        )
+    rows = _rows(ids, vocabulary)
+    items, scores = engine.top([rows])
+    left_out = set(rows.tolist()) if exclude_seen else set()
+    found = [
+        Recommendation(row, vocabulary.items[row - 1], vocabulary.titles[row - 1], score)
+        for row, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)
+        if row not in left_out
+    ]
+    if len(found) < k:
+        log.warning("%d of %d items are left after those of the history", len(found), k)
+    return found[:k]
+
+
+def _rows(ids: Sequence[str], vocabulary: Vocabulary) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """Rows of the known ids; the policy for unknown ones is ``skip``."""
+    unknown = [item for item in ids if item not in vocabulary.row_of]
+    if len(unknown) == len(ids):
+        example = ", ".join(vocabulary.items[:3])
+        raise UsageError(
+            f"none of the ids is in the vocabulary: {', '.join(unknown) or 'none was given'}.",
+            f"Name items by the ids of the log, for example {example}.",
+        )
+    if unknown:
+        log.warning("skipped, not in the vocabulary: %s", ", ".join(unknown))
+    rows = [vocabulary.row_of[item] for item in ids if item in vocabulary.row_of]
+    return np.array(rows, dtype=np.int32)

@@ -1,0 +1,136 @@
+"""A dataset, models and engines that are made once: 40 users, 30 items, histories of 12."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from transformers import LlamaConfig, PreTrainedModel
+
+from slmc.artefact import Artefact, draft
+from slmc.config import Seeded
+from slmc.export.config import ExportConfig
+from slmc.export.onnx import export
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.sasrec import Sasrec, SasrecModelConfig
+from slmc.model.saving import describe, save_model
+
+ITEMS, HISTORY, WIDTH = 30, 12, 16
+TWINS = (4, 9)
+"""Two rows with the same vector: they always tie."""
+
+Place = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return lambda name: tmp_path_factory.mktemp(name) / name
+
+
+@pytest.fixture(scope="session")
+def dataset(place: Place) -> Artefact:
+    """Histories of 1 to 19 items; item i is ``film-i``, those of even rows have titles."""
+    rng = np.random.default_rng(0)
+    lengths = [2 + user % 19 for user in range(40)]
+    with draft(place("dataset")) as work:
+        rows = range(1, ITEMS + 1)
+        pl.DataFrame(
+            {
+                "row": pl.Series(rows, dtype=pl.Int32),
+                "item": [f"film-{row}" for row in rows],
+                "count": pl.Series([1 + row % 7 for row in rows], dtype=pl.Int32),
+                "title": [f"Título {row}" if row % 2 == 0 else None for row in rows],
+            }
+        ).write_parquet(work.path / "items.parquet")
+        (work.path / "sequences").mkdir()
+        pl.DataFrame(
+            {
+                "user": [f"u{user}" for user in range(40)],
+                "items": pl.Series(
+                    [rng.integers(1, ITEMS + 1, n).tolist() for n in lengths],
+                    dtype=pl.List(pl.Int32),
+                ),
+                "valid_from": pl.Series([max(1, n - 2) for n in lengths], dtype=pl.Int32),
+                "test_from": pl.Series([n - 1 for n in lengths], dtype=pl.Int32),
+            }
+        ).write_parquet(work.path / "sequences/users.parquet")
+        preprocessor = {"history": HISTORY, "unknown_ids": "skip"}
+        (work.path / "preprocessor.json").write_text(json.dumps(preprocessor))
+        return work.seal(kind="dataset", stage="prepare", config=Seeded(), inputs={})
+
+
+def seal_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> Artefact:
+    with draft(out) as work:
+        save_model(model, dataset, work.path)
+        return work.seal(
+            kind="model",
+            stage="teach",
+            config=Seeded(),
+            inputs={"data": dataset},
+            metrics=describe(model, work.path),
+        )
+
+
+def randomise(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights large enough that scores differ between users, and :data:`TWINS`."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.3, generator=generator)
+        table = model.get_parameter("item_embeddings.weight")
+        table[0] = 0
+        table[TWINS[1]] = table[TWINS[0]]
+    return model.eval()
+
+
+def llama(**options: Any) -> SequentialRecommender:
+    shape: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    backbone = LlamaConfig(
+        vocab_size=1,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        **shape,
+    )
+    config = RecommenderConfig(
+        backbone, num_items=ITEMS, item_dim=WIDTH, history=HISTORY, **options
+    )
+    model = SequentialRecommender(config)
+    randomise(model)
+    model.prompt.normal_(generator=torch.Generator().manual_seed(2))
+    return model
+
+
+@pytest.fixture(scope="session")
+def model(dataset: Artefact, place: Place) -> Artefact:
+    return seal_model(llama(), dataset, place("model"))
+
+
+@pytest.fixture(scope="session")
+def prompted(dataset: Artefact, place: Place) -> Artefact:
+    return seal_model(llama(prefix_length=2, suffix_length=1), dataset, place("prompted"))
+
+
+@pytest.fixture(scope="session")
+def sasrec(dataset: Artefact, place: Place) -> Artefact:
+    shape = SasrecModelConfig(num_items=ITEMS, item_dim=WIDTH, history=HISTORY)
+    return seal_model(randomise(Sasrec(shape)), dataset, place("sasrec"))
+
+
+@pytest.fixture(scope="session")
+def packed(dataset: Artefact, model: Artefact, place: Place) -> Artefact:
+    return export(ExportConfig(top_k=10), {"data": dataset, "model": model}, place("packed"))
+
+
+@pytest.fixture(scope="session")
+def padded(dataset: Artefact, prompted: Artefact, place: Place) -> Artefact:
+    config = ExportConfig(layout="padded", opset=18, top_k=100)
+    return export(config, {"data": dataset, "model": prompted}, place("padded"))

@@ -1,0 +1,147 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from slmc.artefact import Artefact
+from slmc.data.dataset import Dataset
+from slmc.errors import BrokenRunError
+from slmc.export import bench as stage
+from slmc.export.config import BenchConfig
+from slmc.export.parity import real_histories
+from slmc.export.plain import PlainModel, plain_user_vectors
+from slmc.export.probe import probe
+from slmc.export.runtime import Engine
+from slmc.model.loading import load_model
+
+HISTORY = 12
+ITEMS = 30
+"""As conftest.py makes them."""
+Place = Callable[[str], Path]
+
+
+CLOSE = 1e-4
+"""User vectors have a spread near 1, and two forms of attention differ by float32 rounding."""
+
+
+@pytest.mark.parametrize("kind", ["model", "prompted", "sasrec"])
+def test_the_plain_form_is_the_same_model(kind: str, request: pytest.FixtureRequest) -> None:
+    made = request.getfixturevalue(kind)
+    ours, plain = load_model(made), PlainModel(load_model(made), top_k=5)
+    item_ids = torch.randint(1, ITEMS + 1, (6, HISTORY), generator=torch.Generator().manual_seed(0))
+    for row in range(6):
+        item_ids[row, : 2 * row] = 0
+    with torch.inference_mode():
+        expected = ours.user_vectors(item_ids)
+        found = plain_user_vectors(plain.model, item_ids)
+    assert (found - expected).abs().max() < CLOSE
+
+
+def test_the_plain_form_gives_what_the_engine_gives(model: Artefact, packed: Artefact) -> None:
+    histories = [np.arange(1, 6, dtype=np.int32), np.array([7], dtype=np.int32)]
+    rows, scores = PlainModel(load_model(model), top_k=10).top(histories)
+    engine_rows, engine_scores = Engine.open(packed).top(histories)
+    assert np.abs(scores - engine_scores).max() < 10 * CLOSE
+    assert [set(found) for found in rows] == [set(found) for found in engine_rows]
+
+
+@pytest.fixture(scope="module")
+def report(dataset: Artefact, packed: Artefact, model: Artefact, place: Place) -> Artefact:
+    inputs = {"data": dataset, "engine": packed, "baseline": model}
+    before = torch.get_num_threads()
+    found = stage.bench(BenchConfig(batch=(4, 1), rounds=3, threads=1), inputs, place("bench"))
+    assert torch.get_num_threads() == before
+    return found
+
+
+def test_the_report(report: Artefact) -> None:
+    metrics: dict[str, Any] = json.loads((report.path / "metrics.json").read_text())
+    assert metrics == report.manifest.metrics
+    assert metrics["threads"] == 1
+    assert metrics["machine"]["processor"] and metrics["machine"]["cores"] >= 1
+    assert list(metrics["batches"]) == ["1", "4"]
+    for batch, calls in (("1", 24), ("4", 6)):
+        cell = metrics["batches"][batch]
+        assert (cell["rounds"], cell["calls"]) == (3, calls)
+        for name in ("engine", "baseline"):
+            latency = cell[name]["latency_ms"]
+            assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
+            assert cell[name]["throughput"] > 0
+        ratio = cell["baseline"]["latency_ms"]["p50"] / cell["engine"]["latency_ms"]["p50"]
+        assert cell["speedup"] == pytest.approx(ratio, rel=0.02)
+        low, high = cell["speedup_range"]
+        assert 0 < low <= high
+        assert 1 <= cell["mean_length"] <= HISTORY
+        assert cell["padding"] == pytest.approx(1 - cell["mean_length"] / HISTORY, abs=1e-3)
+
+
+def test_memory_is_that_of_processes_of_their_own(report: Artefact) -> None:
+    process = report.manifest.metrics["process"]
+    # The one holds torch, the other does not.
+    assert 0 < process["engine"]["peak_memory_mb"] < process["baseline"]["peak_memory_mb"]
+    assert process["engine"]["cold_start_ms"] > 0
+
+
+def test_an_engine_alone(dataset: Artefact, packed: Artefact, place: Place) -> None:
+    config = BenchConfig(batch=(2,), rounds=3, threads=1)
+    found = stage.bench(config, {"data": dataset, "engine": packed}, place("alone"))
+    assert set(found.manifest.metrics["process"]) == {"engine"}
+    assert "baseline" not in found.manifest.metrics["batches"]["2"]
+    assert "speedup" not in found.manifest.metrics["batches"]["2"]
+
+
+class Clock:
+    """A clock that moves only when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_rounds_are_interleaved_and_cut_to_the_budget(
+    dataset: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, order = Clock(), []
+    monkeypatch.setattr(stage, "time", clock)
+
+    def contender(name: str, seconds: float) -> stage.Answer:
+        def answer(histories: Any) -> None:
+            order.append((name, [rows.tolist() for rows in histories]))
+            clock.now += seconds
+
+        return answer
+
+    contenders = {"engine": contender("engine", 0.5), "baseline": contender("baseline", 3.5)}
+    histories = real_histories(Dataset.open(dataset))
+    cell = stage.time_batch(contenders, histories, 8, HISTORY, BenchConfig(rounds=50))
+    assert cell["rounds"] == 5  # 20 s of budget, 4 s a round
+    assert cell["engine"] == {
+        "latency_ms": {"p50": 500.0, "p95": 500.0, "p99": 500.0}, "throughput": 16.0,
+    }  # fmt: skip
+    assert cell["speedup"] == 7.0 and cell["speedup_range"] == [7.0, 7.0]
+    names = [name for name, _ in order[-10:]]
+    assert names == ["engine", "baseline", "baseline", "engine"] * 2 + ["engine", "baseline"]
+    for first, second in zip(order[::2], order[1::2], strict=True):
+        assert first[1] == second[1]
+
+
+def test_percentiles_by_hand() -> None:
+    seconds = np.arange(1, 102).reshape(101, 1) / 1000
+    assert stage.summary(seconds, batch=3) == {
+        "latency_ms": {"p50": 51.0, "p95": 96.0, "p99": 100.0},
+        "throughput": round(3 * 101 / seconds.sum(), 1),
+    }
+
+
+def test_a_process_that_fails_is_told(dataset: Artefact) -> None:
+    with pytest.raises(BrokenRunError) as caught:
+        probe("engine", dataset.path, 1, 5, [np.array([1], dtype=np.int32)])
+    assert str(caught.value).startswith(
+        f"bench: a process that opens the engine {dataset.path} ended with 1: "
+    )

@@ -1,0 +1,249 @@
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from slmc import artefact
+from slmc.artefact import Artefact
+from slmc.data.batches import pad_left
+from slmc.errors import MissingError, UsageError
+from slmc.export import card, passes
+from slmc.export.config import ExportConfig
+from slmc.export.onnx import export, to_onnx
+from slmc.export.runtime import GRAPH, Engine
+from slmc.model.loading import load_model
+
+HISTORY = 12
+ITEMS = 30
+TWINS = (4, 9)
+"""As conftest.py makes them."""
+Place = Callable[[str], Path]
+
+
+SAME = 1e-4
+"""Scores of random weights have a spread near 10; float32 rounding leaves 1e-5 of it."""
+
+
+def best(model: PreTrainedModel, item_ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and scores by a stable sort: of equal scores the smaller row first."""
+    with torch.inference_mode():
+        scores = model(torch.from_numpy(item_ids))[:, 1:]
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    return (order + 1)[:, :k].numpy(), values[:, :k].numpy()
+
+
+def histories(batch: int, length: int) -> np.ndarray:
+    rng = np.random.default_rng(batch * 100 + length)
+    rows = [rng.integers(1, ITEMS + 1, 1 + rng.integers(length)) for _ in range(batch - 1)]
+    return pad_left([rng.integers(1, ITEMS + 1, length), *rows])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, HISTORY), (5, 1), (7, 5), (33, HISTORY)])
+@pytest.mark.parametrize("kind", ["packed", "padded"])
+def test_the_engine_answers_as_the_model(
+    kind: str, shape: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
+    engine = Engine.open(request.getfixturevalue(kind))
+    made_of = request.getfixturevalue({"packed": "model", "padded": "prompted"}[kind])
+    item_ids = histories(*shape)
+    rows, scores = engine.answer(item_ids)
+    expected_rows, expected = best(load_model(made_of), item_ids, engine.described.top_k)
+    assert np.abs(scores - expected).max() < SAME
+    assert (rows == expected_rows).all()
+
+
+def test_a_sasrec_is_exported_too(dataset: Artefact, sasrec: Artefact, place: Place) -> None:
+    inputs = {"data": dataset, "model": sasrec}
+    engine = Engine.open(export(ExportConfig(top_k=5), inputs, place("engine")))
+    for shape in ((1, 1), (9, HISTORY)):
+        rows, scores = engine.answer(histories(*shape))
+        expected_rows, expected = best(load_model(sasrec), histories(*shape), 5)
+        assert np.abs(scores - expected).max() < SAME
+        assert (rows == expected_rows).all()
+    with pytest.raises(UsageError) as caught:
+        export(ExportConfig(layout="padded"), inputs, place("padded"))
+    assert str(caught.value) == "layout: a Sasrec has no padded form."
+
+
+def test_ties_go_to_the_smaller_row(padded: Artefact, packed: Artefact) -> None:
+    for engine in (Engine.open(padded), Engine.open(packed)):
+        rows, scores = engine.answer(histories(20, HISTORY))
+        tied = 0
+        for found, values in zip(rows.tolist(), scores.tolist(), strict=True):
+            if set(TWINS) <= set(found):
+                first, second = found.index(TWINS[0]), found.index(TWINS[1])
+                assert second == first + 1 and values[first] == values[second]
+                tied += 1
+            else:
+                assert TWINS[1] not in found
+        assert tied
+
+
+def test_top_k_is_at_most_the_catalogue(padded: Artefact) -> None:
+    assert padded.manifest.metrics["top_k"] == ITEMS
+    rows, _ = Engine.open(padded).answer(histories(3, 4))
+    assert (np.sort(rows, axis=1) == np.arange(1, ITEMS + 1)).all()
+
+
+def test_the_graph_keeps_the_newest_items(packed: Artefact, padded: Artefact) -> None:
+    long = np.random.default_rng(0).integers(1, ITEMS + 1, (3, HISTORY + 9))
+    for engine in (Engine.open(packed), Engine.open(padded)):
+        rows, scores = engine.answer(long)
+        newest_rows, newest = engine.answer(long[:, -HISTORY:])
+        assert (rows == newest_rows).all() and (scores == newest).all()
+
+
+def test_an_answer_does_not_depend_on_the_batch(packed: Artefact) -> None:
+    engine = Engine.open(packed)
+    item_ids = histories(33, HISTORY)
+    rows, scores = engine.answer(item_ids)
+    for index in range(0, 33, 8):
+        own = item_ids[index][item_ids[index] > 0][None]
+        alone_rows, alone = engine.answer(own)
+        assert (alone_rows == rows[index]).all()
+        assert np.abs(alone - scores[index]).max() < SAME
+
+
+def test_the_padded_layout_has_standard_operators_only(padded: Artefact) -> None:
+    graph = onnx.load(padded.path / GRAPH)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 18)]
+    assert "NonZero" not in {node.op_type for node in graph.graph.node}
+    onnx.checker.check_model(graph, full_check=True)
+
+
+def test_the_packed_layout_computes_no_padding(packed: Artefact) -> None:
+    graph = onnx.load(packed.path / GRAPH)
+    assert "NonZero" in {node.op_type for node in graph.graph.node}
+    onnx.checker.check_model(graph, full_check=True)
+
+
+def test_the_item_table_is_stored_once(packed: Artefact) -> None:
+    sizes = [sorted(tensor.dims) for tensor in onnx.load(packed.path / GRAPH).graph.initializer]
+    assert sizes.count(sorted([ITEMS + 1, 16])) == 1
+
+
+def test_the_same_model_gives_the_same_files(
+    dataset: Artefact, model: Artefact, packed: Artefact, place: Place
+) -> None:
+    """Also in another process, and from another directory."""
+    out = place("again")
+    code = (
+        "import sys; from pathlib import Path; from slmc import artefact\n"
+        "from slmc.export.config import ExportConfig; from slmc.export.onnx import export\n"
+        "data, model, out = map(Path, sys.argv[1:])\n"
+        "inputs = {'data': artefact.load(data), 'model': artefact.load(model)}\n"
+        "export(ExportConfig(top_k=10), inputs, out)\n"
+    )
+    arguments = [sys.executable, "-c", code, dataset.path, model.path, out]
+    done = subprocess.run(arguments, cwd=out.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert artefact.load(out).digest == packed.digest
+
+
+def test_nothing_tells_of_the_machine(packed: Artefact) -> None:
+    for name in packed.manifest.files:
+        content = (packed.path / name).read_bytes()
+        for trace in (b"/tmp", b"/home", b"/work", b".py", str(packed.path.parent).encode()):
+            assert trace not in content, name
+
+
+def test_the_folder(packed: Artefact, model: Artefact) -> None:
+    assert set(packed.manifest.files) == {
+        "README.md", "engine.json", "items.jsonl", "items.parquet", "onnx/model.onnx",
+        "parity.json", "preprocessor.json",
+    }  # fmt: skip
+    lines = (packed.path / "items.jsonl").read_text().splitlines()
+    assert lines[:2] == [
+        '{"row": 1, "item": "film-1"}',
+        '{"row": 2, "item": "film-2", "title": "Título 2"}',
+    ]
+    assert json.loads((packed.path / "engine.json").read_text()) == {
+        "input": {"item_ids": ["int64", ["batch", "length"]]},
+        "outputs": {
+            "top_items": ["int64", ["batch", 10]],
+            "top_scores": ["float32", ["batch", 10]],
+        },
+        "layout": "packed", "top_k": 10, "opset": 20, "precision": "fp32",
+        "history": HISTORY, "num_items": ITEMS, "source": model.digest,
+    }  # fmt: skip
+    served = ("onnx/", "items.jsonl", "preprocessor.json")
+    assert packed.manifest.metrics["size_mb"] == artefact.size_mb(packed, served)
+
+
+def test_the_code_of_the_card_runs(packed: Artefact) -> None:
+    code = card.code_of((packed.path / "README.md").read_text())
+    imported = re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE)
+    assert imported == ["json", "numpy", "onnxruntime"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=packed.path, capture_output=True, text=True, check=True
+    )
+    rows, scores = Engine.open(packed).top([np.array([1, 2], dtype=np.int32)])
+    for line, row, score in zip(done.stdout.splitlines(), rows[0], scores[0], strict=True):
+        title = f" Título {row}" if row % 2 == 0 else ""
+        assert line.strip() == f"{score:.3f} film-{row}{title}"
+
+
+def test_large_weights_lie_beside_the_graph(
+    dataset: Artefact, model: Artefact, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "LARGEST_FILE", 1000)
+    engine = export(ExportConfig(), {"data": dataset, "model": model}, place("large"))
+    weights = engine.path / "onnx/model.onnx.data"
+    assert weights.stat().st_size > 10 * (engine.path / GRAPH).stat().st_size
+    histories = [np.array([3, 1, 2], dtype=np.int32)]
+    rows, scores = Engine.open(engine).top(histories)
+    full = Engine.open(engine, scores=True).scores(histories)
+    assert (np.take_along_axis(full, rows - 1, axis=1) == scores).all()
+
+
+def test_the_dataset_has_to_number_the_same_items(
+    dataset: Artefact, model: Artefact, tmp_path: Path
+) -> None:
+    import polars as pl
+
+    with artefact.draft(tmp_path / "other") as work:
+        items = pl.read_parquet(dataset.file("items.parquet")).with_columns(
+            item=pl.col("item") + "x"
+        )
+        items.write_parquet(work.path / "items.parquet")
+        other = work.seal(kind="dataset", stage="prepare", config=ExportConfig(), inputs={})
+    with pytest.raises(UsageError) as caught:
+        export(ExportConfig(), {"data": other, "model": model}, tmp_path / "engine")
+    assert str(caught.value) == (f"{model.path} and {other.path} do not number the same items.")
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_extra_is_named(
+    module: str,
+    dataset: Artefact,
+    model: Artefact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingError) as caught:
+        export(ExportConfig(), {"data": dataset, "model": model}, tmp_path / "engine")
+    assert str(caught.value).startswith(f"{module} cannot be imported (")
+    assert caught.value.remedy == "Install it with `pip install 'slmc[onnx]'`."
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("opset", [18, 23])
+def test_the_opsets_at_the_ends_of_the_range(
+    opset: int, layout: str, model: Artefact, packed: Artefact, tmp_path: Path
+) -> None:
+    loaded = load_model(model)
+    passes.save(to_onnx(loaded, layout, 5, opset), tmp_path / GRAPH)
+    (tmp_path / "engine.json").write_bytes((packed.path / "engine.json").read_bytes())
+    rows, _ = Engine(tmp_path).answer(histories(4, 6))
+    assert (rows == best(loaded, histories(4, 6), 5)[0]).all()

@@ -1,0 +1,142 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from slmc.artefact import Artefact
+from slmc.data.dataset import Dataset
+from slmc.errors import UndecidedError, VerdictError
+from slmc.export import onnx as stage
+from slmc.export import parity, passes
+from slmc.export.config import ExportConfig, ParityConfig
+from slmc.export.runtime import GRAPH
+from slmc.model.loading import load_model
+
+HISTORY = 12
+"""As conftest.py makes them."""
+Place = Callable[[str], Path]
+
+
+def test_the_report(packed: Artefact) -> None:
+    report = json.loads((packed.path / "parity.json").read_text())
+    shapes = {(s["batch"], s["lengths"], s["columns"]) for s in report["shapes"]}
+    lengths = [("one", 1), ("mixed", HISTORY), ("longest", HISTORY)]
+    assert shapes == {(batch, *kind) for batch in (1, 32) for kind in lengths}
+    assert all(s["histories"] >= 10 for s in report["shapes"])
+    assert report["allowed"] == {"max_error": 1e-3, "min_overlap": 0.999}
+    assert 0 < report["max_error"] == max(s["max_error"] for s in report["shapes"]) < 1e-5
+    assert report["overlap"] == 1.0
+    assert packed.manifest.metrics["parity"] == {"max_error": report["max_error"], "overlap": 1.0}
+
+
+WEIGHTS = 16
+"""Matrices of the graph: the item table, in and out projections, seven of each of two layers."""
+
+
+def damaged(graph: onnx.ModelProto, which: int) -> onnx.ModelProto:
+    """One number of one matrix changed."""
+    matrices = [t for t in graph.graph.initializer if len(t.dims) == 2]
+    assert len(matrices) == WEIGHTS + 1
+    values = numpy_helper.to_array(matrices[which]).copy()
+    values[3 % len(values), 3] += 1.0
+    matrices[which].CopyFrom(numpy_helper.from_array(values, matrices[which].name))
+    return graph
+
+
+@pytest.mark.parametrize("which", [0, 1, 8, WEIGHTS])
+def test_a_changed_weight_is_seen(
+    which: int, packed: Artefact, model: Artefact, dataset: Artefact, tmp_path: Path
+) -> None:
+    graph = damaged(onnx.load(packed.path / GRAPH), which)
+    passes.save(graph, tmp_path / GRAPH)
+    (tmp_path / "engine.json").write_bytes((packed.path / "engine.json").read_bytes())
+    histories = parity.real_histories(Dataset.open(dataset))
+    with pytest.raises(VerdictError) as caught:
+        parity.check(tmp_path, load_model(model), histories, ExportConfig(top_k=10))
+    assert str(caught.value).startswith("parity: the engine was withheld: at batch 1, one length")
+
+
+def test_an_engine_that_fails_is_withheld(
+    dataset: Artefact, model: Artefact, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.to_onnx
+    monkeypatch.setattr(stage, "to_onnx", lambda *given: damaged(real(*given), 0))
+    out = place("engine")
+    with pytest.raises(VerdictError) as caught:
+        stage.export(ExportConfig(top_k=10), {"data": dataset, "model": model}, out)
+    assert caught.value.exit_code == 1
+    assert not out.exists()
+
+
+def test_an_engine_that_does_not_run_is_withheld(
+    dataset: Artefact, model: Artefact, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.to_onnx
+
+    def broken(*given: object) -> onnx.ModelProto:
+        graph = real(*given)
+        graph.graph.node[-1].op_type = "NoSuchOperator"
+        return graph
+
+    monkeypatch.setattr(stage, "to_onnx", broken)
+    out = place("engine")
+    with pytest.raises(VerdictError) as caught:
+        stage.export(ExportConfig(), {"data": dataset, "model": model}, out)
+    assert str(caught.value).startswith(
+        "parity: the engine was withheld: onnx/model.onnx: ONNX Runtime cannot run it: "
+    )
+    assert "No Op registered for NoSuchOperator" in str(caught.value)
+    assert caught.value.remedy == "Export with another --opset or --layout."
+    assert not out.exists()
+
+
+def test_the_limits_are_the_configs(packed: Artefact, model: Artefact, dataset: Artefact) -> None:
+    histories = parity.real_histories(Dataset.open(dataset))
+    strict = ExportConfig(top_k=10, parity=ParityConfig(max_error=1e-12))
+    with pytest.raises(VerdictError, match="of the scores' spread, allowed is 1e-12"):
+        parity.check(packed.path, load_model(model), histories, strict)
+
+
+def test_overlap_by_hand() -> None:
+    scores = np.array([[5.0, 4.0, 4.0, 1.0, 0.0]], dtype=np.float32)
+
+    def of(*items: int) -> float:
+        return float(parity.overlap(np.array([items]), scores, spread=2.0)[0])
+
+    assert of(1, 2) == 1.0
+    assert of(1, 3) == 1.0  # tied with row 2
+    assert of(1, 4) == 0.5
+    assert of(4, 5) == 0.0
+    assert of(1, 1) == 0.5  # given twice, counted once
+    nearly = scores + np.array([[0, 0, -1e-6, 0, 0]], dtype=np.float32)
+    assert parity.overlap(np.array([[1, 3]]), nearly, spread=2.0) == 1.0
+    apart = scores + np.array([[0, 0, -1e-3, 0, 0]], dtype=np.float32)
+    assert parity.overlap(np.array([[1, 3]]), apart, spread=2.0) == 0.5
+
+
+def test_not_a_number_is_no_parity() -> None:
+    shape = parity.Shape(1, "one", 1)
+    shape.add(float("nan"), np.array([1.0]))
+    shape.add(0.0, np.array([1.0]))
+    with pytest.raises(VerdictError, match="a score differs by nan of the scores' spread"):
+        parity._refuse_unless_equal(shape, ParityConfig())
+
+
+def test_without_test_users_the_training_part_is_compared(dataset: Artefact) -> None:
+    import polars as pl
+
+    data = Dataset.open(dataset)
+    ends = data.sequences.with_columns(test_from=pl.col("items").list.len().cast(pl.Int32))
+    untested = Dataset(data.items, ends, data.history)
+    assert len(parity.real_histories(untested)) == 40
+    assert max(rows.size for rows in parity.real_histories(untested)) == HISTORY
+    nobody = data.sequences.head(1).with_columns(
+        items=pl.lit([], dtype=pl.List(pl.Int32)), valid_from=0, test_from=0
+    )
+    with pytest.raises(UndecidedError) as caught:
+        parity.real_histories(Dataset(data.items, nobody, data.history))
+    assert str(caught.value) == "the dataset holds no history to compare engine and model on."

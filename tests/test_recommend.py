@@ -1,0 +1,125 @@
+"""Answers of an engine made by hand: its scores are a table looked up by the newest item."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from slmc.artefact import Artefact, draft
+from slmc.config import Seeded
+from slmc.errors import ArtefactError, UsageError
+from slmc.export.runtime import GRAPH, Engine
+from slmc.recommend import Recommendation, recommend
+
+NOTHING = -np.inf
+NEXT = np.array(
+    [
+        [NOTHING, 0, 0, 0, 0],
+        [NOTHING, 9, 3, 2, 1],  # after a: a, b, c, d
+        [NOTHING, 1, 2, 3, 4],  # after b: d, c, b, a
+        [NOTHING, 5, 5, 1, 5],  # after c: a, b, d tied, then c
+        [NOTHING, 0, 1, 7, 0],
+    ],
+    dtype=np.float32,
+)
+TITLES = {"a": "Alien", "c": "Überfahrt"}
+
+
+def graph(top_k: int) -> onnx.ModelProto:
+    constants = {"next": NEXT, "last": np.array(-1), "k": np.array([top_k])}
+    nodes = [
+        helper.make_node("Gather", ["item_ids", "last"], ["newest"], axis=1),
+        helper.make_node("Gather", ["next", "newest"], ["scores"]),
+        helper.make_node("TopK", ["scores", "k"], ["top_scores", "top_items"]),
+    ]
+    value = helper.make_tensor_value_info
+    made = helper.make_graph(
+        nodes,
+        "by-hand",
+        [value("item_ids", TensorProto.INT64, ["batch", "length"])],
+        [
+            value("top_items", TensorProto.INT64, ["batch", top_k]),
+            value("top_scores", TensorProto.FLOAT, ["batch", top_k]),
+        ],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Artefact:
+    with draft(tmp_path / "engine") as work:
+        (work.path / "onnx").mkdir()
+        (work.path / GRAPH).write_bytes(graph(top_k=3).SerializeToString())
+        described = {"layout": "padded", "top_k": 3, "opset": 18, "precision": "fp32"}
+        described |= {"history": 2, "num_items": 4, "source": "by hand"}
+        (work.path / "engine.json").write_text(json.dumps(described))
+        lines = [
+            json.dumps(
+                {"row": row, "item": item} | ({"title": TITLES[item]} if item in TITLES else {})
+            )
+            for row, item in enumerate("abcd", start=1)
+        ]
+        (work.path / "items.jsonl").write_text("\n".join(lines) + "\n")
+        return work.seal(kind="engine", stage="export", config=Seeded(), inputs={})
+
+
+def test_known_answer(engine: Artefact) -> None:
+    assert recommend(engine, ["b", "a"], k=3) == [
+        Recommendation(1, "a", "Alien", 9.0),
+        Recommendation(2, "b", None, 3.0),
+        Recommendation(3, "c", "Überfahrt", 2.0),
+    ]
+    assert [r.item for r in recommend(engine.path, ["a", "b"], k=2)] == ["d", "c"]
+    assert [r.item for r in recommend(Engine.open(engine), ["c"], k=3)] == ["a", "b", "d"]
+
+
+def test_the_newest_items_of_a_long_history_count(engine: Artefact) -> None:
+    assert [r.item for r in recommend(engine, [*"aaaab"], k=1)] == ["d"]
+
+
+def test_unknown_ids_are_skipped_and_named(
+    engine: Artefact, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "slmc.recommend"):
+        found = recommend(engine, ["x", "b", "a", "y"], k=3)
+    assert caplog.messages == ["skipped, not in the vocabulary: x, y"]
+    assert found == recommend(engine, ["b", "a"], k=3)
+
+
+@pytest.mark.parametrize(("ids", "told"), [(["x", "y"], "x, y"), ([], "none was given")])
+def test_no_known_id(ids: list[str], told: str, engine: Artefact) -> None:
+    with pytest.raises(UsageError) as caught:
+        recommend(engine, ids)
+    assert str(caught.value) == f"none of the ids is in the vocabulary: {told}."
+    assert caught.value.remedy == "Name items by the ids of the log, for example a, b, c."
+
+
+def test_items_of_the_history_are_left_out_if_asked(
+    engine: Artefact, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = recommend(engine, ["b", "a"], k=1, exclude_seen=True)
+    assert [r.item for r in found] == ["c"]
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING, "slmc.recommend"):
+        assert recommend(engine, ["b", "a"], k=3, exclude_seen=True) == found
+    assert caplog.messages == ["1 of 3 items are left after those of the history"]
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_k_out_of_range(k: int, engine: Artefact) -> None:
+    with pytest.raises(UsageError) as caught:
+        recommend(engine, ["a"], k=k)
+    assert str(caught.value) == f"k: {k} items were asked for, the engine gives 1 to 3."
+
+
+def test_an_edited_engine_is_refused(engine: Artefact) -> None:
+    file = engine.path / "items.jsonl"
+    file.write_text(file.read_text().replace("Alien", "Aliens"))
+    with pytest.raises(ArtefactError) as caught:
+        recommend(engine.path, ["a"])
+    assert str(caught.value) == f"{file} is not the file that was sealed."
