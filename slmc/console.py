@@ -40,7 +40,7 @@ ENVIRONMENT = {
 }
 """Set before a library that reads them is imported, unless the user has set them."""
 
-_verbose = False
+_verbose = _quiet = False
 
 
 class Shown(Protocol):
@@ -65,15 +65,16 @@ class Bars:
     def show(self, progress: Mapping[str, Any]) -> None:
         """Move the bar of the task; the last bar takes the display with it."""
         name, total = str(progress["task"]), progress.get("total")
-        if self._bars is None:
-            self._bars = _new_bars(self._console)
-            self._bars.start()
+        bars = self._bars or _new_bars(self._console)
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=total, note="")
+            self._tasks[name] = bars.add_task(name, total=total, note="")
         note = f"{progress.get('unit', '')} {numbers(progress)}".strip()
-        self._bars.update(self._tasks[name], completed=progress["done"], total=total, note=note)
+        bars.update(self._tasks[name], completed=progress["done"], total=total, note=note)
+        if self._bars is None:
+            self._bars = bars
+            bars.start()
         if total is not None and progress["done"] >= total:
-            self._bars.remove_task(self._tasks.pop(name))
+            bars.remove_task(self._tasks.pop(name))
             if not self._tasks:
                 self.close()
 
@@ -244,10 +245,10 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[JsonLines
     Yields:
         The handler that writes ``log.jsonl`` once it is given a file.
     """
-    global _verbose
+    global _verbose, _quiet
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    _verbose = verbose
+    _verbose, _quiet = verbose, quiet
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     lines, terminal = JsonLines(), TerminalHandler(_stderr(), level)
     ours, warned, root = (logging.getLogger(n) for n in ("slmc", WARNINGS, None))
@@ -289,8 +290,9 @@ def result_json(value: Any) -> None:
 
 
 def show(what: "RenderableType", *, aside: bool = False) -> None:
-    """Print a table, on stdout or (``aside``) on stderr."""
-    (_stderr() if aside else _console(sys.stdout)).print(what)
+    """Print a table: on stdout, or (``aside``) on stderr unless ``-q`` asks for quiet."""
+    if not (aside and _quiet):
+        (_stderr() if aside else _console(sys.stdout)).print(what)
 
 
 def error(problem: SlmcError) -> None:
@@ -304,9 +306,9 @@ def error(problem: SlmcError) -> None:
 
 
 def reset() -> None:
-    """Forget the ``-v`` of an earlier call."""
-    global _verbose
-    _verbose = False
+    """Forget the ``-q`` and ``-v`` of an earlier call."""
+    global _verbose, _quiet
+    _verbose = _quiet = False
 
 
 def numbers(progress: Mapping[str, Any]) -> str:
@@ -326,7 +328,7 @@ def numbers(progress: Mapping[str, Any]) -> str:
 def seconds(value: float) -> str:
     """A duration for people: ``42 s``, ``3.5 min``, ``2.1 h``."""
     if value < 100:
-        return f"{value:.0f} s"
+        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
 
 

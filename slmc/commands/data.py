@@ -11,6 +11,7 @@ from slmc.commands import inputs as given
 from slmc.commands.shared import Force, Json, Out, command
 from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.options import configured
+from slmc.report.numbers import plain
 
 if TYPE_CHECKING:
     from slmc.data.check import CheckResult
@@ -93,17 +94,14 @@ def tell(values: dict[str, Any], indent: str = "") -> None:
             console.result(f"{indent}{name}:")
             tell(value, indent + "  ")
         else:
-            shown = (
-                f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-            )
-            console.result(f"{indent}{name}: {shown}")
+            console.result(f"{indent}{name}: {plain(value)}")
 
 
 def _power(found: "CheckResult") -> list[str]:
     """What the test set can see, from the ranking of a Markov chain."""
     from slmc.baselines import measure_markov
     from slmc.measured import protocol
-    from slmc.report.terminal import power_line
+    from slmc.report.power import power_line
 
     data, config = found.dataset, EvaluateConfig(metrics=(METRIC, "ce"))
     if not data.targets("test").users:

@@ -19,6 +19,9 @@ def recommend(
         list[str], typer.Argument(metavar="ID", help="Items of the history, oldest first.")
     ],
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Leave the items of the history out.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Print the best items for one history."""
@@ -26,7 +29,7 @@ def recommend(
 
     from slmc.recommend import recommend as best
 
-    found = best(given.taken(engine, "engine"), ids, k=k)
+    found = best(given.taken(engine, "engine"), ids, k, exclude_seen)
     if json:
         rows = [{"item": r.item, "title": r.title, "score": r.score} for r in found]
         console.result_json(rows)

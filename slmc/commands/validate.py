@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slmc import console
-from slmc.artefact import Artefact
+from slmc.artefact import Artefact, is_key
 from slmc.commands import inputs as given
 from slmc.commands.shared import Data, Json, command
 from slmc.data.config import EvaluateConfig
@@ -122,14 +122,21 @@ def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> "M
         )
     stage = "evaluate_engine" if kind == "engine" else "evaluate"
     report = run_stage(stage, config, {"data": dataset, kind: artefact})
-    return measured_as(str(artefact.path), artefact, report)
+    return measured_as(label(artefact), artefact, report)
+
+
+def label(artefact: Artefact) -> str:
+    """What an artefact is called in a sentence: its path, or in the cache its stage and key."""
+    name = artefact.path.name
+    return f"{artefact.manifest.stage} {name[:12]}" if is_key(name) else str(artefact.path)
 
 
 def _judge(
     gates: Sequence[Gate], measured: "Sequence[Measured]", seed: int, *, as_json: bool
 ) -> int:
     from slmc.judging import described
-    from slmc.report.terminal import power_lines, verdict_table
+    from slmc.report.power import power_lines
+    from slmc.report.terminal import verdict_table
     from slmc.verdict import judge
 
     verdicts = [judge(gate, measured[0], (*measured[1:], None)[0], seed=seed) for gate in gates]

@@ -3,6 +3,7 @@
 from slmc.artefact import Artefact
 from slmc.recipe_text import dump
 from slmc.report import markdown
+from slmc.report.numbers import plain
 from slmc.report.view import View
 
 
@@ -19,15 +20,16 @@ def card(view: View) -> str | None:
     }
     lines = ["---", dump(head).rstrip(), "---", "", f"# {view.name}: {step}", ""]
     if view.description:
-        lines += [view.description, ""]
+        lines += [markdown.escape(view.description), ""]
     lines += [_made(view, view.last), "", "## Measured", "", *markdown.main_table(view), ""]
     if view.smoke:
         lines += ["This was a smoke run: its numbers say that it runs, and no more.", ""]
     if view.judged:
-        lines += [f"- {one.verdict.sentence}" for one in view.judged]
+        lines += [f"- {markdown.escape(one.verdict.sentence)}" for one in view.judged]
         lines.append("")
     lines += ["## Data", ""]
-    lines += [f"- {name}: {value}" for name, value in view.data.items() if value is not None]
+    shown = {name: plain(value) for name, value in view.data.items() if value is not None}
+    lines += [f"- {name}: {markdown.escape(value)}" for name, value in shown.items()]
     lines += ["", "## Use", "", *_use(manifest.kind)]
     return "\n".join(lines) + "\n"
 
@@ -35,10 +37,11 @@ def card(view: View) -> str | None:
 def _made(view: View, artefact: Artefact) -> str:
     manifest = artefact.manifest
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    article = "An" if manifest.kind == "engine" else "A"
     code = " Code of a model repository was run to make it." if manifest.remote_code else ""
     return (
-        f"A {manifest.kind} of stage `{manifest.stage}`, made by `{view.command}` with seed "
-        f"{view.seed} ({versions}); digest `{artefact.digest[:12]}`.{code}"
+        f"{article} {manifest.kind} of stage `{manifest.stage}`, made by `{view.command}` with "
+        f"seed {view.seed} ({versions}); digest `{artefact.digest[:12]}`.{code}"
     )
 
 

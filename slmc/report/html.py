@@ -1,9 +1,7 @@
 """``report.html``: one file that needs nothing else, readable on a phone and in the dark."""
 
-import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -58,7 +56,6 @@ def page(view: View) -> str:
         changes=[(row, interval(row.change)) for row in view.rows if row.change is not None],
         curves=[(one, lines(one)) for one in view.curves],
         numbers=numbers,
-        plain=plain,
         width=WIDTH,
         height=HEIGHT,
     )
@@ -102,15 +99,6 @@ def lines(curves: Curves) -> list[Line]:
         )
         found.append(Line(term, drawn, f"{good[0][1]:.4g}", f"{good[-1][1]:.4g}"))
     return found
-
-
-def plain(value: Any) -> str:
-    """A value of a manifest as text."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _range(values: list[float]) -> tuple[float, float]:

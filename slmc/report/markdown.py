@@ -10,23 +10,24 @@ from slmc.report.view import View
 def summary(view: View) -> str:
     """The summary of a run in GitHub's Markdown."""
     state = "failed" if view.failed else "passed" if view.judged else "no gate"
-    lines = [f"## {view.name}: {state}", "", _escape(view.description), ""]
+    lines = [f"## {view.name}: {state}", "", escape(view.description), ""]
     lines += main_table(view)
     if view.judged:
         lines += ["", "### Gates", ""]
-        lines += [f"- **{one.label}** {_escape(one.verdict.sentence)}" for one in view.judged]
+        lines += [f"- **{one.label}** {escape(one.verdict.sentence)}" for one in view.judged]
     if view.comparisons:
         lines += ["", "### Student against its control (the same training without a teacher)", ""]
         lines += comparison_table(view)
-    if view.notes:
-        lines += ["", "### Notes", "", *(f"- {_escape(note)}" for note in view.notes)]
+    notes = [*view.sees, *view.notes]
+    if notes:
+        lines += ["", "### What the numbers can show", "", *(f"- {escape(one)}" for one in notes)]
     return "\n".join(line for line in lines if line is not None) + "\n"
 
 
 def main_table(view: View) -> list[str]:
     """The main table and its caption."""
     rows = [cells(row) for row in view.rows]
-    return [*table(headings(view), rows), "", _escape(view.caption)]
+    return [*table(headings(view), rows), "", escape(view.caption)]
 
 
 def comparison_table(view: View) -> list[str]:
@@ -49,10 +50,10 @@ def comparison_table(view: View) -> list[str]:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
-    return [f"| {' | '.join(_escape(cell) for cell in line)} |" for line in lines]
+    return [f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Markdown shows as it is."""
     for character in "\\|<>[]*_`":
         text = text.replace(character, f"\\{character}")

@@ -1,6 +1,8 @@
 """How numbers are written, the same in every report."""
 
+import json
 import math
+from typing import Any
 
 from slmc.bootstrap import Bounds
 
@@ -31,8 +33,10 @@ def count(number: int | None) -> str:
 
 
 def parameters(number: int | None) -> str:
-    """Parameters in millions: ``35.1 M``."""
-    return NONE if number is None else f"{number / 1e6:.1f} M"
+    """Parameters in millions: ``35.1 M``; below one, in thousands: ``42 k``."""
+    if number is None:
+        return NONE
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.0f} k"
 
 
 def megabytes(number: float | None) -> str:
@@ -50,3 +54,12 @@ def milliseconds(number: float | None) -> str:
 def rate(number: float | None) -> str:
     """Histories a second: ``1,240``."""
     return NONE if number is None else f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def plain(value: Any) -> str:
+    """A value of a manifest as text."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

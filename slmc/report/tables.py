@@ -36,6 +36,10 @@ class Timing:
     p99_ms: float
     per_s: float
     """Histories a second."""
+    calls: int
+    """Timed calls that the numbers are of."""
+    mean_length: float
+    """Mean length of the histories that were answered."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,27 @@ def compare_controls(result: "RunResult") -> list[Comparison]:
     return found
 
 
-def timings(bench: Artefact) -> list[Timing]:
-    """What a bench report has timed, the engine and, where there was one, its baseline."""
-    found = json.loads(bench.file("metrics.json").read_bytes())
+def timings(bench: Artefact, names: Mapping[str, str]) -> list[Timing]:
+    """What a bench report has timed, the engine and, where there was one, its baseline.
+
+    Args:
+        bench: The report.
+        names: Role (``engine``, ``baseline``) -> id of the step in it.
+    """
+    batches = json.loads(bench.file("metrics.json").read_bytes())["batches"]
     return [
-        Timing(one["who"], one["batch"], one["p50_ms"], one["p99_ms"], one["per_s"])
-        for one in found.get("timings", ())
+        Timing(
+            who=names[role],
+            batch=int(batch),
+            p50_ms=found[role]["latency_ms"]["p50"],
+            p99_ms=found[role]["latency_ms"]["p99"],
+            per_s=found[role]["throughput"],
+            calls=found["calls"],
+            mean_length=found["mean_length"],
+        )
+        for batch, found in batches.items()
+        for role in ("engine", "baseline")
+        if role in found and role in names
     ]
 
 

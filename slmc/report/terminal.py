@@ -1,7 +1,7 @@
-"""The tables of the terminal, and what a test set can see in a sentence."""
+"""The tables of the terminal."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,16 +10,12 @@ from rich.text import Text
 from slmc.report import numbers
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from slmc.gates import Gate
-    from slmc.measured import Measured
     from slmc.report.tables import Row
     from slmc.report.view import View
     from slmc.verdict import Verdict
 
 COLOURS = {"pass": "green", "fail": "red", "regression": "red", "inconclusive": "yellow"}
-POWER, CORRELATION = 0.8, 0.9
 
 
 def headings(view: "View") -> list[str]:
@@ -72,7 +68,7 @@ def run_table(view: "View") -> RenderableType:
         said.append(mark.append(one.verdict.sentence, style="default"))
         if not one.binding:
             said.append(Text("  not binding in this run", style="dim"))
-    said += [Text(f"note {note}", style="dim") for note in view.notes]
+    said += [Text(f"note {note}", style="dim") for note in [*view.sees, *view.notes]]
     return Group(*said)
 
 
@@ -110,39 +106,3 @@ def change_of(verdict: "Verdict") -> str:
         return numbers.NONE
     bounds = Bounds(verdict.change, verdict.low, verdict.high)
     return numbers.change(bounds, relative=verdict.relative)
-
-
-def power_lines(gates: "Sequence[Gate]", baseline: "Measured") -> list[str]:
-    """For each metric that is gated by a drop, what this many users can see.
-
-    Args:
-        gates: The gates.
-        baseline: Whose values tell how much users differ.
-    """
-    chosen = {(g.metric, g.confidence): None for g in gates if g.max_drop is not None}
-    return [
-        power_line(metric, baseline.per_user, baseline.protocol, confidence=confidence)
-        for metric, confidence in chosen
-    ]
-
-
-def power_line(
-    metric: str,
-    per_user: "pl.DataFrame",
-    protocol: Mapping[str, Any],
-    *,
-    confidence: float = 0.95,
-) -> str:
-    """The smallest drop that these users can see, with its assumptions, in a sentence."""
-    from slmc.bootstrap import detectable_drop
-    from slmc.measured import values
-
-    found = values(per_user, metric, protocol)
-    drop = detectable_drop(found, confidence=confidence, power=POWER, correlation=CORRELATION)
-    basis = (
-        f"one-sided {100 * confidence:g} %, power {100 * POWER:g} %, correlation between "
-        f"baseline and candidate {CORRELATION:g}"
-    )
-    if drop == float("inf"):
-        return f"{metric}: {found.size:,} users cannot see any relative drop ({basis})"
-    return f"{metric}: {found.size:,} users can see a drop of {100 * drop:.1f} % or more ({basis})"

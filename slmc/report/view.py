@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmc.artefact import Artefact
 from slmc.report.curves import Curves, curves_of
+from slmc.report.power import seen
 from slmc.report.tables import Comparison, Row, Timing, compare_controls, rows_of, timings
 
 if TYPE_CHECKING:
@@ -59,12 +60,16 @@ class View:
     timings: dict[str, list[Timing]]
     """Id of a bench step -> what it timed."""
     machines: dict[str, dict[str, Any]]
+    timed_how: str
+    """How the times were taken, in words."""
     parity: dict[str, dict[str, Any]]
     """Id of an engine step -> its parity report."""
     data: dict[str, Any]
     versions: dict[str, str]
     steps: list[Done]
     curves: list[Curves]
+    sees: list[str]
+    """What so many users can and cannot show, in sentences."""
     notes: list[str] = field(default_factory=list)
     last: Artefact | None = None
     """The last model or engine."""
@@ -102,9 +107,11 @@ def view_of(result: "RunResult") -> View:
     metric = next((m for m in recipe.evaluate.metrics if m != "ce"), recipe.evaluate.metrics[0])
     teacher = next((s.id for s in reversed(recipe.steps) if s.stage == "teach"), None)
     teacher = teacher if teacher in result.evaluations else None
-    bench = {step.id: made[step.id] for step in recipe.steps if _ran(step.id, "bench", result)}
-    times = {step_id: timings(artefact) for step_id, artefact in bench.items()}
+    benches = [step for step in recipe.steps if step.stage == "bench" and step.id in made]
+    bench = {step.id: _read(made[step.id], "metrics.json") for step in benches}
+    times = {step.id: timings(made[step.id], step.inputs) for step in benches}
     judged = [Judged(v, i not in result.advisory) for i, v in enumerate(result.verdicts)]
+    comparisons = compare_controls(result)
     rows = rows_of(result, metric=metric, teacher=teacher, timed=times)
     engines = [s for s in result.evaluations if made[s].manifest.kind == "engine"]
     return View(
@@ -119,21 +126,21 @@ def view_of(result: "RunResult") -> View:
         teacher=teacher,
         rows=rows,
         judged=judged,
-        comparisons=compare_controls(result),
+        comparisons=comparisons,
         timings=times,
-        machines={s: _read(a, "metrics.json").get("machine", {}) for s, a in bench.items()},
+        machines={
+            s: found["machine"] | {"threads": found["threads"]} for s, found in bench.items()
+        },
+        timed_how=next((found["protocol"] for found in bench.values()), ""),
         parity={s: _read(made[s], "parity.json") for s in engines},
         data=_data(result),
         versions=_versions(result),
         steps=[Done(s.id, s.stage, s.status, s.seconds, s.key) for s in result.steps],
         curves=curves_of(result.run_dir / "log.jsonl"),
+        sees=seen(result, teacher, rows, comparisons),
         notes=list(result.notes),
         last=made[list(result.evaluations)[-1]] if result.evaluations else None,
     )
-
-
-def _ran(step_id: str, stage: str, result: "RunResult") -> bool:
-    return any(step.id == step_id and step.stage == stage for step in result.steps)
 
 
 def _read(artefact: Artefact, name: str) -> dict[str, Any]:
