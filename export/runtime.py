@@ -26,6 +26,9 @@ GRAPH = "onnx/model.onnx"
 SERVING = ("onnx/", "items.jsonl", "preprocessor.json")
 """Files that serving an engine needs: what ``size_mb`` counts."""
 
+NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: *")
+"""What ONNX Runtime says before what is wrong."""
+
 Histories = Sequence[NDArray[np.int32]]
 
 
@@ -167,9 +170,7 @@ class _Told:
         own = tuple(c for c in vars(state).values() if isclass(c) and issubclass(c, Exception))
         if isinstance(error, own):
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            why = re.sub(
-                r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: *", "", said
-            )
+            why = NOISE.sub("", said)
             raise ArtefactError(
                 f"{self.file}: ONNX Runtime cannot run it: {why}",
                 "Make the engine again with `slmc export`.",

@@ -38,7 +38,7 @@ def recommend(
         engine: A running engine, or where one is.
         ids: Original ids, oldest first. Those that the vocabulary lacks are skipped, with a
             warning that names them.
-        k: At most the engine's ``top_k``.
+        k: At most the engine's ``top_k``; all items of a smaller catalogue.
         exclude_seen: Leave out the items of ``ids``. Fewer than k may remain then, since an
             engine gives no more than its ``top_k``.
 
@@ -48,10 +48,11 @@ def recommend(
     """
     engine = engine if isinstance(engine, Engine) else Engine.open(engine)
     vocabulary = Vocabulary.open(engine.folder / FILE)
-    if not 1 <= k <= engine.described.top_k:
+    top_k = engine.described.top_k
+    if k < 1 or k > top_k < engine.described.num_items:
         raise UsageError(
-            f"k: {k} items were asked for, the engine gives 1 to {engine.described.top_k}.",
-            "Ask for fewer, or export with a larger --top-k.",
+            f"k: {k} items were asked for, the engine gives 1 to {top_k}.",
+            "Ask for a number within, or export with a larger --top-k.",
         )
     rows = _rows(ids, vocabulary)
     items, scores = engine.top([rows])
@@ -61,7 +62,7 @@ def recommend(
         for row, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)
         if row not in left_out
     ]
-    if len(found) < k:
+    if exclude_seen and len(found) < k:
         log.warning("%d of %d items are left after those of the history", len(found), k)
     return found[:k]
 

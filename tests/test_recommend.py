@@ -26,7 +26,7 @@ NEXT = np.array(
     ],
     dtype=np.float32,
 )
-TITLES = {"a": "Alien", "c": "Überfahrt"}
+TITLES = {"a": {"title": "Alien"}, "c": {"title": "Überfahrt"}}
 
 
 def graph(top_k: int) -> onnx.ModelProto:
@@ -52,18 +52,18 @@ def graph(top_k: int) -> onnx.ModelProto:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Artefact:
+    return by_hand(tmp_path, top_k=3)
+
+
+def by_hand(tmp_path: Path, top_k: int) -> Artefact:
     with draft(tmp_path / "engine") as work:
         (work.path / "onnx").mkdir()
-        (work.path / GRAPH).write_bytes(graph(top_k=3).SerializeToString())
-        described = {"layout": "padded", "top_k": 3, "opset": 18, "precision": "fp32"}
+        (work.path / GRAPH).write_bytes(graph(top_k).SerializeToString())
+        described = {"layout": "padded", "top_k": top_k, "opset": 18, "precision": "fp32"}
         described |= {"history": 2, "num_items": 4, "source": "by hand"}
         (work.path / "engine.json").write_text(json.dumps(described))
-        lines = [
-            json.dumps(
-                {"row": row, "item": item} | ({"title": TITLES[item]} if item in TITLES else {})
-            )
-            for row, item in enumerate("abcd", start=1)
-        ]
+        entries = [{"row": row, "item": item} for row, item in enumerate("abcd", start=1)]
+        lines = [json.dumps(entry | TITLES.get(entry["item"], {})) for entry in entries]
         (work.path / "items.jsonl").write_text("\n".join(lines) + "\n")
         return work.seal(kind="engine", stage="export", config=Seeded(), inputs={})
 
@@ -94,7 +94,7 @@ def test_unknown_ids_are_skipped_and_named(
 @pytest.mark.parametrize(("ids", "told"), [(["x", "y"], "x, y"), ([], "none was given")])
 def test_no_known_id(ids: list[str], told: str, engine: Artefact) -> None:
     with pytest.raises(UsageError) as caught:
-        recommend(engine, ids)
+        recommend(engine, ids, k=2)
     assert str(caught.value) == f"none of the ids is in the vocabulary: {told}."
     assert caught.value.remedy == "Name items by the ids of the log, for example a, b, c."
 
@@ -115,6 +115,12 @@ def test_k_out_of_range(k: int, engine: Artefact) -> None:
     with pytest.raises(UsageError) as caught:
         recommend(engine, ["a"], k=k)
     assert str(caught.value) == f"k: {k} items were asked for, the engine gives 1 to 3."
+
+
+def test_a_small_catalogue_is_given_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = recommend(by_hand(tmp_path, top_k=4), ["b"], k=10)
+    assert [r.item for r in found] == ["d", "c", "b", "a"]
+    assert caplog.messages == []
 
 
 def test_an_edited_engine_is_refused(engine: Artefact) -> None:

@@ -61,10 +61,14 @@ def test_a_changed_weight_is_seen(
 
 
 def test_an_engine_that_fails_is_withheld(
-    dataset: Artefact, model: Artefact, place: Place, monkeypatch: pytest.MonkeyPatch
+    dataset: Artefact,
+    model: Artefact,
+    packed: Artefact,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = stage.to_onnx
-    monkeypatch.setattr(stage, "to_onnx", lambda *given: damaged(real(*given), 0))
+    graph = damaged(onnx.load(packed.path / GRAPH), 0)
+    monkeypatch.setattr(stage, "to_onnx", lambda *_: graph)
     out = place("engine")
     with pytest.raises(VerdictError) as caught:
         stage.export(ExportConfig(top_k=10), {"data": dataset, "model": model}, out)
@@ -73,19 +77,18 @@ def test_an_engine_that_fails_is_withheld(
 
 
 def test_an_engine_that_does_not_run_is_withheld(
-    dataset: Artefact, model: Artefact, place: Place, monkeypatch: pytest.MonkeyPatch
+    dataset: Artefact,
+    model: Artefact,
+    packed: Artefact,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = stage.to_onnx
-
-    def broken(*given: object) -> onnx.ModelProto:
-        graph = real(*given)
-        graph.graph.node[-1].op_type = "NoSuchOperator"
-        return graph
-
-    monkeypatch.setattr(stage, "to_onnx", broken)
+    graph = onnx.load(packed.path / GRAPH)
+    graph.graph.node[-1].op_type = "NoSuchOperator"
+    monkeypatch.setattr(stage, "to_onnx", lambda *_: graph)
     out = place("engine")
     with pytest.raises(VerdictError) as caught:
-        stage.export(ExportConfig(), {"data": dataset, "model": model}, out)
+        stage.export(ExportConfig(top_k=10), {"data": dataset, "model": model}, out)
     assert str(caught.value).startswith(
         "parity: the engine was withheld: onnx/model.onnx: ONNX Runtime cannot run it: "
     )
