@@ -1,14 +1,14 @@
 """The errors a user can meet; each knows what is wrong, how to mend it, and its exit code.
 
-    SlmcError
-    ├── VerdictError      1   a gate, a parity check or a baseline said no
-    ├── UsageError        2   called wrongly: an option, a path, a file
-    │   ├── DataError     2   an interaction log that cannot be read as told
-    │   ├── RecipeError   2   a recipe that cannot run
-    │   └── ArtefactError 2   a directory that is no artefact, or no longer the one sealed
-    ├── BrokenRunError    3   it broke while running; partial state is kept
-    ├── MissingError      4   the environment lacks an extra, a device, a library
-    └── UndecidedError    5   there is nothing to decide
+SlmcError
+├── VerdictError      1   a gate, a parity check or a baseline said no
+├── UsageError        2   called wrongly: an option, a path, a file
+│   ├── DataError     2   an interaction log that cannot be read as told
+│   ├── RecipeError   2   a recipe that cannot run
+│   └── ArtefactError 2   a directory that is no artefact, or no longer the one sealed
+├── BrokenRunError    3   it broke while running; partial state is kept
+├── MissingError      4   the environment lacks an extra, a device, a library
+└── UndecidedError    5   there is nothing to decide
 """
 
 

@@ -75,7 +75,12 @@ def teacher(
     from slmc.distill.teach import teach
 
     config = TeachConfig(
-        backbone=BACKBONE, epochs=4, lr=3e-3, rows=8, warmup=5, dtype="fp32",
+        backbone=BACKBONE,
+        epochs=4,
+        lr=3e-3,
+        rows=8,
+        warmup=5,
+        dtype="fp32",
         must_beat=MustBeat(otherwise="warn"),
     )
     inputs = {"data": dataset, "sasrec": sasrec, "baselines": baselines}
@@ -90,7 +95,13 @@ def student(
     from slmc.distill.distill import distill
 
     config = DistillConfig(
-        layers=2, blocks=2, epochs=2, lr=3e-3, rows=8, warmup=5, dtype="fp32",
+        layers=2,
+        blocks=2,
+        epochs=2,
+        lr=3e-3,
+        rows=8,
+        warmup=5,
+        dtype="fp32",
         losses=Losses(cosine=1.0, norm=0.1, supervise=1.0, logits=1.0),
     )
     inputs = {"data": dataset, "teacher": teacher}

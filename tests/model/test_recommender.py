@@ -14,8 +14,14 @@ from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 TOLERANCE = 1e-5
 """Float32 through two layers: a few units in the last place of numbers of order 1."""
 SHAPE = {
-    "vocab_size": 1, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "head_dim": 8, "pad_token_id": None, "bos_token_id": None,
+    "vocab_size": 1,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "pad_token_id": None,
+    "bos_token_id": None,
     "eos_token_id": None,
 }
 DECODERS = [
