@@ -23,11 +23,16 @@ class Seeded(StageConfig):
     """Seed of every random draw of the stage."""
 
 
-class Placed(StageConfig):
-    """Settings of a stage that computes with torch."""
+class OnDevice(StageConfig):
+    """Settings of a stage that computes with torch, always in float32."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra=OUTSIDE_KEY)
     """Where to compute: auto, cpu, cuda or cuda:N."""
+
+
+class Placed(OnDevice):
+    """Settings of a stage that trains with torch."""
+
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products in training; auto is bf16 where the hardware has it."""
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from slmc import cache
-from slmc.config import Placed
+from slmc.config import OnDevice
 from slmc.distill.config import TeachConfig
 from slmc.errors import MissingError
 from slmc.recipe_steps import Step
@@ -51,7 +51,7 @@ def check_devices(steps: Sequence[Step]) -> None:
     named = {
         step.config.device
         for step in steps
-        if isinstance(step.config, Placed) and step.config.device.startswith("cuda")
+        if isinstance(step.config, OnDevice) and step.config.device.startswith("cuda")
     }
     for device in sorted(named):
         # Only where a GPU is named: "auto" and "cpu" can be had anywhere.
