@@ -1,10 +1,25 @@
 """What can be set for pruning and quantizing. No torch here: recipes are checked without it."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from slmc.config import OnDevice, Seeded
+from slmc.config import Budget, OnDevice, Seeded
+
+
+def _pairs(value: Any) -> Any:
+    """``a=8,b=skip`` as a mapping; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if any(part.count("=") != 1 for part in parts):
+        raise ValueError("pairs such as *.down_proj=8,*.v_proj=skip are expected")
+    pairs = [part.split("=") for part in parts]
+    return {name: int(bits) if bits.isdecimal() else bits for name, bits in pairs}
+
+
+Assignment = Annotated[dict[str, Literal[4, 8, "skip"]], BeforeValidator(_pairs)]
+"""Pattern of layer names -> width of their codes, or ``skip``."""
 
 
 class PruneConfig(Seeded, OnDevice):
@@ -36,3 +51,30 @@ class PruneConfig(Seeded, OnDevice):
         if self.layers is None and self.heads is None and self.ffn is None:
             raise ValueError("say what is kept: at least one of layers, heads and ffn")
         return self
+
+
+class QuantizeConfig(Seeded, OnDevice):
+    """Store weights in 4 or 8 bits (GPTQ, Frantar et al. 2022, arXiv 2210.17323)."""
+
+    method: Literal["gptq", "rtn"] = "gptq"
+    """gptq: rounding errors are made up for on calibration histories; rtn: round to nearest."""
+    bits: Literal[4, 8] = 4
+    """Width of a weight's code."""
+    group_size: int = Field(64, ge=8)
+    """Input channels that share a scale; must divide every input width."""
+    symmetric: bool = True
+    """Whether 0 is always a code of its own (no zero points are stored)."""
+    act_order: bool = True
+    """GPTQ rounds the channels with the largest inputs first; groups stay as they are stored."""
+    ignore: tuple[str, ...] = ("input_proj", "output_proj")
+    """Linear layers left alone, by the end of their name."""
+    assign: Assignment = {}
+    """Another width for some layers: shell-style pattern of names -> 4, 8 or skip; the last one
+    that fits counts. On the command line "*.down_proj=8,*.v_proj=skip"."""
+    calibration: int = Field(128, ge=1)
+    """Training histories that errors are measured on."""
+    item_table: Literal["int8", "int4"] | None = None
+    """Width of the item table, a scale a row, measured by ranking; null keeps it in float32."""
+    sensitivity: bool | Budget = False
+    """Measure the ranking with one layer quantized at a time. A budget (1% of NDCG@10) also
+    proposes which layers to keep wider: written as a recipe fragment."""
