@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from slmc.model import packing
 from slmc.model.packing import Packing
-from slmc.model.table import QuantizedTable
 
 
 class RecommenderConfig(PreTrainedConfig):
@@ -33,13 +32,9 @@ class RecommenderConfig(PreTrainedConfig):
         prefix_length: int = 0,
         suffix_length: int = 0,
         dropout: float = 0.0,
-        item_bits: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the shape; a ``dict`` backbone names its ``model_type``.
-
-        ``item_bits`` is the width of the item table's codes, ``None`` where it is float.
-        """
+        """Keep the shape; a ``dict`` backbone names its ``model_type``."""
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
         self.backbone_config: Any = backbone_config
@@ -49,7 +44,6 @@ class RecommenderConfig(PreTrainedConfig):
         self.prefix_length = prefix_length
         self.suffix_length = suffix_length
         self.dropout = dropout
-        self.item_bits = item_bits
         super().__init__(**kwargs)
 
 
@@ -68,7 +62,7 @@ class SequentialRecommender(PreTrainedModel):
         backbone = config.backbone_config
         if backbone is None:
             raise ValueError("a recommender needs a backbone_config")
-        self.item_embeddings = _item_table(config)
+        self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
         self.input_proj = nn.Linear(config.item_dim, backbone.hidden_size)
         self.backbone = decoder or AutoModel.from_config(backbone)
         self.backbone.set_attn_implementation(packing.IMPLEMENTATION)
@@ -81,10 +75,10 @@ class SequentialRecommender(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if module is self.item_embeddings and isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+        if module is self.item_embeddings:
+            nn.init.normal_(self.item_embeddings.weight, std=0.02)
             with torch.no_grad():
-                module.weight[0].zero_()
+                self.item_embeddings.weight[0].zero_()
         elif module in (self.input_proj, self.output_proj):
             nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
@@ -183,13 +177,6 @@ class SequentialRecommender(PreTrainedModel):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _item_table(config: RecommenderConfig) -> nn.Embedding | QuantizedTable:
-    rows, width = config.num_items + 1, config.item_dim
-    if config.item_bits is not None:
-        return QuantizedTable(rows, width, config.item_bits)
-    return nn.Embedding(rows, width, padding_idx=0)
 
 
 AutoConfig.register(RecommenderConfig.model_type, RecommenderConfig)
