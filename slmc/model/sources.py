@@ -5,10 +5,12 @@ is converted once. Code of a model repository is never run, pickled weights are 
 """
 
 import hashlib
+import io
 import logging
 import os
 import re
 import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qsl, urlsplit
@@ -126,7 +128,8 @@ def _convert(gguf: Path, out: Path) -> None:
 
     from slmc.model.loading import quiet
 
-    with quiet():
+    # transformers draws a bar over the tensors of a GGUF file, whatever its settings say.
+    with quiet(), redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
