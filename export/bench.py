@@ -32,6 +32,8 @@ BUDGET_S = 20.0
 """Seconds that one batch size may take, about; rounds are cut to fit."""
 HISTORIES = 8
 """Histories that a round answers at least: several calls of small batches."""
+PAUSE_S = 0.01
+"""Seconds between contenders: the threads of the one that waits go on spinning for a while."""
 FEWEST = 3
 """Rounds that are timed however long they take."""
 PROTOCOL = (
@@ -45,6 +47,7 @@ PROTOCOL = (
 )
 
 Answer = Callable[[Histories], object]
+Draw = Callable[[], list[Histories]]
 
 log = logging.getLogger("slmc.bench")
 
@@ -115,29 +118,16 @@ def time_batch(
     """
     rng = np.random.default_rng((config.seed, batch))
     calls = math.ceil(HISTORIES / batch)
-    start = time.perf_counter()
-    _round(contenders, _draw(histories, batch, calls, rng))
-    first = time.perf_counter() - start
-    for _ in range(min(config.warmup, int(BUDGET_S / 4 / first))):
-        _round(contenders, _draw(histories, batch, calls, rng))
-    rounds = min(config.rounds, max(FEWEST, int(BUDGET_S / first)))
-    if rounds < config.rounds:
-        log.info("bench: batch %d: %d rounds instead of %d", batch, rounds, config.rounds)
-    times: dict[str, list[list[float]]] = {name: [] for name in contenders}
-    lengths = []
-    for number in range(rounds):
-        drawn = _draw(histories, batch, calls, rng)
-        lengths += [rows.size for one in drawn for rows in one]
-        order = dict(reversed(list(contenders.items()))) if number % 2 else contenders
-        for name, seconds in _round(order, drawn).items():
-            times[name].append(seconds)
-        done = {"task": f"bench, batch {batch}", "done": number + 1, "total": rounds}
-        log.debug("progress", extra={"progress": done | {"unit": "rounds"}})
-    taken = {name: np.array(seconds) for name, seconds in times.items()}
+
+    def draw() -> list[Histories]:
+        return [_drawn(histories, batch, rng) for _ in range(calls)]
+
+    _warm_up(contenders, draw, config.warmup)
+    taken, lengths = _rounds(contenders, draw, config.rounds, f"bench, batch {batch}")
     mean = float(np.mean(lengths))
     return {
-        "rounds": rounds,
-        "calls": rounds * calls,
+        "rounds": len(taken["engine"]),
+        "calls": taken["engine"].size,
         "mean_length": round(mean, 2),
         "padding": round(1 - mean / padded, 4),
         **{name: summary(seconds, batch) for name, seconds in taken.items()},
@@ -166,11 +156,42 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _warm_up(contenders: Mapping[str, Answer], draw: Draw, rounds: int) -> None:
+    """One untimed round, and ``rounds`` more if they are short."""
+    start = time.perf_counter()
+    _round(contenders, draw())
+    first = time.perf_counter() - start
+    for _ in range(min(rounds, int(BUDGET_S / 4 / first))):
+        _round(contenders, draw())
+
+
+def _rounds(
+    contenders: Mapping[str, Answer], draw: Draw, rounds: int, task: str
+) -> tuple[dict[str, NDArray[np.float64]], list[int]]:
+    """Seconds ``[rounds, calls]`` by contender, and the lengths of the histories answered."""
+    times: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    lengths: list[int] = []
+    start = time.perf_counter()
+    for number in range(rounds):
+        if number >= FEWEST and time.perf_counter() - start > BUDGET_S:
+            log.info("%s: %d rounds instead of %d", task, number, rounds)
+            break
+        drawn = draw()
+        lengths += [rows.size for one in drawn for rows in one]
+        order = dict(reversed(list(contenders.items()))) if number % 2 else contenders
+        for name, seconds in _round(order, drawn).items():
+            times[name].append(seconds)
+        done = {"task": task, "done": number + 1, "total": rounds, "unit": "rounds"}
+        log.debug("progress", extra={"progress": done})
+    return {name: np.array(seconds) for name, seconds in times.items()}, lengths
+
+
 def _round(contenders: Mapping[str, Answer], drawn: list[Histories]) -> dict[str, list[float]]:
     """Seconds of each call, by contender."""
     found: dict[str, list[float]] = {}
     for name, answer in contenders.items():
         found[name] = []
+        time.sleep(PAUSE_S)
         for histories in drawn:
             start = time.perf_counter()
             answer(histories)
@@ -178,12 +199,9 @@ def _round(contenders: Mapping[str, Answer], drawn: list[Histories]) -> dict[str
     return found
 
 
-def _draw(
-    histories: Histories, batch: int, calls: int, rng: np.random.Generator
-) -> list[Histories]:
-    replace = len(histories) < batch
-    chosen = [rng.choice(len(histories), batch, replace=replace) for _ in range(calls)]
-    return [[histories[index] for index in one] for one in chosen]
+def _drawn(histories: Histories, batch: int, rng: np.random.Generator) -> Histories:
+    chosen = rng.choice(len(histories), batch, replace=len(histories) < batch)
+    return [histories[index] for index in chosen]
 
 
 def _speedup(taken: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
@@ -204,8 +222,7 @@ def _processes(
     config: BenchConfig,
 ) -> dict[str, Any]:
     """Cold start and memory of each contender, at the largest batch."""
-    rng = np.random.default_rng(config.seed)
-    (drawn,) = _draw(histories, max(config.batch), 1, rng)
+    drawn = _drawn(histories, max(config.batch), np.random.default_rng(config.seed))
     kinds = {"engine": "engine", "baseline": "model"}
     return {
         name: probe(kinds[name], inputs[name].path, threads, engine.described.top_k, drawn)

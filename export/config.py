@@ -11,7 +11,7 @@ class ParityConfig(StageConfig):
     """How close the engine has to be to the model it was made from."""
 
     histories: int = Field(512, ge=1)
-    """Real histories that are compared."""
+    """Real histories that are compared at each shape, in 64 calls at most."""
     batch: tuple[int, ...] = (1, 32)
     """Batch sizes; lengths 1, mixed and the maximum are tried with each."""
     max_error: float = Field(1e-3, gt=0)

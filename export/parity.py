@@ -25,6 +25,8 @@ TIE = 1e-5
 """Scores that differ by less, relative to their spread, are tied: float32 tells them no better."""
 TINY = 1e-30
 """Spread that stands for none: scores that are all equal."""
+CALLS = 64
+"""Times that the engine is asked at a shape, at most: small batches take fewer histories."""
 CHUNK = 64
 """Histories whose scores the model gives at once."""
 
@@ -128,7 +130,9 @@ def compare(
             with torch.inference_mode():
                 scores = model(torch.from_numpy(part))[:, 1:].numpy()
             for shape in found:
-                _compare(engine, part, scores, shape)
+                left = CALLS * shape.batch - shape.histories
+                if left:
+                    _compare(engine, part[:left], scores[:left], shape)
             done = {"task": "parity", "done": start + len(part), "total": len(chosen)}
             log.debug("progress", extra={"progress": done | {"unit": "histories"}})
         shapes += found
