@@ -124,6 +124,10 @@ class DistillConfig(TrainConfig):
     """Another LLM for the student, of any width; null takes the teacher's. Named as in teach."""
     revision: str | None = None
     """Commit, tag or branch of that LLM, if it is a hub id."""
+    tune: Literal["all", "lora"] = "all"
+    """Train all weights of the student's backbone, or LoRA adapters (as the SLMRec paper)."""
+    lora: Lora = Lora()
+    """Settings of the adapters."""
     control: bool = False
     """Also train the same student for the same steps without the teacher."""
     epochs: int = Field(3, ge=1)

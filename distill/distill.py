@@ -14,7 +14,14 @@ from slmc.data.batches import Rows
 from slmc.data.dataset import Dataset
 from slmc.distill import losses, states
 from slmc.distill.config import DistillConfig
-from slmc.distill.student import OUTPUT_STD, first_layers, fresh, parameter_groups
+from slmc.distill.student import (
+    OUTPUT_STD,
+    add_adapters,
+    first_layers,
+    fresh,
+    merge_adapters,
+    parameter_groups,
+)
 from slmc.distill.teach import check_vocabulary
 from slmc.errors import BrokenRunError, UsageError
 from slmc.model import backbone, device
@@ -48,6 +55,8 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
     with draft(out) as work:
         torch.manual_seed(config.seed)
         student = _student(config, inputs, teacher, data)
+        if config.tune == "lora":
+            add_adapters(student, config.lora)
         epochs = training_rows(config, data, packings=config.packings, prompt=prompt)
         task = _task(config, student, teacher, inputs["teacher"].digest, epochs, placement)
         outcome = train(
@@ -66,6 +75,8 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
             validate=validation(student, data.targets("valid"), placement),
             resume=work.resume,
         )
+        if config.tune == "lora":
+            merge_adapters(student)
         return seal_model(
             work,
             student,

@@ -1,10 +1,12 @@
 """Recommenders to begin with: a backbone's first layers, fresh projections, an item table."""
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from slmc.distill.config import Lora
 from slmc.errors import UsageError
 from slmc.model.backbone import Backbone
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
@@ -95,3 +97,32 @@ def parameter_groups(
         {"params": around, "lr": projection_lr},
     ]
     return [group for group in groups if group["params"]]
+
+
+def add_adapters(model: SequentialRecommender, lora: Lora) -> None:
+    """Freeze the backbone and give its layers low-rank adapters, which alone are trained.
+
+    Raises:
+        UsageError: A module that is named is not in the backbone.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.modules),
+    )
+    try:
+        model.backbone = get_peft_model(model.backbone, settings)
+    except ValueError as error:
+        raise UsageError(
+            f"lora.modules: {', '.join(lora.modules)} are not in the backbone "
+            f"({str(error).splitlines()[0]}).",
+            "Name linear layers of its decoder, such as q_proj or down_proj.",
+        ) from None
+
+
+def merge_adapters(model: SequentialRecommender) -> None:
+    """Add the adapters to the weights, which leaves a plain model."""
+    model.backbone = cast(Any, model.backbone).merge_and_unload()

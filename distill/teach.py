@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
-from slmc.distill.config import Lora, MustBeat, TeachConfig
-from slmc.distill.student import fresh, parameter_groups
+from slmc.distill.config import MustBeat, TeachConfig
+from slmc.distill.student import add_adapters, fresh, merge_adapters, parameter_groups
 from slmc.errors import UsageError, VerdictError
 from slmc.model import backbone, device
 from slmc.model.device import Placement
@@ -141,7 +141,7 @@ def _train(
         place(model, placement.device)
         return Outcome(epochs=[], best_epoch=0, stopped_early=False, steps=0)
     if config.tune == "lora":
-        model.backbone = _with_adapters(model, config.lora)
+        add_adapters(model, config.lora)
     prompt = (model.config.prefix_length, model.config.suffix_length)
     outcome = train(
         NextItem(model),
@@ -155,28 +155,8 @@ def _train(
         resume=resume,
     )
     if config.tune == "lora":
-        model.backbone = cast(Any, model.backbone).merge_and_unload()
+        merge_adapters(model)
     return outcome
-
-
-def _with_adapters(model: SequentialRecommender, lora: Lora) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.modules),
-    )
-    try:
-        adapted: nn.Module = get_peft_model(model.backbone, settings)
-    except ValueError as error:
-        raise UsageError(
-            f"lora.modules: {', '.join(lora.modules)} are not in the backbone "
-            f"({str(error).splitlines()[0]}).",
-            "Name linear layers of its decoder, such as q_proj or down_proj.",
-        ) from None
-    return adapted
 
 
 def _compare(

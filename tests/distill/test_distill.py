@@ -84,6 +84,15 @@ def test_a_student_of_another_width_learns_through_projections(
     assert {"cosine", "norm"} <= set(epochs_of(made)[0])
 
 
+def test_a_student_with_adapters_ends_as_a_plain_model(inputs: Inputs, tmp_path: Path) -> None:
+    plain = load_model(distill(settings(losses=TERMS), inputs, tmp_path / "plain")).state_dict()
+    config = settings(losses=TERMS, tune="lora", lora={"modules": ["up_proj"]})
+    made = distill(config, inputs, tmp_path / "lora")
+    adapted = load_model(made).state_dict()
+    assert adapted.keys() == plain.keys()
+    assert {"cosine", "supervise"} <= set(epochs_of(made)[0])
+
+
 def test_blocks_that_do_not_divide_the_teacher(inputs: Inputs, tmp_path: Path) -> None:
     made = distill(settings(losses={"cosine": 1.0}, scale="none"), inputs, tmp_path / "s")
     assert epochs_of(made)[0]["cosine"] > 0
