@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import AutoModel, PreTrainedModel
@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from slmc.artefact import Artefact
 from slmc.errors import ArtefactError
+from slmc.model import quantized
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.sasrec import Sasrec
 
@@ -22,10 +23,13 @@ log = logging.getLogger("slmc.model")
 
 
 def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recommender:
-    """The model of an artefact in evaluation mode, float32 unless it is quantized.
+    """The model of an artefact in evaluation mode, float32.
+
+    Quantized weights become floats of the same values; a quantized item table stays as stored.
 
     Raises:
         ArtefactError: The artefact holds no recommender that this slmc can load.
+        MissingError: It is quantized, and compressed-tensors is not installed.
     """
     config = json.loads(artefact.file("config.json").read_text())
     if config.get("model_type") not in ("slmc", "slmc_sasrec"):
@@ -34,10 +38,15 @@ def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recomm
             "not a sequential recommender.",
             "Make one of an LLM with `slmc teach --backbone DIRECTORY`.",
         )
-    with quiet():
+    compressed = "quantization_config" in config
+    if compressed:
+        quantized.require()
+    with quiet(), quantized.quiet() if compressed else nullcontext():
         model: Recommender = AutoModel.from_pretrained(
             artefact.path, dtype=torch.float32, local_files_only=True
         )
+        if compressed:
+            quantized.as_floats(model)
     place(model, device)
     return model
 

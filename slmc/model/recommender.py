@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from slmc.model import packing
 from slmc.model.packing import Packing
+from slmc.model.table import QuantizedTable
 
 
 class RecommenderConfig(PreTrainedConfig):
@@ -32,9 +33,13 @@ class RecommenderConfig(PreTrainedConfig):
         prefix_length: int = 0,
         suffix_length: int = 0,
         dropout: float = 0.0,
+        item_bits: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the shape; a ``dict`` backbone names its ``model_type``."""
+        """Keep the shape; a ``dict`` backbone names its ``model_type``.
+
+        ``item_bits`` is the width of the item table's codes, ``None`` where it is float.
+        """
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
         self.backbone_config: Any = backbone_config
@@ -44,6 +49,7 @@ class RecommenderConfig(PreTrainedConfig):
         self.prefix_length = prefix_length
         self.suffix_length = suffix_length
         self.dropout = dropout
+        self.item_bits = item_bits
         super().__init__(**kwargs)
 
 
@@ -62,7 +68,7 @@ class SequentialRecommender(PreTrainedModel):
         backbone = config.backbone_config
         if backbone is None:
             raise ValueError("a recommender needs a backbone_config")
-        self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
+        self.item_embeddings = _item_table(config)
         self.input_proj = nn.Linear(config.item_dim, backbone.hidden_size)
         self.backbone = decoder or AutoModel.from_config(backbone)
         self.backbone.set_attn_implementation(packing.IMPLEMENTATION)
@@ -75,10 +81,10 @@ class SequentialRecommender(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if module is self.item_embeddings:
-            nn.init.normal_(self.item_embeddings.weight, std=0.02)
+        if module is self.item_embeddings and isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
             with torch.no_grad():
-                self.item_embeddings.weight[0].zero_()
+                module.weight[0].zero_()
         elif module in (self.input_proj, self.output_proj):
             nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
@@ -177,6 +183,13 @@ class SequentialRecommender(PreTrainedModel):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _item_table(config: RecommenderConfig) -> nn.Embedding | QuantizedTable:
+    rows, width = config.num_items + 1, config.item_dim
+    if config.item_bits is not None:
+        return QuantizedTable(rows, width, config.item_bits)
+    return nn.Embedding(rows, width, padding_idx=0)
 
 
 AutoConfig.register(RecommenderConfig.model_type, RecommenderConfig)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,10 @@ from transformers import PreTrainedModel
 
 from slmc.artefact import Artefact, Draft
 from slmc.model.loading import SERVING, quiet
+from slmc.model.table import QuantizedTable
 
+Save = Callable[[PreTrainedModel, Artefact, Path], None]
+"""Writes a model and the vocabulary of a dataset into a folder."""
 LIBRARIES = ("torch", "transformers", "numpy", "accelerate", "peft")
 CARD = """---
 library_name: transformers
@@ -21,7 +24,7 @@ tags: [sequential-recommendation, slmc]
 # {stage}: a sequential recommender of {num_items:,} items
 
 {parameters:,} parameters in {layers} layers; {size_mb:.1f} MB (10^6 bytes) for serving.
-Validation cross-entropy {valid_ce} nats (epoch {best_epoch}, best of {epochs}).
+{note}
 
 Histories are rows of `items.parquet` (1-based, 0 is padding), at most {history} of them,
 padded on the left; original ids go in and come out through `slmc recommend` and `slmc export`.
@@ -36,7 +39,7 @@ scores = model(torch.tensor([[1, 2, 3]]))  # [1, {num_items} + 1], row 0 is padd
 ```
 
 What made it, from what, with which versions: `slmc.json`. How it ranks against its baselines
-is measured by `slmc validate`; numbers of a training run are in `metrics.json`.
+is measured by `slmc validate`; numbers of the stage itself are in `metrics.json`.
 """
 
 
@@ -49,6 +52,9 @@ def seal_model(
     inputs: Mapping[str, Artefact],
     numbers: Mapping[str, Any],
     device: str,
+    note: str = "",
+    save: Save | None = None,
+    libraries: tuple[str, ...] = (),
 ) -> Artefact:
     """Write and seal a model.
 
@@ -58,23 +64,26 @@ def seal_model(
         stage: Name of the stage.
         config: Its resolved config.
         inputs: Its inputs; the vocabulary is that of the role ``data``.
-        numbers: What the stage measured; ``best_epoch`` and ``epochs`` of a training run among
-            them. Written as ``metrics.json``.
+        numbers: What the stage measured; ``best_epoch`` and ``epochs`` among them if it
+            trained. Written as ``metrics.json``.
         device: Device it was computed on.
+        note: What the card says of how it was made; else how its training went.
+        save: Writes the files in the place of :func:`save_model`.
+        libraries: Distributions besides :data:`LIBRARIES` that the result depends on.
     """
-    save_model(model, inputs["data"], work.path)
+    (save or save_model)(model, inputs["data"], work.path)
     (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     metrics = describe(model, work.path) | {
         name: numbers[name] for name in ("best_epoch", "must_beat") if name in numbers
     }
-    (work.path / "README.md").write_text(_card(stage, model, metrics, numbers))
+    (work.path / "README.md").write_text(_card(stage, model, metrics, note or _training(numbers)))
     return work.seal(
         kind="model",
         stage=stage,
         config=config,
         inputs=inputs,
         metrics=metrics,
-        libraries=LIBRARIES,
+        libraries=(*LIBRARIES, *libraries),
         device=device,
     )
 
@@ -89,17 +98,22 @@ def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:
 
 def describe(model: PreTrainedModel, directory: Path) -> dict[str, Any]:
     """What a manifest says of a model's size: parameters, layers, 10^6 bytes for serving."""
+    table = getattr(model, "item_embeddings", None)
+    codes = table.rows * table.width if isinstance(table, QuantizedTable) else 0
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()) + codes,
         "layers": len(cast(nn.ModuleList, model.layers)),
         "size_mb": sum((directory / f).stat().st_size for f in SERVING) / 1e6,
     }
 
 
-def _card(
-    stage: str, model: PreTrainedModel, metrics: Mapping[str, Any], numbers: Mapping[str, Any]
-) -> str:
+def _training(numbers: Mapping[str, Any]) -> str:
     epochs, best = numbers.get("epochs", []), numbers.get("best_epoch", 0)
+    valid = f"{epochs[best - 1]['valid_ce']:.4f}" if best else "not measured"
+    return f"Validation cross-entropy {valid} nats (epoch {best}, best of {len(epochs)})."
+
+
+def _card(stage: str, model: PreTrainedModel, metrics: Mapping[str, Any], note: str) -> str:
     return CARD.format(
         stage=stage,
         num_items=model.config.num_items,
@@ -107,7 +121,5 @@ def _card(
         parameters=metrics["parameters"],
         layers=metrics["layers"],
         size_mb=metrics["size_mb"],
-        valid_ce=f"{epochs[best - 1]['valid_ce']:.4f}" if best else "not measured",
-        best_epoch=best,
-        epochs=len(epochs),
+        note=note,
     )
