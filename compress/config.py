@@ -64,11 +64,12 @@ class QuantizeConfig(Seeded, OnDevice):
     """Input channels that share a scale; must divide every input width."""
     symmetric: bool = True
     """Whether 0 is always a code of its own (no zero points are stored)."""
-    act_order: bool = True
-    """GPTQ rounds the channels with the largest inputs first; groups stay as they are stored."""
+    act_order: bool | None = None
+    """Whether GPTQ rounds the channels with the largest inputs first; groups stay as they are
+    stored (the static form). null: yes with gptq; rtn knows no order."""
     ignore: tuple[str, ...] = ("input_proj", "output_proj")
     """Linear layers left alone, by the end of their name."""
-    assign: Assignment = {}
+    assign: Assignment = Field({})
     """Another width for some layers: shell-style pattern of names -> 4, 8 or skip; the last one
     that fits counts. On the command line "*.down_proj=8,*.v_proj=skip"."""
     calibration: int = Field(128, ge=1)
@@ -78,3 +79,9 @@ class QuantizeConfig(Seeded, OnDevice):
     sensitivity: bool | Budget = False
     """Measure the ranking with one layer quantized at a time. A budget (1% of NDCG@10) also
     proposes which layers to keep wider: written as a recipe fragment."""
+
+    @model_validator(mode="after")
+    def _only_gptq_has_an_order(self) -> "QuantizeConfig":
+        if self.method == "rtn" and self.act_order:
+            raise ValueError("act_order goes with method: gptq; rtn rounds each weight by itself")
+        return self
