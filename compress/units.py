@@ -1,0 +1,144 @@
+"""What can be taken out of a decoder layer: kv groups and MLP channels, as slices of weights.
+
+A kv group is one key-value head with the query heads that it serves: as a whole it can go
+without changing what any other head computes. torch-pruning traces layers and not heads, and
+takes too few query channels along where heads are grouped; so the groups are laid out here.
+
+Letters: ``U`` units of a layer, ``n`` rows or columns of one matrix that belong to a unit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slmc.errors import UsageError
+
+ROWS, COLUMNS = 0, 1
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The rows or columns of a matrix that belong to each unit."""
+
+    linear: nn.Linear
+    dim: int
+    """:data:`ROWS` (outputs, with their biases) or :data:`COLUMNS` (inputs)."""
+    index: Tensor
+    """``[U, n]`` int64."""
+
+    def per_unit(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Sum over each unit, ``[U]`` float64.
+
+        Args:
+            weight: ``[out, in]``, a value for each weight.
+            bias: ``[out]``, a value for each bias; counts with the rows.
+        """
+        sums = weight.double().sum(dim=1 - self.dim)
+        if self.dim == ROWS and bias is not None:
+            sums = sums + bias.double()
+        return sums[self.index].sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of a layer and every weight that goes with one of them."""
+
+    inputs: tuple[Slice, ...]
+    """Rows that compute a unit."""
+    output: Slice
+    """Columns that add it to the hidden state."""
+
+    def __len__(self) -> int:
+        """How many units there are, U."""
+        return len(self.output.index)
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """All of them."""
+        return (*self.inputs, self.output)
+
+
+def kv_groups(layer: nn.Module, config: Any) -> Units:
+    """The kv groups of a decoder layer; raises ``UsageError`` if its attention is another kind.
+
+    Args:
+        layer: With q_proj, k_proj, v_proj (or one qkv_proj of Phi-3's order) and o_proj.
+        config: The decoder's config.
+    """
+    attention = getattr(layer, "self_attn", None)
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    o_proj = getattr(attention, "o_proj", None)
+    if attention is None or not isinstance(o_proj, nn.Linear) or o_proj.in_features % heads:
+        raise _refusal("heads", "attention", config)
+    width = o_proj.in_features // heads
+    query = heads // groups * width
+    fused = hasattr(attention, "qkv_proj")
+    parts = {"qkv_proj": [query, width, width]} if fused else {}
+    parts = parts or {"q_proj": [query], "k_proj": [width], "v_proj": [width]}
+    inputs = [_rows(attention, name, groups, sizes) for name, sizes in parts.items()]
+    units = _units(inputs, o_proj, groups, query)
+    # A norm over one head is the same for all; one over all heads would mix them.
+    if units is None or not _covered(attention, units, other=width):
+        raise _refusal("heads", "attention", config)
+    return units
+
+
+def channels(layer: nn.Module, config: Any) -> Units:
+    """The MLP channels of a decoder layer; raises ``UsageError`` if its MLP is another kind.
+
+    Args:
+        layer: With gate_proj and up_proj (or one gate_up_proj, gate first) and down_proj.
+        config: The decoder's config.
+    """
+    mlp, count = getattr(layer, "mlp", None), getattr(config, "intermediate_size", None)
+    down = getattr(mlp, "down_proj", None)
+    if mlp is None or not isinstance(down, nn.Linear) or down.in_features != count:
+        raise _refusal("ffn", "MLP", config)
+    fused = hasattr(mlp, "gate_up_proj")
+    parts = {"gate_up_proj": [1, 1]} if fused else {"gate_proj": [1], "up_proj": [1]}
+    inputs = [_rows(mlp, name, count, sizes) for name, sizes in parts.items()]
+    units = _units(inputs, down, count, 1)
+    if units is None or not _covered(mlp, units, other=None):
+        raise _refusal("ffn", "MLP", config)
+    return units
+
+
+def _rows(module: nn.Module, name: str, units: int, sizes: Sequence[int]) -> Slice | None:
+    """Rows of a matrix of one block for each of ``sizes``, each block cut into ``units``."""
+    linear = getattr(module, name, None)
+    if not isinstance(linear, nn.Linear) or linear.out_features != units * sum(sizes):
+        return None
+    starts = [units * sum(sizes[:i]) for i in range(len(sizes))]
+    blocks = [_block(start, units, size) for start, size in zip(starts, sizes, strict=True)]
+    return Slice(linear, ROWS, torch.cat(blocks, dim=1).to(linear.weight.device))
+
+
+def _units(
+    inputs: Sequence[Slice | None], output: nn.Linear, units: int, size: int
+) -> Units | None:
+    found = tuple(one for one in inputs if one is not None)
+    if len(found) < len(inputs) or output.in_features != units * size:
+        return None
+    index = _block(0, units, size).to(output.weight.device)
+    return Units(found, Slice(output, COLUMNS, index))
+
+
+def _block(start: int, units: int, size: int) -> Tensor:
+    return start + torch.arange(units * size).reshape(units, size)
+
+
+def _covered(module: nn.Module, units: Units, other: int | None) -> bool:
+    """Whether all weights are those of the units, or vectors of ``other`` numbers."""
+    known = {id(p) for one in units.slices for p in one.linear.parameters()}
+    return all(id(p) in known or p.numel() == other for p in module.parameters())
+
+
+def _refusal(field: str, part: str, config: Any) -> UsageError:
+    return UsageError(
+        f"prune: the {part} of {config.model_type} is of a form that cannot be cut by {field}.",
+        f"Leave {field} out, or prune a Llama, Qwen, Gemma, Mistral or Phi-3.",
+    )
