@@ -28,7 +28,7 @@ check: lint test
 	$(PYTHON) -m venv .venv
 	$(PIP) pip
 	$(PIP) torch
-	$(PIP) -e '.[onnx]'
+	$(PIP) -e '.[onnx,prune]'
 	touch $@
 
 .venv/dev: .venv/installed

@@ -23,6 +23,16 @@ COMMANDS = {
     "data": ("slmc.commands.data", "Prepare, check and describe a dataset.", STAGES),
     "teach": ("slmc.commands.teach", "Train an LLM to rank the catalogue: the teacher.", STAGES),
     "distill": ("slmc.commands.distill", "Distil a teacher into a student.", STAGES),
+    "prune": (
+        "slmc.commands.prune",
+        "Take layers, attention heads and MLP channels out of a model.",
+        STAGES,
+    ),
+    "quantize": (
+        "slmc.commands.quantize",
+        "Store a model's weights in 4 or 8 bits.",
+        STAGES,
+    ),
     "export": ("slmc.commands.export", "Turn a model into an engine that ranks the same.", STAGES),
     "bench": ("slmc.commands.bench", "Time an engine on real histories.", STAGES),
     "validate": (

@@ -27,7 +27,11 @@ NEEDED_PYTHON = (3, 11)
 REQUIRED = (
     "torch", "transformers", "accelerate", "peft", "safetensors", "polars", "numpy", "pydantic",
 )  # fmt: skip
-EXTRAS = {"onnx": ("onnx", "onnxruntime", "onnxscript")}
+EXTRAS = {
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "prune": ("torch_pruning",),
+    "quantize": ("llmcompressor", "compressed_tensors"),
+}
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 LOW_DISK_GB = 3
 HUB = "https://huggingface.co/api/models?limit=1"

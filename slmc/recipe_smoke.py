@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig, TrainConfig
 from slmc.data.config import EvaluateConfig, PrepareConfig, Sampled
 from slmc.distill.config import DistillConfig, MustBeat, TeachConfig
@@ -14,6 +15,8 @@ BACKBONE = "random://llama?layers=2&hidden=64&heads=4&kv_heads=2&intermediate=12
 LAYERS = 2
 USERS = 96
 HISTORY = 20
+LEAST_SHARE = 0.25
+ROUND_TO = 16
 ROUNDS = 5
 TOP_K = 20
 """What an evaluation keeps of each list, hence the least that an engine can be asked for."""
@@ -60,6 +63,26 @@ def _distill(config: DistillConfig) -> dict[str, Any]:
     }
 
 
+def _prune(config: PruneConfig) -> dict[str, Any]:
+    # Of the few units of the small backbone the same shares keep some, and take some away.
+    return {
+        "layers": config.layers and min(config.layers, LAYERS),
+        "heads": config.heads and max(config.heads, LEAST_SHARE),
+        "ffn": config.ffn and max(config.ffn, LEAST_SHARE),
+        "round_to": min(config.round_to, ROUND_TO),
+        "calibration": min(config.calibration, USERS),
+    }
+
+
+def _quantize(config: QuantizeConfig) -> dict[str, Any]:
+    # Layers that an assignment names by number may not be in the small backbone.
+    return {
+        "group_size": min(config.group_size, ROUND_TO),
+        "assign": {},
+        "calibration": min(config.calibration, USERS),
+    }
+
+
 def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if isinstance(config.ranking, Sampled):
         return {"ranking": {"sampled": min(config.ranking.sampled, 50)}}
@@ -83,6 +106,8 @@ SHRINK: dict[type[StageConfig], Callable[[Any], dict[str, Any]]] = {
     PrepareConfig: _prepare,
     TeachConfig: _teach,
     DistillConfig: _distill,
+    PruneConfig: _prune,
+    QuantizeConfig: _quantize,
     EvaluateConfig: _evaluate,
     ExportConfig: _export,
     BenchConfig: _bench,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmc.artefact import Artefact, Kind
+from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig
 from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.distill.config import DistillConfig, TeachConfig
@@ -87,6 +88,22 @@ STAGES: dict[str, Stage] = {
         optional=frozenset({"student"}),
         fingerprint="slmc.model.sources:fingerprint",
         libraries=(*TORCH, "accelerate"),
+    ),
+    "prune": Stage(
+        {"data": "dataset", "model": "model"},
+        "model",
+        PruneConfig,
+        "slmc.compress.prune:prune",
+        libraries=(*TORCH, "torch-pruning"),
+        extras={"torch_pruning": "prune"},
+    ),
+    "quantize": Stage(
+        {"data": "dataset", "model": "model"},
+        "model",
+        QuantizeConfig,
+        "slmc.compress.quantize:quantize",
+        libraries=(*TORCH, "compressed-tensors", "llmcompressor"),
+        extras={"compressed_tensors": "quantize"},
     ),
     "export": Stage(
         {"data": "dataset", "model": "model"},
