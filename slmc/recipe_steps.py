@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slmc.artefact import Kind
+from slmc.compress.config import PruneConfig
 from slmc.config import StageConfig
 from slmc.distill.config import DistillConfig, Losses, TeachConfig
 from slmc.recipe_checks import checked
@@ -195,14 +196,25 @@ class StepReader:
 
     def _refuse_misfit(self, one: Written, steps: list[Step]) -> None:
         """Refuse settings that are sound alone and cannot work with the steps before."""
-        if not isinstance(one.config, DistillConfig):
-            return
-        inputs = next(step.inputs for step in steps if step.id == one.id)
-        teacher = next(step.config for step in steps if step.id == inputs["teacher"])
-        depth = teacher.layers if isinstance(teacher, TeachConfig | DistillConfig) else None
-        if depth is not None and one.config.layers > depth:
-            what = f"{one.config.layers} layers are more than the {depth} of {inputs['teacher']!r}"
-            self._fault((*one.path, "layers"), f"{one.id}.layers", what)
+        known = {step.id: step for step in steps}
+        inputs = known[one.id].inputs
+        if isinstance(one.config, DistillConfig):
+            self._refuse_too_deep(one, "layers", inputs["teacher"], known)
+            if "student" in inputs:
+                self._refuse_too_deep(one, "blocks", inputs["student"], known)
+        elif isinstance(one.config, PruneConfig):
+            self._refuse_too_deep(one, "layers", inputs["model"], known)
+
+    def _refuse_too_deep(
+        self, one: Written, field: str, other: str, known: Mapping[str, Step]
+    ) -> None:
+        asked, depth = getattr(one.config, field), depth_of(other, known)
+        # A student that is given has the layers that it has, whatever the config says.
+        given = field == "layers" and "student" in known[one.id].inputs
+        if asked is not None and depth is not None and asked > depth and not given:
+            of = depth if field == "layers" else f"{depth} layers"
+            what = f"{asked} {field} are more than the {of} of {other!r}"
+            self._fault((*one.path, field), f"{one.id}.{field}", what)
 
     def _fault(self, path: Path, key: str, what: str) -> None:
         self.faults.add(self.document.place(path), key, what)
@@ -225,6 +237,19 @@ def usual_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     else:
         fitting = [step for step in before if step.is_candidate and step.gives == kind]
     return fitting[-1].id if fitting else None
+
+
+def depth_of(name: str, known: Mapping[str, Step]) -> int | None:
+    """Decoder layers of a step's model, where the recipe tells them."""
+    step = known[name]
+    if isinstance(step.config, TeachConfig):
+        return step.config.layers
+    if isinstance(step.config, DistillConfig) and "student" not in step.inputs:
+        return step.config.layers
+    if isinstance(step.config, PruneConfig) and step.config.layers is not None:
+        return step.config.layers
+    before = step.inputs.get("student", step.inputs.get("model"))
+    return depth_of(before, known) if before is not None else None
 
 
 def with_control(step: Step) -> list[Step]:
