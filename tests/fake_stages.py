@@ -109,6 +109,4 @@ def _named(stage: str) -> Any:
     return run
 
 
-prepare, sasrec, baselines, teach, distill, export, bench, evaluate, evaluate_engine = map(
-    _named, stages.STAGES
-)
+globals().update({name: _named(name) for name in stages.STAGES})
