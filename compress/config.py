@@ -80,6 +80,10 @@ class QuantizeConfig(Seeded, OnDevice):
     """Measure the ranking with one layer quantized at a time. A budget (1% of NDCG@10) also
     proposes which layers to keep wider: written as a recipe fragment."""
 
+    def extras(self) -> dict[str, str]:
+        """llm-compressor, where GPTQ is asked for."""
+        return {"llmcompressor": "quantize"} if self.method == "gptq" else {}
+
     @model_validator(mode="after")
     def _only_gptq_has_an_order(self) -> "QuantizeConfig":
         if self.method == "rtn" and self.act_order:

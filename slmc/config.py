@@ -15,6 +15,10 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def extras(self) -> dict[str, str]:
+        """Modules that these settings need beside the stage's own -> extra that brings them."""
+        return {}
+
 
 class Seeded(StageConfig):
     """Settings of a stage that draws random numbers."""

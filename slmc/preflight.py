@@ -29,7 +29,7 @@ def check_extras(steps: Sequence[Step]) -> None:
     for step in steps:
         lacks = {
             module: extra
-            for module, extra in STAGES[step.stage].extras.items()
+            for module, extra in (STAGES[step.stage].extras | step.config.extras()).items()
             if find_spec(module) is None
         }
         missing |= lacks

@@ -25,6 +25,8 @@ BARS = (
     "compressed_tensors.offload.dispatch",
 )
 """Modules that draw a bar whether anybody looks or not."""
+METRIC = "METRIC"
+"""A level that llm-compressor logs on, and makes only together with its own log on stdout."""
 LIBRARIES = ("compressed_tensors", "llmcompressor")
 SILENCE = {"LLM_COMPRESSOR_LOG_DISABLED": "true"}
 """Keeps llm-compressor from putting its own log on stdout when it is imported."""
@@ -37,13 +39,18 @@ def is_quantized(config: Mapping[str, Any]) -> bool:
     return "quantization_config" in config or config.get("item_bits") is not None
 
 
+def installed(module: str) -> bool:
+    """Whether a library can be imported."""
+    return find_spec(module) is not None
+
+
 def require(module: str = "compressed_tensors", *, otherwise: str = "") -> None:
     """See that a library of the extra is installed, without importing it.
 
     Raises:
         MissingError: It is not; ``otherwise`` says another way out.
     """
-    if find_spec(module) is None:
+    if not installed(module):
         raise MissingError(
             f"quantize: {module} is not installed.",
             f"Install with `pip install 'slmc[quantize]'`{otherwise}.",
@@ -78,6 +85,10 @@ def _route() -> None:
 
     with contextlib.suppress(ValueError):
         logger.remove(0)  # loguru's own handler, which writes to stderr
+    try:
+        logger.level(METRIC)
+    except ValueError:
+        logger.level(METRIC, no=38)
     for name in LIBRARIES:
         logger.enable(name)
     if not _routed:
