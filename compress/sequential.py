@@ -125,7 +125,7 @@ def quantize_layers(
         for one in quantized:
             model.get_parameter(f"{one.name}.weight").copy_(one.grid.weight(one.codes))
         done += quantized
-        if layer is not None and inputs is not None:
+        if layer is not None and inputs is not None and layer + 1 < len(model.layers):
             inputs = [(run(), kwargs) for run, (_, kwargs) in zip(runs, inputs, strict=True)]
         progress = {"task": "quantize", "done": number + 1, "total": len(parts), "unit": "parts"}
         log.debug("progress", extra={"progress": progress})

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from slmc.errors import UsageError
-from slmc.recipe_checks import models_at, reasons
-from slmc.recipe_text import scalar
+from slmc.recipe.checks import models_at, reasons
+from slmc.recipe.text import scalar
 
 Model = TypeVar("Model", bound=BaseModel)
 Function = Callable[..., int | None]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import slmc.report
-from slmc import cache, pipeline, preflight, store
+from slmc import cache
 from slmc.artefact import MANIFEST, load
 from slmc.distill.config import DistillConfig
 from slmc.errors import (
@@ -25,8 +25,18 @@ from slmc.errors import (
     UsageError,
     VerdictError,
 )
-from slmc.keys import Outside, key_of
-from slmc.pipeline import PlannedStep, RunResult, StepResult, exit_code, plan, run, run_stage
+from slmc.pipeline import (
+    PlannedStep,
+    RunResult,
+    StepResult,
+    exit_code,
+    plan,
+    preflight,
+    run,
+    run_stage,
+    store,
+)
+from slmc.pipeline.keys import Outside, key_of
 from slmc.recipe import load as read
 from slmc.stages import STAGES
 
@@ -158,7 +168,7 @@ def test_a_change_of_the_log_or_of_a_library_changes_the_key(
     assert first[0].changed == ["fingerprint.log"]
     assert first[1] == PlannedStep("sasrec", "sasrec", None, "run", ["inputs.data"])
     Path("log.csv").write_text("a,b,1")
-    monkeypatch.setattr("slmc.keys.versions", lambda names: {"slmc": "9"})
+    monkeypatch.setattr("slmc.pipeline.keys.versions", lambda names: {"slmc": "9"})
     assert plan(read("r.yaml"))[0].changed == ["versions.pydantic", "versions.slmc"]
 
 
@@ -474,10 +484,10 @@ def test_one_stage_alone_has_the_key_that_a_recipe_gives_it(fakes: ModuleType) -
 
 def test_an_artefact_is_found_by_its_digest(fakes: ModuleType) -> None:
     teacher = made(until="teach").artefacts()["teach"]
-    found = pipeline.find(teacher.digest)
+    found = store.find(teacher.digest)
     assert found is not None and found.path == teacher.path
-    assert pipeline.find("0" * 64) is None
-    assert pipeline.find("../objects") is None
+    assert store.find("0" * 64) is None
+    assert store.find("../objects") is None
 
 
 def test_missing_extras_are_told_before_anything_runs(

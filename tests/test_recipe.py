@@ -9,7 +9,7 @@ from slmc.data.config import Sampled, TemporalSplit
 from slmc.distill.config import DistillConfig, Losses, TeachConfig
 from slmc.errors import RecipeError
 from slmc.recipe import Recipe, load, packaged, resolved_yaml
-from slmc.recipe_schema import schema
+from slmc.recipe.schema import schema
 from slmc.stages import STAGES
 
 TEACH = "  - teach: {backbone: 'random://llama', layers: 4}\n"

@@ -1,5 +1,6 @@
 """The training loop: it learns, stops, resumes with the same bits, and says when it diverged."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -132,5 +133,5 @@ def test_a_run_that_learns_nothing_says_so(tmp_path: Path) -> None:
 def test_schedule_warms_up_and_decays_to_two_per_cent() -> None:
     rates = [schedule(step, 10, 100) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
     assert schedule(100, 10, 100) == pytest.approx(0.02)

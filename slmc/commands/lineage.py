@@ -11,7 +11,7 @@ from slmc.commands.inputs import parent
 from slmc.config import StageConfig
 from slmc.errors import UsageError
 from slmc.recipe import load
-from slmc.recipe_text import dump
+from slmc.recipe.text import dump
 from slmc.stages import STAGES
 
 
@@ -50,7 +50,7 @@ def _walk(artefact: Artefact, lines: dict[str, tuple[str, dict[str, Any]]]) -> s
         made_from = parent(artefact, role)
         if made_from is None:
             raise UsageError(
-                f"{artefact.path} was made from a {role} that is not in the cache, so its "
+                f"what {artefact.path} was made from ({role}) is not in the cache, so its "
                 "recipe is not known.",
                 "Leave --save-recipe out, or run the earlier stages again.",
             )

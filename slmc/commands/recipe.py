@@ -88,7 +88,7 @@ def check(recipe: Name, sets: Sets = None, json: Json = False) -> None:
 @command(app)
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from slmc.recipe_schema import schema as of_recipes
+    from slmc.recipe.schema import schema as of_recipes
 
     console.result_json(of_recipes())
 

@@ -14,8 +14,8 @@ from slmc.data.config import EvaluateConfig
 from slmc.errors import UndecidedError, UsageError
 from slmc.gates import Gate
 from slmc.options import configured
-from slmc.recipe_checks import reasons
-from slmc.recipe_text import scalar
+from slmc.recipe.checks import reasons
+from slmc.recipe.text import scalar
 
 if TYPE_CHECKING:
     from slmc.measured import Measured
@@ -111,8 +111,8 @@ def _read(
 
 def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> "Measured":
     """Evaluate a model or an engine, or take its evaluation from the cache."""
-    from slmc.judging import measured_as
     from slmc.pipeline import run_stage
+    from slmc.pipeline.judging import measured_as
 
     kind = artefact.manifest.kind
     if kind not in ("model", "engine"):
@@ -134,7 +134,7 @@ def label(artefact: Artefact) -> str:
 def _judge(
     gates: Sequence[Gate], measured: "Sequence[Measured]", seed: int, *, as_json: bool
 ) -> int:
-    from slmc.judging import described
+    from slmc.pipeline.judging import described
     from slmc.report.power import power_lines
     from slmc.report.terminal import verdict_table
     from slmc.verdict import judge

@@ -66,7 +66,7 @@ def quiet() -> Iterator[None]:
     drawn = [importlib.import_module(name) for name in BARS]
     bars: list[Any] = [module.tqdm for module in drawn]
     for module, bar in zip(drawn, bars, strict=True):
-        module.__dict__["tqdm"] = partial(bar, disable=True)
+        module.__dict__["tqdm"] = partial(_unseen, bar)
     try:
         yield
     finally:
@@ -77,6 +77,11 @@ def quiet() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _unseen(bar: Any, *args: Any, **settings: Any) -> Any:
+    """A bar that is not drawn, whatever its caller says."""
+    return bar(*args, **settings | {"disable": True})
 
 
 def _route() -> None:

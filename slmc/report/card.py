@@ -1,7 +1,7 @@
 """``model-card.md``: the last model or engine of a run, with the numbers that were measured."""
 
 from slmc.artefact import Artefact
-from slmc.recipe_text import dump
+from slmc.recipe.text import dump
 from slmc.report import markdown
 from slmc.report.numbers import plain
 from slmc.report.view import View

@@ -12,7 +12,6 @@ import torch
 from prunable import KINDS, build
 from transformers import AutoModel
 
-from slmc import preflight
 from slmc.artefact import Artefact, draft, load
 from slmc.cli import call
 from slmc.compress import prune as module
@@ -28,6 +27,7 @@ from slmc.model.loading import load_model
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.saving import describe, save_model
 from slmc.next_item import validation
+from slmc.pipeline import preflight
 from slmc.recipe import load as read_recipe
 
 CPU = Placement(torch.device("cpu"), torch.float32)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from slmc import artefact, cli, preflight
+from slmc import artefact, cli
 from slmc.artefact import Artefact
 from slmc.compress import sequential
 from slmc.compress.config import QuantizeConfig
@@ -23,6 +23,7 @@ from slmc.data.dataset import Dataset
 from slmc.errors import BrokenRunError, MissingError, SlmcError, UndecidedError, UsageError
 from slmc.model import quantized
 from slmc.model.loading import load_model
+from slmc.pipeline import preflight
 from slmc.recipe import load as read_recipe
 
 needs_gptq = pytest.mark.skipif(
@@ -405,6 +406,14 @@ def test_a_missing_extra_is_named(
     assert caught.value.what == f"quantize: {module} is not installed."
     assert caught.value.remedy == remedy
     assert caught.value.exit_code == 4
+
+
+def test_opening_a_quantized_model_says_nothing(
+    parents: dict[str, Artefact], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = quantize(config(), parents, tmp_path / "out")
+    load_model(made)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_quantized_model_is_not_opened_without_the_library(

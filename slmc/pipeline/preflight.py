@@ -9,7 +9,7 @@ from slmc import cache
 from slmc.config import OnDevice
 from slmc.distill.config import TeachConfig
 from slmc.errors import MissingError
-from slmc.recipe_steps import Step
+from slmc.recipe.steps import Step
 from slmc.stages import STAGES
 
 MB = 10**6

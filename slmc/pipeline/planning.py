@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmc import store
 from slmc.errors import RecipeError
-from slmc.keys import Outside, key_of
-from slmc.preflight import check_extras
+from slmc.pipeline import store
+from slmc.pipeline.keys import Outside, key_of
+from slmc.pipeline.preflight import check_extras
+from slmc.pipeline.rundir import RunDir
+from slmc.pipeline.store import Status
 from slmc.recipe import Recipe
-from slmc.recipe_faults import nearest
-from slmc.recipe_steps import Step
-from slmc.rundir import RunDir
-from slmc.store import Status
+from slmc.recipe.faults import nearest
+from slmc.recipe.steps import Step
 
 
 @dataclass(frozen=True)

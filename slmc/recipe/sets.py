@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from slmc.recipe_faults import Faults, Place, nearest
-from slmc.recipe_steps import ELSEWHERE, FIRST
-from slmc.recipe_text import Document, Path, dotted, parse
+from slmc.recipe.faults import Faults, Place, nearest
+from slmc.recipe.steps import ELSEWHERE, FIRST
+from slmc.recipe.text import Document, Path, dotted, parse
 from slmc.stages import STAGES
 
 Keys = Mapping[str, type[BaseModel] | None]

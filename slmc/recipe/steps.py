@@ -9,9 +9,9 @@ from slmc.artefact import Kind
 from slmc.compress.config import PruneConfig
 from slmc.config import StageConfig
 from slmc.distill.config import DistillConfig, Losses, TeachConfig
-from slmc.recipe_checks import checked
-from slmc.recipe_faults import Faults, nearest
-from slmc.recipe_text import Document, Path, dotted
+from slmc.recipe.checks import checked
+from slmc.recipe.faults import Faults, nearest
+from slmc.recipe.text import Document, Path, dotted
 from slmc.stages import STAGES
 
 FIRST = ("sasrec", "baselines")

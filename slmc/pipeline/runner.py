@@ -18,35 +18,22 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from slmc import artefact as artefacts
-from slmc import store
 from slmc.artefact import MANIFEST, Artefact
 from slmc.config import StageConfig
 from slmc.errors import ArtefactError, BrokenRunError, SlmcError, UndecidedError
-from slmc.judging import check_power, described, judge_gates
-from slmc.keys import Key, Outside, key_of
-from slmc.plan import PlannedStep, default_run_dir, plan, plan_steps, schedule
-from slmc.preflight import check_devices, check_disk, check_extras
+from slmc.pipeline import store
+from slmc.pipeline.judging import check_power, described, judge_gates
+from slmc.pipeline.keys import Key, Outside, key_of
+from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
+from slmc.pipeline.preflight import check_devices, check_disk, check_extras
+from slmc.pipeline.rundir import RunDir
+from slmc.pipeline.store import Status
 from slmc.recipe import Recipe, resolved_yaml
-from slmc.recipe_steps import Step
-from slmc.rundir import RunDir
+from slmc.recipe.steps import Step
 from slmc.stages import STAGES
-from slmc.store import Status, find
 
 if TYPE_CHECKING:
     from slmc.verdict import Verdict
-
-__all__ = [
-    "PlannedStep",
-    "RunResult",
-    "StepResult",
-    "default_run_dir",
-    "exit_code",
-    "find",
-    "plan",
-    "run",
-    "run_stage",
-    "schedule",
-]
 
 log = logging.getLogger("slmc.pipeline")
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar, cast, get_args
 from pydantic import BaseModel, ValidationError
 
 from slmc.config import StageConfig
-from slmc.recipe_faults import Faults, nearest
-from slmc.recipe_text import Document, Path, dotted
+from slmc.recipe.faults import Faults, nearest
+from slmc.recipe.text import Document, Path, dotted
 
 Config = TypeVar("Config", bound=StageConfig)
 Model = TypeVar("Model", bound=BaseModel)

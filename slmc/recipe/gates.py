@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slmc.gates import Gate
-from slmc.recipe_checks import checked
-from slmc.recipe_faults import Faults, nearest
-from slmc.recipe_steps import Step
-from slmc.recipe_text import Document, dotted
+from slmc.recipe.checks import checked
+from slmc.recipe.faults import Faults, nearest
+from slmc.recipe.steps import Step
+from slmc.recipe.text import Document, dotted
 
 
 def read_gates(document: Document, faults: Faults, steps: Sequence[Step]) -> list[Gate]:

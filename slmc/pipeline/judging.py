@@ -17,7 +17,7 @@ from slmc.recipe import Recipe
 if TYPE_CHECKING:
     from slmc.verdict import Measured, Verdict
 
-log = logging.getLogger("slmc.judging")
+log = logging.getLogger("slmc.pipeline.judging")
 
 POWER = 0.8
 """Chance to pass that a gate should leave to a candidate as good as its baseline."""

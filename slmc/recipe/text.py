@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from slmc.recipe_faults import Faults, Place
+from slmc.recipe.faults import Faults, Place
 
 Path = tuple[str | int, ...]
 """Keys and list indices from the top of a recipe, such as ``("steps", 0, "teach")``."""

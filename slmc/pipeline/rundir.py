@@ -17,7 +17,7 @@ from typing import Any
 
 from slmc.artefact import Artefact
 from slmc.errors import UsageError
-from slmc.keys import Key
+from slmc.pipeline.keys import Key
 
 LOCK = "recipe.lock"
 LINK = re.compile(r"\d{2,}-.+")

@@ -7,8 +7,8 @@ from pydantic.json_schema import models_json_schema
 from slmc.config import StageConfig
 from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.gates import Gate
-from slmc.recipe import VERSION, Head
-from slmc.recipe_steps import ID, WRITABLE
+from slmc.recipe.loading import VERSION, Head
+from slmc.recipe.steps import ID, WRITABLE
 from slmc.stages import STAGES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -19,7 +19,7 @@ from slmc import cache
 from slmc.artefact import Artefact, Kind, is_key, load, peek
 from slmc.errors import ArtefactError, MissingError
 
-log = logging.getLogger("slmc.store")
+log = logging.getLogger("slmc.pipeline.store")
 
 Status = Literal["hit", "resume", "run"]
 """From the cache; on from where a run stopped; from the start."""

@@ -29,13 +29,13 @@ from slmc.config import Placed, StageConfig
 from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.errors import RecipeError
 from slmc.gates import Gate
-from slmc.recipe_checks import checked
-from slmc.recipe_faults import Faults, Place, nearest
-from slmc.recipe_gates import read_gates
-from slmc.recipe_sets import apply_sets
-from slmc.recipe_smoke import shrunk
-from slmc.recipe_steps import Step, StepReader
-from slmc.recipe_text import Document, dump, parse
+from slmc.recipe.checks import checked
+from slmc.recipe.faults import Faults, Place, nearest
+from slmc.recipe.gates import read_gates
+from slmc.recipe.sets import apply_sets
+from slmc.recipe.smoke import shrunk
+from slmc.recipe.steps import Step, StepReader
+from slmc.recipe.text import Document, dump, parse
 
 Config = TypeVar("Config", bound=StageConfig)
 

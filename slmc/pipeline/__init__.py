@@ -1,0 +1,19 @@
+"""Run recipes and single stages against the cache."""
+
+from slmc.pipeline.planning import PlannedStep, default_run_dir, plan, schedule
+from slmc.pipeline.runner import RunResult, StepResult, exit_code, run, run_stage, summary
+from slmc.pipeline.store import find
+
+__all__ = [
+    "PlannedStep",
+    "RunResult",
+    "StepResult",
+    "default_run_dir",
+    "exit_code",
+    "find",
+    "plan",
+    "run",
+    "run_stage",
+    "schedule",
+    "summary",
+]
