@@ -86,7 +86,10 @@ def test_version(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["runn"], "error: No such command 'runn'. Did you mean 'run'?\n  See `slmc --help`.\n"),
+        (
+            ["exprot"],
+            "error: No such command 'exprot'. Did you mean 'export'?\n  See `slmc --help`.\n",
+        ),
         (["run"], "error: Missing argument 'RECIPE'.\n  See `slmc run --help`.\n"),
         (
             ["distill", "T", "--layers", "0"],
@@ -221,7 +224,7 @@ def test_with_verbose_a_fault_shows_where_it_is(
 
 def test_sigterm_ends_with_143_in_a_process() -> None:
     code = (
-        "import os, signal, slmc.cli, slmc.pipeline as p\n"
+        "import os, signal, slmc.cli, slmc.pipeline.runner as p\n"
         "def run(*_, **__):\n"
         "    with p._sigterm_ends_the_run():\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
