@@ -28,7 +28,7 @@ check: lint test
 	$(PYTHON) -m venv .venv
 	$(PIP) pip
 	$(PIP) torch
-	$(PIP) -e '.[onnx,prune]'
+	$(PIP) -e '.[onnx,prune,quantize]'
 	touch $@
 
 .venv/dev: .venv/installed
