@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from slmc.artefact import Artefact
 from slmc.compress.layers import Quantized
 from slmc.model import quantized
+from slmc.model.saving import forget_source
 
 
 def save(
@@ -47,6 +48,7 @@ def save(
             del state[f"{layer.name}.weight"]
             for name, tensor in _compressed(layer).items():
                 state[f"{layer.name}.{name}"] = tensor
+    forget_source(config)
     config.save_pretrained(out)
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(contiguous, out / "model.safetensors", metadata={"format": "pt"})

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from slmc.artefact import Artefact, Draft
 from slmc.model.loading import SERVING, quiet
@@ -90,10 +90,18 @@ def seal_model(
 
 def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:
     """Write a model in Hugging Face form, one file of weights, with its vocabulary."""
+    forget_source(model.config)
     with quiet():
         model.save_pretrained(out, max_shard_size="1000GB")
     for name in ("items.parquet", "preprocessor.json"):
         shutil.copyfile(dataset.file(name), out / name)
+
+
+def forget_source(config: PreTrainedConfig) -> None:
+    """Drop the paths that a config was read from: the same model gives the same file anywhere."""
+    for one in (config, getattr(config, "backbone_config", None)):
+        if one is not None:
+            one.name_or_path = ""
 
 
 def describe(model: PreTrainedModel, directory: Path) -> dict[str, Any]:

@@ -6,10 +6,13 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers import AutoConfig
 
+from slmc.artefact import Artefact
 from slmc.model import packing
 from slmc.model.loading import quiet
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.saving import save_model
 
 TOLERANCE = 1e-5
 """Float32 through two layers: a few units in the last place of numbers of order 1."""
@@ -133,3 +136,21 @@ def test_a_longer_batch_mate_does_not_change_a_history() -> None:
     with torch.no_grad():
         together, alone = model.user_vectors(ids)[-1], model.user_vectors(ids[-1:, -1:])[0]
     assert (together - alone).abs().max() < TOLERANCE
+
+
+def test_a_saved_model_does_not_tell_where_its_backbone_lay(
+    dataset: Artefact, tmp_path: Path
+) -> None:
+    shape = AutoConfig.for_model(
+        "llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    written = []
+    for place in ("here", "there"):
+        shape.save_pretrained(tmp_path / place)
+        backbone = AutoConfig.from_pretrained(tmp_path / place)
+        assert str(tmp_path) in backbone.name_or_path
+        model = SequentialRecommender(RecommenderConfig(backbone_config=backbone, num_items=30))
+        out = tmp_path / f"saved-{place}"
+        save_model(model, dataset, out)
+        written.append((out / "config.json").read_text())
+    assert written[0] == written[1] and str(tmp_path) not in written[0]
