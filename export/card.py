@@ -14,7 +14,9 @@ import onnxruntime
 
 items = [json.loads(line) for line in open("items.jsonl", encoding="utf-8")]
 row = {{item["item"]: item["row"] for item in items}}
-session = onnxruntime.InferenceSession("onnx/model.onnx")
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3  # it remarks on inputs that may be left out
+session = onnxruntime.InferenceSession("onnx/model.onnx", options)
 history = [{history}]  # oldest first
 item_ids = np.array([[row[item] for item in history if item in row]], dtype=np.int64)
 top_items, top_scores = session.run(None, {{"item_ids": item_ids}})
@@ -41,7 +43,9 @@ Run in this folder, with `onnxruntime` and `numpy` alone:
 - Input `item_ids`: int64 [batch, length], row numbers, oldest first, padded with 0 on the left;
   the newest {history} of a history count.
 - Outputs `top_items` int64 [batch, {top_k}] and `top_scores` float32 [batch, {top_k}], best first;
-  ties go to the smaller row. Items of the history are among them.
+  ties go to the smaller row; -inf stands where fewer may be given. Items of the history are
+  among them unless the input `exclude_seen` (bool [1]) is true; the input `allowed` (bool
+  [1 or batch, {num_items} + 1]) says which rows may be given. Both may be left out.
 - Layout {layout}, opset {opset}, {precision}.
 
 ## Parity with the model that it was made from

@@ -27,9 +27,15 @@ class ExportConfig(Seeded):
     """Engine formats."""
     layout: Literal["packed", "padded"] = "packed"
     """packed: no padding is computed (ONNX Runtime); padded: standard operators only."""
+    precision: Literal["fp32", "int8", "int8-accurate", "int4"] | None = None
+    """null: the model's own. fp32; int8: weights and tokens in 8 bits, a scale a token;
+    int8-accurate: weights in 8-bit blocks; int4: the codes of a model that was quantized to 4."""
+    table: Literal["fp32", "int8+rescore"] | None = None
+    """Float item table. fp32: multiplied as it is; int8+rescore: all items by an 8-bit copy, the
+    best again in float32 (large catalogues); null: by its size. Codes stay what they are."""
     top_k: int = Field(100, ge=1)
     """Items that the engine returns for a history."""
-    opset: int = Field(20, ge=18, le=23)
+    opset: int = Field(21, ge=18, le=23)
     """ONNX opset."""
     parity: ParityConfig = ParityConfig()
     """The check against the model; an engine that fails it is withheld."""

@@ -14,6 +14,8 @@ from slmc import __version__
 LARGEST_FILE = 1_800_000_000
 """Bytes of weights above which they lie beside the graph: a protobuf file ends at 2 GB."""
 INPUT, TOP_ITEMS, TOP_SCORES = "item_ids", "top_items", "top_scores"
+EXCLUDE_SEEN, ALLOWED = "exclude_seen", "allowed"
+"""Inputs that may be left out: bool ``[1]``, and bool ``[1 or B, V + 1]``."""
 SCORES, USER_VECTORS = "scores", "user_vectors"
 """Values inside the graph: ``[B, V + 1]``, and ``[B, d]``."""
 

@@ -6,7 +6,7 @@ Letters: B histories, k items given back, V items.
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import isclass
@@ -20,7 +20,14 @@ from slmc import artefact
 from slmc.artefact import Artefact
 from slmc.data.batches import pad_left
 from slmc.errors import ArtefactError, MissingError
-from slmc.export.passes import INPUT, SCORES, TOP_ITEMS, TOP_SCORES
+from slmc.export.passes import (
+    ALLOWED,
+    EXCLUDE_SEEN,
+    INPUT,
+    SCORES,
+    TOP_ITEMS,
+    TOP_SCORES,
+)
 
 GRAPH = "onnx/model.onnx"
 SERVING = ("onnx/", "items.jsonl", "preprocessor.json")
@@ -78,20 +85,40 @@ class Engine:
         sealed = engine if isinstance(engine, Artefact) else artefact.load(engine, kind="engine")
         return cls(sealed.path, **options)
 
-    def top(self, histories: Histories) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def top(
+        self,
+        histories: Histories,
+        *,
+        exclude_seen: bool = False,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The best items of each history.
 
         Args:
             histories: Rows in 1..V, oldest first; the newest ``history`` of each count.
+            exclude_seen: Leave out the items of the history, so far as it counts.
+            allowed: ``[1, V + 1]`` or ``[B, V + 1]``, which rows may be given; entry 0 is none.
 
         Returns:
-            Rows ``[B, k]``, best first, of equal ones the smaller first; scores ``[B, k]``.
+            Rows ``[B, k]``, best first, of equal ones the smaller first; scores ``[B, k]``,
+            -inf where fewer than k items may be given.
         """
-        return self.answer(self.padded(histories))
+        return self.answer(self.padded(histories), exclude_seen=exclude_seen, allowed=allowed)
 
-    def answer(self, item_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def answer(
+        self,
+        item_ids: NDArray[np.int64],
+        *,
+        exclude_seen: bool = False,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As :meth:`top`, for rows ``[B, L]`` padded with 0 on the left."""
-        items, scores = self._run([TOP_ITEMS, TOP_SCORES], item_ids)
+        given: dict[str, NDArray[Any]] = {}
+        if exclude_seen:
+            given[EXCLUDE_SEEN] = np.array([True])
+        if allowed is not None:
+            given[ALLOWED] = allowed
+        items, scores = self._run([TOP_ITEMS, TOP_SCORES], item_ids, given)
         return items, scores
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
@@ -105,11 +132,18 @@ class Engine:
         # A history without items is one item of padding, as in the model.
         return pad_left(histories, max(1, min(longest, self.described.history)))
 
-    def _run(self, outputs: list[str], item_ids: NDArray[np.int64]) -> list[NDArray[Any]]:
+    def _run(
+        self,
+        outputs: list[str],
+        item_ids: NDArray[np.int64],
+        given: Mapping[str, NDArray[Any]] | None = None,
+    ) -> list[NDArray[Any]]:
         if item_ids.size and not 0 <= item_ids.min() <= item_ids.max() <= self.described.num_items:
             raise ValueError(f"rows must lie in 1..{self.described.num_items}")
         with _Told(self.file):
-            found: list[NDArray[Any]] = self.session.run(outputs, {INPUT: item_ids})
+            found: list[NDArray[Any]] = self.session.run(
+                outputs, {INPUT: item_ids, **(given or {})}
+            )
         return found
 
     def _check_interface(self) -> None:
@@ -186,6 +220,8 @@ def _options(threads: int, weights: Path) -> Any:
     options.log_severity_level = 4  # what fails is raised; nothing is written to stderr
     # Threads that spin while they wait take the cores from each other where cores are shared.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     # Where a graph that is given as bytes finds weights that lie beside it.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(weights)
@@ -198,16 +234,15 @@ def _with_scores(file: Path) -> bytes:
     onnx = needed("onnx")
     try:
         model = onnx.load(file, load_external_data=False)
-        top_k = next(node for node in model.graph.node if node.op_type == "TopK")
+        next(node for node in model.graph.node if node.op_type == "TopK")
     except (OSError, StopIteration, needed("google.protobuf.message").DecodeError):
         raise ArtefactError(
             f"{file} is not a graph that ends in a TopK.",
             "Make the engine again with `slmc export`.",
         ) from None
-    kept = [node for node in model.graph.node if SCORES in node.output]
-    if not kept or top_k.input[0] != SCORES:
+    if not any(SCORES in node.output for node in model.graph.node):
         raise ArtefactError(
-            f"{file}: its TopK is not taken of a value {SCORES!r}.",
+            f"{file}: it holds no value {SCORES!r} to take the best of.",
             "Make the engine again with `slmc export`.",
         )
     value = onnx.helper.make_tensor_value_info(SCORES, onnx.TensorProto.FLOAT, ["batch", "rows"])

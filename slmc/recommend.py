@@ -39,8 +39,7 @@ def recommend(
         ids: Original ids, oldest first. Those that the vocabulary lacks are skipped, with a
             warning that names them.
         k: At most the engine's ``top_k``; all items of a smaller catalogue.
-        exclude_seen: Leave out the items of ``ids``. Fewer than k may remain then, since an
-            engine gives no more than its ``top_k``.
+        exclude_seen: Leave out the items of ``ids``. Fewer than k may remain then.
 
     Raises:
         UsageError: No id is known, or k is out of range.
@@ -55,12 +54,15 @@ def recommend(
             "Ask for a number within, or export with a larger --top-k.",
         )
     rows = _rows(ids, vocabulary)
-    items, scores = engine.top([rows])
-    left_out = set(rows.tolist()) if exclude_seen else set()
+    allowed = None
+    if exclude_seen:  # all of them, those too that are older than the history of the model
+        allowed = np.ones((1, engine.described.num_items + 1), dtype=bool)
+        allowed[:, rows] = False
+    items, scores = engine.top([rows], allowed=allowed)
     found = [
         Recommendation(row, vocabulary.items[row - 1], vocabulary.titles[row - 1], score)
         for row, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)
-        if row not in left_out
+        if score > -np.inf
     ]
     if exclude_seen and len(found) < k:
         log.warning("%d of %d items are left after those of the history", len(found), k)

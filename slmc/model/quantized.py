@@ -115,11 +115,14 @@ def _hand_on(message: Any) -> None:
 
 def as_floats(model: PreTrainedModel) -> None:
     """Turn the compressed layers of a loaded model into plain ones of the same values."""
+    from compressed_tensors.offload import remove_dispatch
+
     loaded: Any = model
     loaded.hf_quantizer.compressor.decompress_model(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and hasattr(module, "quantization_scheme"):
             model.set_submodule(name, _plain(module))
+    remove_dispatch(model)  # wraps each module's forward, which torch.export cannot trace
     del loaded.config.quantization_config
     loaded.hf_quantizer, loaded.is_quantized = None, False
 

@@ -34,12 +34,19 @@ class QuantizedTable(nn.Module):
         """The whole table as floats, ``[R, d]``."""
         return self._floats(self.codes, self.scale)
 
+    def signed_codes(self) -> Tensor:
+        """The codes around 0, ``[R, d]`` int8."""
+        return self._signed(self.codes)
+
     def forward(self, rows: Tensor) -> Tensor:
         """Vectors ``[..., d]`` of rows ``[...]``."""
         return self._floats(self.codes[rows], self.scale[rows])
 
     def _floats(self, codes: Tensor, scale: Tensor) -> Tensor:
-        if self.bits == 4:
-            low, high = (codes & 15).char(), (codes >> 4).char()
-            codes = torch.stack([low, high], dim=-1).flatten(-2)[..., : self.width] - 8
-        return codes.float() * scale
+        return self._signed(codes).float() * scale
+
+    def _signed(self, codes: Tensor) -> Tensor:
+        if self.bits == 8:
+            return codes
+        low, high = (codes & 15).char(), (codes >> 4).char()
+        return torch.stack([low, high], dim=-1).flatten(-2)[..., : self.width] - 8

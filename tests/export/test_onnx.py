@@ -173,7 +173,7 @@ def test_the_folder(packed: Artefact, model: Artefact) -> None:
             "top_items": ["int64", ["batch", 10]],
             "top_scores": ["float32", ["batch", 10]],
         },
-        "layout": "packed", "top_k": 10, "opset": 20, "precision": "fp32",
+        "layout": "packed", "top_k": 10, "opset": 21, "precision": "fp32",
         "history": HISTORY, "num_items": ITEMS, "source": model.digest,
     }  # fmt: skip
     served = ("onnx/", "items.jsonl", "preprocessor.json")

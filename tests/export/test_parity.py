@@ -33,21 +33,22 @@ def test_the_report(packed: Artefact) -> None:
     assert packed.manifest.metrics["parity"] == {"max_error": report["max_error"], "overlap": 1.0}
 
 
-WEIGHTS = 16
-"""Matrices of the graph: the item table, in and out projections, seven of each of two layers."""
+WEIGHTS = 11
+"""Matrices of the graph: the item table, in and out projections, four of each of two layers."""
 
 
 def damaged(graph: onnx.ModelProto, which: int) -> onnx.ModelProto:
     """One number of one matrix changed."""
-    matrices = [t for t in graph.graph.initializer if len(t.dims) == 2]
-    assert len(matrices) == WEIGHTS + 1
+    floats = onnx.TensorProto.FLOAT
+    matrices = [t for t in graph.graph.initializer if len(t.dims) == 2 and t.data_type == floats]
+    assert len(matrices) == WEIGHTS
     values = numpy_helper.to_array(matrices[which]).copy()
     values[3 % len(values), 3] += 1.0
     matrices[which].CopyFrom(numpy_helper.from_array(values, matrices[which].name))
     return graph
 
 
-@pytest.mark.parametrize("which", [0, 1, 8, WEIGHTS])
+@pytest.mark.parametrize("which", range(WEIGHTS))
 def test_a_changed_weight_is_seen(
     which: int, packed: Artefact, model: Artefact, dataset: Artefact, tmp_path: Path
 ) -> None:
@@ -57,7 +58,7 @@ def test_a_changed_weight_is_seen(
     histories = parity.real_histories(Dataset.open(dataset))
     with pytest.raises(VerdictError) as caught:
         parity.check(tmp_path, load_model(model), histories, ExportConfig(top_k=10))
-    assert str(caught.value).startswith("parity: the engine was withheld: at batch 1, one length")
+    assert str(caught.value).startswith("parity: the engine was withheld: at batch 1, ")
 
 
 def test_an_engine_that_fails_is_withheld(

@@ -1,0 +1,260 @@
+"""Graph passes that make the packed engine fast; none of them changes what it computes.
+
+Each takes the graph as ``onnx_ir`` holds it and changes it in place. Letters: B histories, T
+tokens of all of them, H width of the backbone.
+"""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MICROSOFT = "com.microsoft"
+ROW_WISE = frozenset(
+    [
+        "Abs",
+        "Add",
+        "Cast",
+        "Div",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "Identity",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Sigmoid",
+        "Sqrt",
+        "Sub",
+        "Tanh",
+    ]
+)
+"""Operators whose output at a token hangs on nothing but their inputs at that token."""
+
+
+def fuse(model: Any, forms: Callable[[tuple[str, ...]], Hashable], *, trim: bool = True) -> None:
+    """Run every pass on an ``onnx_ir.Model``: the last layer, products of one input, norms.
+
+    Args:
+        model: Changed in place.
+        forms: Names of layers -> the form that their weights are to have; only products of one
+            form are merged.
+        trim: Whether the graph selects the last tokens of packed histories.
+    """
+    divide_in_norms(model)
+    if trim:
+        select_rows(model.graph)
+    merge_products(model.graph, forms)
+
+
+def products(graph: Any) -> Iterator[Any]:
+    """Every product with a constant matrix: ``MatMul(x [..., K], W [K, N])``."""
+    for node in graph:
+        if node.op_type == "MatMul" and node.domain == "":
+            weight = node.inputs[1].const_value
+            if weight is not None and len(weight.shape) == 2:
+                yield node
+
+
+def name_products(graph: Any, layers: Mapping[str, NDArray[np.float32]]) -> None:
+    """Tell each product the layers whose weights it holds (``weight.meta["layers"]``).
+
+    Args:
+        graph: Its constants are the layers' weights, turned.
+        layers: Name -> weight ``[N, K]``.
+    """
+    names = {_mark(weight.T): name for name, weight in layers.items()}
+    for node in products(graph):
+        found = names.get(_mark(node.inputs[1].const_value.numpy()))
+        node.inputs[1].meta["layers"] = (found,) if found else ()
+
+
+def merge_products(graph: Any, forms: Callable[[tuple[str, ...]], Hashable]) -> None:
+    """Multiply what is multiplied by several matrices once: q, k, v, and gate and up."""
+    import onnx_ir as ir
+
+    alike: dict[tuple[Any, Hashable], list[Any]] = {}
+    for node in products(graph):
+        form = forms(node.inputs[1].meta.get("layers", ()))
+        alike.setdefault((node.inputs[0], form), []).append(node)
+    for (value, _), nodes in alike.items():
+        if len(nodes) < 2:
+            continue
+        weights = [node.inputs[1].const_value.numpy() for node in nodes]
+        weight = constant(graph, np.concatenate(weights, axis=1), f"{nodes[0].name}_weights")
+        names = [name for node in nodes for name in node.inputs[1].meta.get("layers", ())]
+        weight.meta["layers"] = tuple(names)
+        sizes = np.array([w.shape[1] for w in weights], dtype=np.int64)
+        product = ir.node("MatMul", [value, weight], name=f"{nodes[0].name}_product")
+        split = ir.node(
+            "Split",
+            [product.outputs[0], constant(graph, sizes, f"{nodes[0].name}_sizes")],
+            {"axis": -1},
+            num_outputs=len(nodes),
+            name=f"{nodes[0].name}_split",
+        )
+        product.outputs[0].name = f"{nodes[0].name}_products"
+        graph.insert_before(nodes[0], [product, split])
+        for node, part in zip(nodes, split.outputs, strict=True):
+            replace(graph, node, part)
+
+
+def select_rows(graph: Any) -> None:
+    """Compute of the last layer only what the last token of a history needs.
+
+    The user vector is read from one token of each history. That selection is moved up through
+    all that is computed token by token, to the values that other tokens need too: the output
+    of the last attention and the residual stream before it.
+
+    Raises:
+        ValueError: The graph does not select tokens as the recommender's packed form does.
+    """
+    selected, states, tokens = _selection(graph)
+    taken, boundary = _row_wise(graph, states)
+    rows: dict[Any, Any] = {}
+    for value in boundary:
+        rows[value] = _select(graph, value, tokens)
+    for node in taken:
+        for index, value in enumerate(node.inputs):
+            if value in rows:
+                node.replace_input_with(index, rows[value])
+        for out in node.outputs:
+            out.shape = None
+    # [1, B, H] is now where [1, T, H] was, and its rows are the selected ones.
+    import onnx_ir as ir
+
+    source = rows.get(states, states)
+    squeeze = ir.node("Squeeze", [source, constant(graph, np.array([0]), "first_axis")])
+    graph.insert_before(selected, squeeze)
+    replace(graph, selected, squeeze.outputs[0])
+    graph.sort()
+
+
+def divide_in_norms(model: Any) -> None:
+    """Write ``x * (1 / sqrt(m))`` as ``x / sqrt(m)``: ONNX Runtime sees a norm in it then."""
+    from onnxscript.rewriter import pattern, rewrite
+
+    def multiplied(op: Any, x: Any, squares: Any) -> Any:
+        return op.Mul(x, op.Reciprocal(op.Sqrt(squares)))
+
+    def divided(op: Any, x: Any, squares: Any) -> Any:
+        return op.Div(x, op.Sqrt(squares))
+
+    rewrite(model, pattern_rewrite_rules=[pattern.RewriteRule(multiplied, divided)])
+
+
+def constant(graph: Any, array: Any, name: str, kind: Any = None) -> Any:
+    """Put a constant in the graph, of its own type or ``kind``, under a free form of ``name``."""
+    import onnx_ir as ir
+
+    free = name
+    while free in graph.initializers:
+        free += "_"
+    tensor = ir.tensor(array, kind, name=free)
+    made = ir.val(free, const_value=tensor)
+    graph.register_initializer(made)
+    return made
+
+
+def replace(graph: Any, node: Any, value: Any) -> None:
+    """Let ``value`` stand for the first output of a node, which goes."""
+    old = node.outputs[0]
+    if value.name is None or value.name == "":
+        value.name = f"{old.name}_"
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def drop_unused(model: Any) -> None:
+    """Drop nodes and constants that nothing reads any more."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+
+
+def _mark(weight: NDArray[np.float32]) -> tuple[tuple[int, ...], bytes]:
+    array = np.ascontiguousarray(weight)
+    return array.shape, hashlib.sha256(array.tobytes()).digest()
+
+
+def _selection(graph: Any) -> tuple[Any, Any, Any]:
+    """The node that selects each history's last token, the states it selects of, and which."""
+    for node in reversed(list(graph)):
+        if node.op_type == "GatherND":
+            squeezed, tokens = node.inputs[0].producer(), node.inputs[1].producer()
+            if (
+                squeezed is not None
+                and squeezed.op_type == "Gather"
+                and tokens is not None
+                and tokens.op_type == "Unsqueeze"
+            ):
+                return node, squeezed.inputs[0], tokens.inputs[0]
+            break
+    raise ValueError("no node selects the last token of each history")
+
+
+def _row_wise(graph: Any, states: Any) -> tuple[list[Any], list[Any]]:
+    """Nodes that have to compute selected tokens only, and the values they select from."""
+    wanted, taken, boundary = {states}, [], []
+    for node in reversed(list(graph)):
+        outs = [value for value in node.outputs if value in wanted]
+        if not outs:
+            continue
+        users = [user for value in node.outputs for user, _ in value.uses()]
+        only_here = states in outs or all(user in taken for user in users)
+        inputs = _per_token(node) if only_here else None
+        if inputs is None:
+            boundary += outs
+        else:
+            taken.append(node)
+            wanted.update(inputs)
+    return taken, boundary
+
+
+def _per_token(node: Any) -> list[Any] | None:
+    """The inputs of a node that hold a row a token; ``None`` if it mixes tokens."""
+    given = [value for value in node.inputs if value is not None and value.const_value is None]
+    if node.op_type in ROW_WISE and node.domain == "":
+        return [value for value in given if _has_tokens(value)]
+    if node.op_type == "MatMul":
+        return given if node.inputs[1].const_value is not None else None
+    if node.op_type in ("Split", "Slice"):
+        return given[:1] if _cuts_widths(node) else None
+    if node.op_type == "ReduceMean":
+        axes = node.inputs[1].const_value
+        return given if axes is not None and axes.numpy().tolist() == [-1] else None
+    return None
+
+
+def _cuts_widths(node: Any) -> bool:
+    """Whether a Split or Slice works along the last axis of ``[1, T, width]``, by constants."""
+    if node.op_type == "Split":
+        axis = node.attributes.get("axis")
+        return axis is not None and axis.as_int() in (-1, 2) and _all_constant(node.inputs[1:])
+    axes = node.inputs[3].const_value if len(node.inputs) > 3 else None
+    return (
+        axes is not None and axes.numpy().tolist() in ([-1], [2]) and _all_constant(node.inputs[1:])
+    )
+
+
+def _all_constant(values: Any) -> bool:
+    return all(value is None or value.const_value is not None for value in values)
+
+
+def _has_tokens(value: Any) -> bool:
+    shape = value.shape
+    return shape is None or (len(shape) == 3 and not isinstance(shape[1], int))
+
+
+def _select(graph: Any, value: Any, tokens: Any) -> Any:
+    import onnx_ir as ir
+
+    node = ir.node("Gather", [value, tokens], {"axis": 1}, name=f"{value.name}_selected")
+    node.outputs[0].name = f"{value.name}_last"
+    made = value.producer()
+    graph.insert_after(made, node)
+    return node.outputs[0]

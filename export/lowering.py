@@ -1,0 +1,233 @@
+"""Give the products of a graph the precision that the engine is to have.
+
+- int8: weights in 8 bits, a scale an output; tokens in 8 bits, a scale a token. A scale a token
+  and not a batch, so that a user's list never hangs on who else is asked about.
+- int8-accurate: both in 8 bits in blocks of inputs, each with a scale of its own.
+- int4: weights as codes in blocks with a scale each, tokens in float32.
+
+A quantized model's own codes are carried over and never rounded again.
+
+Letters: T tokens, K inputs, N outputs, b bits.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmc.export.fusion import MICROSOFT, constant, products, replace
+from slmc.model.codes import Codes, rounded
+
+RANGE = 127
+"""Largest magnitude of an int8 code; -128 is left out, so that the codes are symmetric."""
+MIDDLE = 128
+"""What stands for 0 among a token's uint8 codes."""
+TINY = np.float32(1e-8)
+"""Largest entry that stands for a token of zeros."""
+COLUMNS = 16
+"""Copies of a sum that are computed: a product with one column adds in lanes again."""
+ACCURATE_BLOCK = 32
+"""Inputs that share a scale in ``int8-accurate``."""
+TOKENS_AS_FLOATS, TOKENS_IN_BLOCKS = 0, 4
+"""Levels of MatMulNBits. On CPUs its 8-bit form is 40 times slower on float tokens than on int8
+ones, a row at a time (docs/log.md); its 4-bit form is as fast, and exact."""
+BLOCKS = (16, 32, 64, 128, 256)
+"""Block sizes that MatMulNBits takes."""
+
+
+def lower(graph: Any, precision: str, own: Mapping[str, Codes], layout: str) -> None:
+    """Bring the products of a graph into a precision, in place.
+
+    Args:
+        graph: An ``onnx_ir.Graph`` whose products know their layer (``weight.meta["layer"]``).
+        precision: ``int8``, ``int8-accurate`` or ``int4`` (the model's own codes).
+        own: The codes of a quantized model by layer; layers without any stay float in ``int4``.
+        layout: ``padded`` takes standard operators only.
+    """
+    tokens: dict[Any, tuple[Any, Any]] = {}
+    for node in list(products(graph)):
+        value = node.inputs[1]
+        weight = np.ascontiguousarray(value.const_value.numpy().T)
+        names = value.meta.get("layers", ())
+        if precision == "int8" and names:
+            _per_token(graph, node, weight, tokens, layout)
+        elif precision == "int8-accurate" and names:
+            codes = (
+                joined([own[name] for name in names]) if own and set(names) <= set(own) else None
+            )
+            codes = codes or rounded(weight, bits=8, group_size=ACCURATE_BLOCK)
+            _blocks(graph, node, codes, layout)
+        elif precision == "int4" and names and set(names) <= set(own):
+            _blocks(graph, node, joined([own[name] for name in names]), layout)
+
+
+def joined(parts: list[Codes]) -> Codes:
+    """Codes of layers with one input as those of one layer; all have the same form."""
+    first = parts[0]
+    zero = None
+    if first.zero_point is not None:
+        zero = np.concatenate([p.zero_point for p in parts if p.zero_point is not None])
+    codes = np.concatenate([part.codes for part in parts])
+    return Codes(
+        first.bits, first.group_size, codes, np.concatenate([p.scale for p in parts]), zero
+    )
+
+
+def nbits_form(codes: Codes) -> tuple[NDArray[np.uint8], NDArray[np.float32], Any]:
+    """``B [N, G, block * b / 8]``, scales ``[N, G]`` and zero points as MatMulNBits has them."""
+    outputs, inputs = codes.codes.shape
+    groups, block = codes.scale.shape[1], codes.group_size
+    padded = np.full((outputs, groups * block), 2 ** (codes.bits - 1), dtype=np.uint8)
+    padded[:, :inputs] = codes.codes
+    stored: NDArray[Any] = padded.reshape(outputs, groups, block)
+    zero: NDArray[Any] | None = codes.zero_point
+    if codes.bits == 4:
+        stored = stored[..., 0::2] | (stored[..., 1::2] << 4)
+        if zero is not None:
+            even = np.pad(zero, ((0, 0), (0, groups % 2)))
+            zero = even[:, 0::2] | (even[:, 1::2] << 4)
+    return stored, codes.scale, zero
+
+
+def fits(codes: Codes) -> bool:
+    """Whether MatMulNBits takes these blocks."""
+    return codes.group_size in BLOCKS
+
+
+def _per_token(
+    graph: Any,
+    node: Any,
+    weight: NDArray[np.float32],
+    tokens: dict[Any, tuple[Any, Any]],
+    layout: str,
+) -> None:
+    import onnx_ir as ir
+
+    x, name = node.inputs[0], node.outputs[0].name
+    if x not in tokens:
+        tokens[x] = _quantized_tokens(graph, node, x)
+    quantized, largest = tokens[x]
+    scale = np.abs(weight).max(axis=1) / np.float32(RANGE)
+    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+    codes = np.clip(np.rint(weight / scale[:, None]), -RANGE, RANGE).astype(np.int8).T
+    stored = constant(graph, np.ascontiguousarray(codes), f"{name}_codes")
+    zero = constant(graph, np.array(MIDDLE, dtype=np.uint8), f"{name}_zero")
+    if layout == "packed":
+        unit = constant(graph, np.array(1 / RANGE, dtype=np.float32), f"{name}_unit")
+        each = constant(graph, scale, f"{name}_scale")
+        nodes = [
+            ir.node("MatMulIntegerToFloat", [quantized, stored, unit, each, zero], domain=MICROSOFT)
+        ]
+    else:
+        each = constant(graph, scale / np.float32(RANGE), f"{name}_scale")
+        whole = ir.node("MatMulInteger", [quantized, stored, zero])
+        cast = ir.node("Cast", whole.outputs, {"to": ir.DataType.FLOAT})
+        nodes = [whole, cast, ir.node("Mul", [cast.outputs[0], each])]
+    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], largest]))
+    _put(graph, node, nodes)
+
+
+def _quantized_tokens(graph: Any, node: Any, x: Any) -> tuple[Any, Any]:
+    """Tokens ``[..., K]`` as uint8 around :data:`MIDDLE`, and the largest entry of each."""
+    import onnx_ir as ir
+
+    axis = constant(graph, np.array([-1], dtype=np.int64), f"{x.name}_axis")
+    absolute = ir.node("Abs", [x])
+    greatest = ir.node("ReduceMax", [absolute.outputs[0], axis], {"keepdims": 1})
+    least = constant(graph, np.array(TINY), f"{x.name}_least")
+    largest = ir.node("Max", [greatest.outputs[0], least])
+    share = ir.node("Div", [x, largest.outputs[0]])
+    unit = constant(graph, np.array(1 / RANGE, dtype=np.float32), f"{x.name}_unit")
+    zero = constant(graph, np.array(MIDDLE, dtype=np.uint8), f"{x.name}_zero")
+    codes = ir.node("QuantizeLinear", [share.outputs[0], unit, zero])
+    nodes = [absolute, greatest, largest, share, codes]
+    _name(nodes, x.name)
+    graph.insert_before(node, nodes)
+    return codes.outputs[0], largest.outputs[0]
+
+
+def _blocks(graph: Any, node: Any, codes: Codes, layout: str) -> None:
+    import onnx_ir as ir
+
+    name = node.outputs[0].name
+    if layout == "padded" or not fits(codes):
+        _put(graph, node, _dequantized(graph, node, codes, name))
+        return
+    stored, scale, zero = nbits_form(codes)
+    inputs = [
+        node.inputs[0],
+        constant(graph, stored, f"{name}_codes"),
+        constant(graph, scale, f"{name}_scale"),
+    ]
+    if zero is not None:
+        inputs.append(constant(graph, zero, f"{name}_zero"))
+    attributes = {
+        "K": codes.codes.shape[1],
+        "N": codes.codes.shape[0],
+        "bits": codes.bits,
+        "block_size": codes.group_size,
+        "accuracy_level": TOKENS_IN_BLOCKS if codes.bits == 8 else TOKENS_AS_FLOATS,
+    }
+    _put(graph, node, [ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)])
+
+
+def _dequantized(graph: Any, node: Any, codes: Codes, name: str) -> list[Any]:
+    """The standard form: ``x @ DequantizeLinear(codes)``, in blocks along the inputs."""
+    import onnx_ir as ir
+
+    kind = ir.DataType.UINT4 if codes.bits == 4 else ir.DataType.UINT8
+    middle = np.full(codes.scale.shape, 2 ** (codes.bits - 1), dtype=np.uint8)
+    zero = middle if codes.zero_point is None else codes.zero_point
+    inputs = [
+        constant(graph, np.ascontiguousarray(codes.codes.T), f"{name}_codes", kind),
+        constant(graph, np.ascontiguousarray(codes.scale.T), f"{name}_scale"),
+        constant(graph, np.ascontiguousarray(zero.T), f"{name}_zero", kind),
+    ]
+    attributes = {"axis": 0, "block_size": codes.group_size}
+    weight = ir.node("DequantizeLinear", inputs, attributes)
+    return [weight, ir.node("MatMul", [node.inputs[0], weight.outputs[0]])]
+
+
+def _put(graph: Any, node: Any, nodes: list[Any]) -> None:
+    _name(nodes, node.outputs[0].name)
+    graph.insert_before(node, nodes)
+    replace(graph, node, nodes[-1].outputs[0])
+
+
+def _name(nodes: list[Any], base: str) -> None:
+    for number, node in enumerate(nodes):
+        node.name = f"{base}_{number}_{node.op_type}"
+        for out in node.outputs:
+            out.name = f"{node.name}_out"
+
+
+def steady_softmax(graph: Any) -> None:
+    """Add up attention weights one after the other, so that none hangs on where it stands.
+
+    A Softmax adds in vector lanes, so that the last bit of a sum hangs on where a history lies
+    among others; a product with ones adds in order, and what is masked adds exactly nothing.
+    """
+    import onnx_ir as ir
+
+    last = constant(graph, np.array([-1], dtype=np.int64), "softmax_axis")
+    ones_like = constant(graph, np.array([COLUMNS], dtype=np.int64), "softmax_columns")
+    bounds = [
+        constant(graph, np.array([value], dtype=np.int64), f"softmax_{name}")
+        for name, value in (("from", 0), ("to", 1))
+    ]
+    one = constant(graph, np.array(1, dtype=np.float32), "softmax_one")
+    for node in list(graph):
+        if node.op_type != "Softmax":
+            continue
+        x = node.inputs[0]
+        most = ir.node("ReduceMax", [x, last], {"keepdims": 1})
+        less = ir.node("Sub", [x, most.outputs[0]])
+        power = ir.node("Exp", less.outputs)
+        keys = ir.node("Shape", [x], {"start": -1})
+        shape = ir.node("Concat", [keys.outputs[0], ones_like], {"axis": 0})
+        ones = ir.node("Expand", [one, shape.outputs[0]])
+        sums = ir.node("MatMul", [power.outputs[0], ones.outputs[0]])
+        first = ir.node("Slice", [sums.outputs[0], *bounds, last])
+        share = ir.node("Div", [power.outputs[0], first.outputs[0]])
+        _put(graph, node, [most, less, power, keys, shape, ones, sums, first, share])

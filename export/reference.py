@@ -1,0 +1,117 @@
+"""The model in PyTorch, computing in the precision of its engine: what parity compares with."""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slmc.export.lowering import ACCURATE_BLOCK, BLOCKS, MIDDLE, RANGE, TINY, fits
+from slmc.model.codes import Codes, rounded
+from slmc.model.loading import Recommender
+from slmc.model.recommender import SequentialRecommender
+
+UNIT = float(np.float32(1 / RANGE))
+"""Scale of a token's codes, as float32 has it."""
+
+
+def linear_layers(model: Recommender) -> dict[str, nn.Linear]:
+    """The linear layers of the decoder, by name: what a precision is about."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in f".{name}"
+    }
+
+
+def in_precision(
+    model: Recommender, precision: str, own: Mapping[str, Codes], layout: str
+) -> Recommender:
+    """The model as the engine is to compute it.
+
+    Args:
+        model: In float32, of the values of its codes if it is quantized.
+        precision: Of the engine.
+        own: Codes of a quantized model.
+        layout: Of the engine; ``padded`` leaves tokens in float32 beside blocks of codes.
+    """
+    coarse = layout == "packed" and getattr(model.config, "item_bits", None) == 8
+    if precision == "fp32" and not coarse:
+        return model
+    made = copy.deepcopy(model)
+    if coarse and isinstance(made, SequentialRecommender):
+        # Scores are products with 8-bit codes, for which user vectors are rounded too.
+        block = next((size for size in BLOCKS if size >= made.config.item_dim), BLOCKS[-1])
+        rounded_users = nn.Sequential(made.output_proj, Blocks(block))
+        made.set_submodule("output_proj", rounded_users)
+    for name, layer in linear_layers(made).items():
+        if precision == "int8":
+            made.set_submodule(name, PerToken(layer))
+        elif precision == "int8-accurate" or (name in own and own[name].bits == 8):
+            codes = own.get(name)
+            if codes is None:
+                weight = layer.weight.detach().numpy()
+                codes = rounded(weight, bits=8, group_size=ACCURATE_BLOCK)
+            made.set_submodule(name, InBlocks(layer, codes, layout))
+    return made
+
+
+def rounds_tokens(model: Recommender) -> bool:
+    """Whether a model of :func:`in_precision` rounds what its layers are given."""
+    return any(isinstance(module, (PerToken, Blocks)) for module in model.modules())
+
+
+class PerToken(nn.Module):
+    """A linear layer of 8-bit weights on 8-bit tokens, a scale an output and a scale a token."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Round the weights of ``layer``."""
+        super().__init__()
+        weight = layer.weight.detach()
+        scale = weight.abs().amax(dim=1) / RANGE
+        self.scale = torch.where(scale == 0, torch.ones(()), scale)
+        self.codes = (weight / self.scale[:, None]).round().clamp(-RANGE, RANGE)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``."""
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=float(TINY))
+        steps = (x / largest / UNIT).round()
+        tokens = steps.clamp(-MIDDLE, MIDDLE - 1)
+        # Products of 8-bit codes are exact in float64, and their sums too.
+        whole = (tokens.double() @ self.codes.double().T).float()
+        found = whole * (self.scale / RANGE) * largest
+        return found if self.bias is None else found + self.bias
+
+
+class InBlocks(nn.Module):
+    """A linear layer of 8-bit codes; MatMulNBits rounds tokens in the same blocks of inputs."""
+
+    def __init__(self, layer: nn.Linear, codes: Codes, layout: str) -> None:
+        """Take the codes of ``layer``."""
+        super().__init__()
+        self.weight, self.bias = torch.from_numpy(codes.weight), layer.bias
+        rounds = layout == "packed" and fits(codes)
+        self.tokens = Blocks(codes.group_size) if rounds else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``."""
+        return nn.functional.linear(self.tokens(x), self.weight, self.bias)
+
+
+class Blocks(nn.Module):
+    """Vectors rounded to 8 bits in blocks with a scale each."""
+
+    def __init__(self, size: int) -> None:
+        """Take the size of a block; the last of a vector may be short."""
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to the same."""
+        inputs = x.shape[-1]
+        blocks = nn.functional.pad(x, (0, -inputs % self.size)).unflatten(-1, (-1, self.size))
+        scale = blocks.abs().amax(dim=-1, keepdim=True) / RANGE
+        steps = (blocks / torch.where(scale == 0, torch.ones(()), scale)).round()
+        return (steps * scale).flatten(-2)[..., :inputs]

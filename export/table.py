@@ -1,0 +1,227 @@
+"""The item table in the graph: looked up for the inputs, multiplied for the scores, once stored.
+
+Letters: B histories, C candidates, R = V + 1 rows, d item width, k items given back.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmc.export.fusion import MICROSOFT, constant, replace
+from slmc.export.lowering import BLOCKS, TOKENS_AS_FLOATS, TOKENS_IN_BLOCKS, nbits_form
+from slmc.export.passes import ALLOWED, EXCLUDE_SEEN, INPUT, SCORES, TOP_ITEMS
+from slmc.model.codes import Codes
+
+CANDIDATES = 4
+"""Times k that are scored a second time, from the float table."""
+
+
+def row_codes(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) -> Codes:
+    """A table of codes ``[R, d]`` around 0 with a scale a row ``[R, 1]``, in blocks of a row."""
+    width = codes.shape[1]
+    block = next((size for size in BLOCKS if size >= width), BLOCKS[-1])
+    blocks = -(-width // block)
+    stored = (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    return Codes(bits, block, stored, np.repeat(scale, blocks, axis=1))
+
+
+def rounded_rows(table: NDArray[np.float32]) -> Codes:
+    """A float table ``[R, d]`` in 8 bits, a scale a row."""
+    scale = np.abs(table).max(axis=1, keepdims=True) / np.float32(127)
+    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+    return row_codes(np.rint(table / scale).astype(np.int8), scale, 8)
+
+
+def place_codes(graph: Any, codes: Codes, layout: str) -> None:
+    """Hold the table as codes: rows become floats when they are looked up."""
+    lookup, product = _uses(graph)
+    if layout == "padded":
+        _dequantized(graph, lookup, product, codes)
+        return
+    stored, scale = _constants(graph, codes)
+    _score_codes(graph, product, stored, scale, codes)
+    _look_up(graph, lookup, stored, scale, codes)
+
+
+def rescore(graph: Any, codes: Codes, top_k: int) -> None:
+    """Score all items by an 8-bit table, and the best of them again by the float table.
+
+    Args:
+        graph: Ends in a TopK of the scores, masked or not.
+        codes: The table in 8 bits.
+        top_k: k.
+    """
+    import onnx_ir as ir
+
+    _, product = _uses(graph)
+    users, table = product.inputs[0], product.inputs[1]
+    stored, scale = _constants(graph, codes)
+    _score_codes(graph, product, stored, scale, codes)
+    last = _top_k(graph)
+    scores = last.inputs[0]
+    number = min(CANDIDATES * top_k, codes.codes.shape[0])
+    wide = _whole(graph, number, "candidates")
+    first = ir.node("TopK", [scores, wide], num_outputs=2)
+    # In the order of their rows, so that of equal items the smaller row is given.
+    order = ir.node("TopK", [first.outputs[1], wide], {"largest": 0}, num_outputs=2)
+    rows = order.outputs[0]
+    vectors = ir.node("Gather", [table, rows], {"axis": 0})
+    across = ir.node("Unsqueeze", [users, _whole(graph, -1, "across")])
+    exact = ir.node("MatMul", [vectors.outputs[0], across.outputs[0]])
+    flat = ir.node("Squeeze", [exact.outputs[0], _whole(graph, -1, "across")])
+    known = ir.node("GatherElements", [scores, rows], {"axis": 1})
+    lowest = constant(graph, np.array(-np.inf, dtype=np.float32), "lowest")
+    barred = ir.node("Equal", [known.outputs[0], lowest])
+    again = ir.node("Where", [barred.outputs[0], lowest, flat.outputs[0]])
+    nodes = [first, order, vectors, across, exact, flat, known, barred, again]
+    _insert(graph, last, nodes, "rescore")
+    last.replace_input_with(0, again.outputs[0])
+    places = last.outputs[1]
+    places.name = "top_places"
+    given = ir.node("GatherElements", [rows, places], {"axis": 1}, name="top_rows")
+    given.outputs[0].name = TOP_ITEMS
+    given.outputs[0].type, given.outputs[0].shape = places.type, places.shape
+    graph.insert_after(last, given)
+    graph.outputs[[out.name for out in graph.outputs].index("top_places")] = given.outputs[0]
+
+
+def add_masks(graph: Any, rows: int) -> None:
+    """Take two more inputs that may be left out: leave out seen items, allow only some.
+
+    Args:
+        graph: Ends in a TopK of the scores.
+        rows: R.
+    """
+    import onnx_ir as ir
+
+    last = _top_k(graph)
+    scores = last.inputs[0]
+    exclude = constant(graph, np.array([False]), EXCLUDE_SEEN)
+    allowed = constant(graph, np.ones((1, rows), dtype=bool), ALLOWED)
+    allowed.shape = ir.Shape(["requests", rows])
+    graph.inputs.extend([exclude, allowed])
+    given = next(value for value in graph.inputs if value.name == INPUT)
+    lowest = constant(graph, np.array(-np.inf, dtype=np.float32), "lowest")
+    nothing = constant(graph, np.array(0, dtype=np.int64), "no_row")
+    # Row 0, which is never ranked, takes the place of what is not to be left out.
+    seen = ir.node("Where", [exclude, given, nothing])
+    shape = ir.node("Shape", [seen.outputs[0]])
+    floor = ir.node("Expand", [lowest, shape.outputs[0]])
+    unseen = ir.node("ScatterElements", [scores, seen.outputs[0], floor.outputs[0]], {"axis": 1})
+    masked = ir.node("Where", [allowed, unseen.outputs[0], lowest])
+    _insert(graph, last, [seen, shape, floor, unseen, masked], "mask")
+    last.replace_input_with(0, masked.outputs[0])
+
+
+def _uses(graph: Any) -> tuple[Any, Any]:
+    """The node that looks rows of the table up, and the one that scores with it."""
+    product = next(node for node in graph if node.outputs[0].name == SCORES)
+    table = product.inputs[1]
+    lookup = next(node for node, _ in table.uses() if node.op_type == "Gather")
+    return lookup, product
+
+
+def _top_k(graph: Any) -> Any:
+    return next(node for node in reversed(list(graph)) if node.op_type == "TopK")
+
+
+def _constants(graph: Any, codes: Codes) -> tuple[Any, Any]:
+    stored, scale, _ = nbits_form(codes)
+    return constant(graph, stored, "item_codes"), constant(graph, scale, "item_scale")
+
+
+def _score_codes(graph: Any, product: Any, stored: Any, scale: Any, codes: Codes) -> None:
+    import onnx_ir as ir
+
+    attributes = {
+        "K": codes.codes.shape[1],
+        "N": codes.codes.shape[0],
+        "bits": codes.bits,
+        "block_size": codes.group_size,
+        "accuracy_level": TOKENS_IN_BLOCKS if codes.bits == 8 else TOKENS_AS_FLOATS,
+    }
+    users, padding = product.inputs[0], product.inputs[2]
+    scored = ir.node("MatMulNBits", [users, stored, scale], attributes, domain=MICROSOFT)
+    added = ir.node("Add", [scored.outputs[0], padding])
+    _insert(graph, product, [scored, added], "items")
+    _hand_over(graph, product, added)
+
+
+def _look_up(graph: Any, lookup: Any, stored: Any, scale: Any, codes: Codes) -> None:
+    import onnx_ir as ir
+
+    rows, width = lookup.inputs[1], codes.codes.shape[1]
+    block = ir.node("Gather", [stored, rows], {"axis": 0})
+    size = ir.node("Gather", [scale, rows], {"axis": 0})
+    nodes = [block, size]
+    packed = block.outputs[0]
+    if codes.bits == 4:
+        mask = constant(graph, np.array(15, dtype=np.uint8), "nibble")
+        four = constant(graph, np.array(4, dtype=np.uint8), "nibble_bits")
+        low = ir.node("BitwiseAnd", [packed, mask])
+        high = ir.node("BitShift", [packed, four], {"direction": "RIGHT"})
+        parts = [
+            ir.node("Unsqueeze", [half.outputs[0], _whole(graph, -1, "across")])
+            for half in (low, high)
+        ]
+        pair = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": -1})
+        nodes += [low, high, *parts, pair]
+        packed = pair.outputs[0]
+    blocks, size_of = codes.scale.shape[1], codes.group_size
+    shape = constant(graph, np.array([-1, blocks, size_of], dtype=np.int64), "block_shape")
+    flat_shape = constant(graph, np.array([-1, blocks * size_of], dtype=np.int64), "row_shape")
+    middle = constant(graph, np.array(2 ** (codes.bits - 1), dtype=np.float32), "middle")
+    shaped = ir.node("Reshape", [packed, shape])
+    floats = ir.node("Cast", [shaped.outputs[0]], {"to": ir.DataType.FLOAT})
+    steps = ir.node("Sub", [floats.outputs[0], middle])
+    each = ir.node("Unsqueeze", [size.outputs[0], _whole(graph, -1, "across")])
+    values = ir.node("Mul", [steps.outputs[0], each.outputs[0]])
+    flat = ir.node("Reshape", [values.outputs[0], flat_shape])
+    nodes += [shaped, floats, steps, each, values, flat]
+    if blocks * size_of != width:
+        bounds = [_whole(graph, at, f"row_{name}") for name, at in (("from", 0), ("to", width))]
+        nodes.append(ir.node("Slice", [flat.outputs[0], *bounds, _whole(graph, 1, "row_axis")]))
+    _insert(graph, lookup, nodes, "lookup")
+    replace(graph, lookup, nodes[-1].outputs[0])
+
+
+def _dequantized(graph: Any, lookup: Any, product: Any, codes: Codes) -> None:
+    import onnx_ir as ir
+
+    kind = ir.DataType.UINT4 if codes.bits == 4 else ir.DataType.UINT8
+    middle = np.full(len(codes.codes), 2 ** (codes.bits - 1), dtype=np.uint8)
+    inputs = [
+        constant(graph, codes.codes, "item_codes", kind),
+        constant(graph, np.ascontiguousarray(codes.scale[:, 0]), "item_scale"),
+        constant(graph, middle, "item_zero", kind),
+    ]
+    table = ir.node("DequantizeLinear", inputs, {"axis": 0})
+    _insert(graph, lookup, [table], "items")
+    lookup.replace_input_with(0, table.outputs[0])
+    product.replace_input_with(1, table.outputs[0])
+    graph.sort()
+
+
+def _hand_over(graph: Any, old: Any, new: Any) -> None:
+    """Give a node's first output, name and all, to another node's."""
+    value, made = old.outputs[0], new.outputs[0]
+    name = value.name
+    value.replace_all_uses_with(made, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    made.name = name
+
+
+def _whole(graph: Any, value: int, name: str) -> Any:
+    known = graph.initializers.get(name)
+    if known is not None and known.const_value.numpy().tolist() == [value]:
+        return known
+    return constant(graph, np.array([value], dtype=np.int64), name)
+
+
+def _insert(graph: Any, before: Any, nodes: list[Any], base: str) -> None:
+    for number, node in enumerate(nodes):
+        node.name = f"{base}_{number}_{node.op_type}"
+        for index, out in enumerate(node.outputs):
+            out.name = f"{node.name}_{index}"
+    graph.insert_before(before, nodes)

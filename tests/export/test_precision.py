@@ -1,0 +1,221 @@
+"""What each precision computes: an emulation in PyTorch says the same, and no batch changes it."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig
+
+from slmc.artefact import Artefact
+from slmc.compress.config import QuantizeConfig
+from slmc.compress.quantize import quantize
+from slmc.compress.table import quantize_table
+from slmc.errors import UsageError
+from slmc.export.config import ExportConfig, ParityConfig
+from slmc.export.onnx import export, to_onnx
+from slmc.export.reference import in_precision
+from slmc.export.runtime import Engine
+from slmc.model.codes import rounded, stored
+from slmc.model.loading import load_model
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+
+ITEMS, HISTORY, TOP_K = 300, 20, 10
+EXACT = 1e-5
+"""Float32 through two layers, relative to the spread of the scores."""
+FLIPPED = 0.05
+"""A last bit that differs turns one 8-bit code of a token into its neighbour."""
+
+
+def recommender(heads: int = 3, kv_heads: int = 1, item_dim: int = 64) -> SequentialRecommender:
+    torch.manual_seed(0)
+    backbone = AutoConfig.for_model(
+        "llama",
+        hidden_size=64 * heads,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=256,
+        vocab_size=1,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    config = RecommenderConfig(backbone, num_items=ITEMS, item_dim=item_dim, history=HISTORY)
+    model = SequentialRecommender(config).eval()
+    with torch.no_grad():
+        model.item_embeddings.weight[1:].normal_()  # type: ignore[operator]
+    return model
+
+
+@functools.cache
+def made(precision: str, layout: str) -> object:
+    return session(recommender(), layout, precision=precision)
+
+
+def session(model: SequentialRecommender, layout: str, **how: object) -> object:
+    graph = to_onnx(model, layout, TOP_K, 21, **how)  # type: ignore[arg-type]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options)
+
+
+def histories(batch: int, length: int) -> NDArray[np.int64]:
+    rng = np.random.default_rng(batch)
+    rows = rng.integers(1, ITEMS + 1, (batch, length))
+    for row in rows:
+        row[: rng.integers(0, length)] = 0
+    return rows
+
+
+def ask(engine: object, rows: NDArray[np.int64], **given: object) -> list[NDArray[np.float32]]:
+    return engine.run(None, {"item_ids": rows, **given})  # type: ignore[attr-defined, no-any-return]
+
+
+SHAPES = [(1, 1), (1, 2), (3, 7), (40, HISTORY)]
+
+
+def error(engine: object, model: SequentialRecommender) -> float:
+    """Largest difference of a best score, in standard deviations of the scores."""
+    found = []
+    for shape in SHAPES:
+        rows = histories(*shape)
+        with torch.inference_mode():
+            scores = model(torch.from_numpy(rows))[:, 1:].numpy()
+        best = -np.sort(-scores, axis=1)[:, :TOP_K]
+        found.append(np.abs(ask(engine, rows)[1] - best).max() / scores.std())
+    return float(max(found))
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize(
+    ("precision", "allowed"), [("fp32", EXACT), ("int8", FLIPPED), ("int8-accurate", FLIPPED)]
+)
+def test_an_engine_computes_as_the_model_in_its_precision(
+    precision: str, allowed: float, layout: str
+) -> None:
+    reference = in_precision(recommender(), precision, {}, layout)
+    assert error(made(precision, layout), reference) < allowed
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_int8_gives_a_user_the_same_bits_alone_and_in_any_batch(layout: str) -> None:
+    engine = made("int8", layout)
+    rows = histories(48, HISTORY)
+    items, scores = ask(engine, rows)
+    for size in (1, 2, 7):
+        for start in range(0, 48, size):
+            part = ask(engine, rows[start : start + size])
+            assert (part[0] == items[start : start + size]).all()
+            assert (part[1] == scores[start : start + size]).all()
+    order = np.random.default_rng(0).permutation(48)
+    assert (ask(engine, rows[order])[1] == scores[order]).all()
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize(
+    ("form", "width"), [("int8", 64), ("int4", 64), ("int8", 21), ("int4", 21)]
+)
+def test_a_quantized_item_table_stays_codes(form: str, width: int, layout: str) -> None:
+    model = recommender(item_dim=width)
+    quantize_table(model, form)
+    engine = session(model, layout)
+    assert error(engine, in_precision(model, "fp32", {}, layout)) < FLIPPED
+
+
+@functools.cache
+def rescoring() -> object:
+    return session(recommender(), "packed", table="int8+rescore")
+
+
+def test_rescoring_gives_the_float_tables_best() -> None:
+    assert error(rescoring(), recommender()) < EXACT
+
+
+@pytest.mark.parametrize("table", ["fp32", "int8+rescore"])
+def test_items_are_left_out_when_asked(table: str) -> None:
+    engine = made("fp32", "packed") if table == "fp32" else rescoring()
+    rows = histories(5, 9)
+    plain = ask(engine, rows)[0]
+    unseen = ask(engine, rows, exclude_seen=np.array([True]))[0]
+    assert not any(set(best) & set(row) for best, row in zip(unseen, rows, strict=True))
+    some = np.zeros((1, ITEMS + 1), dtype=bool)
+    some[:, [5, 7, 9]] = True
+    best, scores = ask(engine, rows, allowed=some)
+    assert all(set(row[:3]) == {5, 7, 9} for row in best)
+    assert np.isneginf(scores[:, 3:]).all() and np.isfinite(scores[:, :3]).all()
+    each = np.ones((5, ITEMS + 1), dtype=bool)
+    each[2, plain[2, 0]] = False
+    given = ask(engine, rows, allowed=each)[0]
+    assert given[2, 0] == plain[2, 1]
+    assert (np.delete(given, 2, axis=0) == np.delete(plain, 2, axis=0)).all()
+
+
+def test_ties_go_to_the_smaller_row() -> None:
+    model = recommender()
+    with torch.no_grad():
+        model.item_embeddings.weight[:] = model.item_embeddings.weight[1].clone()  # type: ignore[index, operator]
+    best = ask(session(model, "packed", table="int8+rescore"), histories(3, 5))[0]
+    assert (best == np.arange(1, TOP_K + 1)).all()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"bits": 4, "symmetric": False},
+        {"bits": 8},
+        {"bits": 4, "assign": {"*.down_proj": 8, "*.q_proj": "skip"}},
+        {"bits": 4, "group_size": 8, "item_table": "int4"},
+    ],
+)
+def test_the_codes_of_a_quantized_model_are_carried_over(
+    how: dict[str, object], dataset: Artefact, student: Artefact, tmp_path: Path
+) -> None:
+    given = {"method": "rtn", "group_size": 16, "calibration": 24} | how
+    inputs = {"data": dataset, "model": student}
+    small = quantize(QuantizeConfig(**given), inputs, tmp_path / "quantized")  # type: ignore[arg-type]
+    weights = dict(load_model(small).named_parameters())
+    for name, codes in stored(small).items():
+        assert (codes.weight == weights[f"{name}.weight"].detach().numpy()).all()
+    config = ExportConfig(top_k=10, parity=ParityConfig(histories=40))
+    engine = export(config, {"data": dataset, "model": small}, tmp_path / "engine")
+    assert engine.manifest.metrics["precision"] == ("int8-accurate" if how["bits"] == 8 else "int4")
+    exact = how["bits"] == 4 and "assign" not in how
+    assert engine.manifest.metrics["parity"]["max_error"] < (1e-4 if exact else 0.1)
+    items, _ = Engine.open(engine).top([np.array([1, 2, 3], dtype=np.int32)])
+    assert items.shape == (1, 10)
+
+
+def test_8_bit_rounding_by_hand() -> None:
+    codes = rounded(np.array([[127.5, -127.5, 0.0, 1.0, 2.0]], np.float32), bits=8, group_size=3)
+    assert codes.codes.tolist() == [[255, 0, 128, 192, 255]]
+    assert codes.scale == pytest.approx(np.array([[1.0, 2 / 127.5]]))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"precision": "int4"}, "precision int4: the model has no 4-bit codes."),
+        (
+            {"precision": "int8-accurate", "layout": "padded", "opset": 20},
+            "precision int8-accurate: standard operators for blocks of codes need opset 21, "
+            "not 20.",
+        ),
+        (
+            {"table": "int8+rescore", "layout": "padded"},
+            "table int8+rescore: standard operators have no product with 8-bit rows.",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    config: dict[str, str], said: str, dataset: Artefact, student: Artefact, tmp_path: Path
+) -> None:
+    inputs = {"data": dataset, "model": student}
+    with pytest.raises(UsageError) as caught:
+        export(ExportConfig(**config), inputs, tmp_path / "engine")  # type: ignore[arg-type]
+    assert str(caught.value) == said
+    assert not (tmp_path / "engine").exists()
