@@ -35,6 +35,9 @@ class ExportConfig(Seeded):
     best again in float32 (large catalogues); null: by its size. Codes stay what they are."""
     top_k: int = Field(100, ge=1)
     """Items that the engine returns for a history."""
+    outputs: tuple[Literal["topk", "scores", "user_vectors"], ...] = ("topk",)
+    """What the engine gives beside the best items, which it always gives: scores of the whole
+    catalogue; user_vectors, with the item vectors as a file, for an index of your own."""
     opset: int = Field(21, ge=18, le=23)
     """ONNX opset."""
     parity: ParityConfig = ParityConfig()

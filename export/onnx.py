@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slmc.artefact import Artefact, Draft, draft
@@ -29,6 +30,7 @@ from slmc.model.loading import Recommender, load_model, quiet
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.table import QuantizedTable
 
+ITEM_VECTORS = "item_vectors.safetensors"
 LARGE_TABLE = 16_000_000
 """Numbers in an item table from which an 8-bit copy is worth its memory: 250,000 items of 64."""
 
@@ -55,7 +57,13 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
     with draft(out) as work:
         table = table_form(model, config)
         graph = to_onnx(model, config.layout, top_k, config.opset, precision, own, table)
+        passes.add_outputs(
+            graph, config.outputs, model.config.num_items + 1, model.item_vectors().shape[1]
+        )
         passes.save(graph, work.path / GRAPH)
+        if "user_vectors" in config.outputs:
+            vectors = {"item_vectors": model.item_vectors().detach().contiguous()}
+            save_file(vectors, work.path / ITEM_VECTORS)
         _describe(config, inputs["model"], model, precision, top_k, work)
         reference = in_precision(model, precision, own, config.layout)
         histories = parity.real_histories(data)
@@ -267,10 +275,15 @@ def _describe(
     vocabulary.write(work.path / "items.parquet", work.path / vocabulary.FILE)
     engine = {
         "input": {passes.INPUT: ["int64", ["batch", "length"]]},
+        "optional_inputs": {
+            passes.EXCLUDE_SEEN: ["bool", [1]],
+            passes.ALLOWED: ["bool", ["1 or batch", model.config.num_items + 1]],
+        },
         "outputs": {
             passes.TOP_ITEMS: ["int64", ["batch", top_k]],
             passes.TOP_SCORES: ["float32", ["batch", top_k]],
-        },
+        }
+        | passes.more_outputs(config.outputs, *model.item_vectors().shape),
         "layout": config.layout,
         "top_k": top_k,
         "opset": config.opset,

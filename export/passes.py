@@ -4,6 +4,7 @@ The graph that torch gives carries stack traces with paths of the machine, and t
 twice; both go. Letters: B histories, V items, d item width.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,28 @@ def keep_newest(model: Any, history: int) -> None:
         array = np.array([value], dtype=np.int64)
         graph.initializer.append(numpy_helper.from_array(array, name))
     graph.node.insert(0, helper.make_node("Slice", [INPUT, *bounds], [cut], name="newest"))
+
+
+def more_outputs(asked: Sequence[str], rows: int, width: int) -> dict[str, list[Any]]:
+    """Type and shape of what is given out beside the best items: name -> [type, shape]."""
+    known = {SCORES: rows, USER_VECTORS: width}
+    return {name: ["float32", ["batch", known[name]]] for name in asked if name in known}
+
+
+def add_outputs(model: Any, asked: Sequence[str], rows: int, width: int) -> None:
+    """Give out values of the graph that it has anyway.
+
+    Args:
+        model: Changed in place.
+        asked: ``scores``, ``user_vectors``; ``topk`` is there.
+        rows: V + 1.
+        width: d.
+    """
+    from onnx import TensorProto, helper
+
+    for name, (_, shape) in more_outputs(asked, rows, width).items():
+        value = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        model.graph.output.append(value)
 
 
 def save(model: Any, file: Path) -> None:

@@ -71,7 +71,7 @@ class Engine:
         self.folder, self.file = folder, folder / GRAPH
         self.described = describe(folder)
         graph = _with_scores(self.file) if scores else str(self.file)
-        options = _options(threads or cores(), self.file.parent)
+        options = session_options(threads or cores(), self.file.parent)
         runtime = needed("onnxruntime")
         with _Told(self.file):
             self.session = runtime.InferenceSession(
@@ -211,7 +211,13 @@ class _Told:
             ) from None
 
 
-def _options(threads: int, weights: Path) -> Any:
+def session_options(threads: int, weights: Path | None = None) -> Any:
+    """How a session runs: so many threads, none of which spins.
+
+    Args:
+        threads: Of one answer.
+        weights: Folder of weights that lie beside a graph which is given as bytes.
+    """
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -222,10 +228,10 @@ def _options(threads: int, weights: Path) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    # Where a graph that is given as bytes finds weights that lie beside it.
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(weights)
-    )
+    if weights is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(weights)
+        )
     return options
 
 
@@ -245,6 +251,8 @@ def _with_scores(file: Path) -> bytes:
             f"{file}: it holds no value {SCORES!r} to take the best of.",
             "Make the engine again with `slmc export`.",
         )
+    if any(output.name == SCORES for output in model.graph.output):
+        return file.read_bytes()
     value = onnx.helper.make_tensor_value_info(SCORES, onnx.TensorProto.FLOAT, ["batch", "rows"])
     model.graph.output.append(value)
     found: bytes = model.SerializeToString()

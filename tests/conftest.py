@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from slmc import artefact
 from slmc.artefact import Artefact
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 BACKBONE = "random://llama?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64"
 

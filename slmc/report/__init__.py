@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 def write(result: "RunResult") -> list[Path]:
     """Write the report of a run into its folder; returns the files.
 
-    ``report.html`` for people, ``summary.md`` for a pull request, ``junit.xml`` for CI, and
-    ``model-card.md`` of the last model or engine with the numbers that this run has measured.
+    ``report.html`` for people, ``summary.md`` for a pull request, ``junit.xml`` for CI,
+    ``model-card.md`` of the last model or engine with the numbers that this run has measured,
+    and ``tradeoff.svg`` where there are several engines to compare.
     """
-    from slmc.report import card, html, junit, markdown
+    from slmc.report import card, html, junit, markdown, tradeoff
     from slmc.report.view import view_of
 
     view = view_of(result)
@@ -22,6 +23,7 @@ def write(result: "RunResult") -> list[Path]:
         "summary.md": markdown.summary(view),
         "junit.xml": junit.suites(view),
         "model-card.md": card.card(view),
+        "tradeoff.svg": tradeoff.picture(view.rows, view.metric),
     }
     files = []
     for name, text in texts.items():

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from slmc.bootstrap import Bounds
 from slmc.config import parse_budget
-from slmc.report import numbers
+from slmc.report import numbers, tradeoff
 from slmc.report.curves import Curves
 from slmc.report.terminal import asked, cells, change_of, headings
 from slmc.report.view import Judged, View
@@ -55,6 +56,8 @@ def page(view: View) -> str:
         ],
         changes=[(row, interval(row.change)) for row in view.rows if row.change is not None],
         curves=[(one, lines(one)) for one in view.curves],
+        # Made by us, its texts escaped: markup, not text.
+        tradeoff=Markup(tradeoff.picture(view.rows, view.metric) or ""),
         numbers=numbers,
         width=WIDTH,
         height=HEIGHT,

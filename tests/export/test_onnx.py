@@ -169,6 +169,10 @@ def test_the_folder(packed: Artefact, model: Artefact) -> None:
     ]
     assert json.loads((packed.path / "engine.json").read_text()) == {
         "input": {"item_ids": ["int64", ["batch", "length"]]},
+        "optional_inputs": {
+            "exclude_seen": ["bool", [1]],
+            "allowed": ["bool", ["1 or batch", ITEMS + 1]],
+        },
         "outputs": {
             "top_items": ["int64", ["batch", 10]],
             "top_scores": ["float32", ["batch", 10]],

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from transformers import AutoConfig
 
 from slmc.artefact import Artefact
@@ -181,13 +182,19 @@ def test_the_codes_of_a_quantized_model_are_carried_over(
     weights = dict(load_model(small).named_parameters())
     for name, codes in stored(small).items():
         assert (codes.weight == weights[f"{name}.weight"].detach().numpy()).all()
-    config = ExportConfig(top_k=10, parity=ParityConfig(histories=40))
+    config = ExportConfig(
+        top_k=10, parity=ParityConfig(histories=40), outputs=("scores", "user_vectors")
+    )
     engine = export(config, {"data": dataset, "model": small}, tmp_path / "engine")
     assert engine.manifest.metrics["precision"] == ("int8-accurate" if how["bits"] == 8 else "int4")
     exact = how["bits"] == 4 and "assign" not in how
     assert engine.manifest.metrics["parity"]["max_error"] < (1e-4 if exact else 0.1)
-    items, _ = Engine.open(engine).top([np.array([1, 2, 3], dtype=np.int32)])
-    assert items.shape == (1, 10)
+    session = Engine.open(engine).session
+    top, best, scores, users = session.run(None, {"item_ids": np.array([[1, 2, 3]])})
+    assert (np.take_along_axis(scores, top, axis=1) == best).all()
+    vectors = load_file(engine.file("item_vectors.safetensors"))["item_vectors"]
+    near = (users @ vectors.T)[:, 1:]
+    assert np.abs(near - scores[:, 1:]).max() < FLIPPED * near.std()
 
 
 def test_8_bit_rounding_by_hand() -> None:
