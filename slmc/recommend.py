@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from slmc.artefact import Artefact
-from slmc.errors import UsageError
+from slmc.errors import ArtefactError, UsageError
 from slmc.export.runtime import Engine
 from slmc.export.vocabulary import FILE, Vocabulary
 
@@ -46,7 +46,7 @@ def recommend(
         ArtefactError: The engine is none, or broken.
     """
     engine = engine if isinstance(engine, Engine) else Engine.open(engine)
-    vocabulary = Vocabulary.open(engine.folder / FILE)
+    vocabulary = _vocabulary(engine)
     top_k = engine.described.top_k
     if k < 1 or k > top_k < engine.described.num_items:
         raise UsageError(
@@ -67,6 +67,18 @@ def recommend(
     if exclude_seen and len(found) < k:
         log.warning("%d of %d items are left after those of the history", len(found), k)
     return found[:k]
+
+
+def _vocabulary(engine: Engine) -> Vocabulary:
+    file = engine.folder / FILE
+    vocabulary = Vocabulary.open(file)
+    if len(vocabulary.items) != engine.described.num_items:
+        raise ArtefactError(
+            f"{file} names {len(vocabulary.items)} items, the engine ranks "
+            f"{engine.described.num_items}.",
+            "Make the engine again with `slmc export`.",
+        )
+    return vocabulary
 
 
 def _rows(ids: Sequence[str], vocabulary: Vocabulary) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
