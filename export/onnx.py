@@ -224,7 +224,9 @@ def _optimized(
     stored_table = model.item_embeddings
     if isinstance(stored_table, QuantizedTable):
         item_table.place_codes(made.graph, stored_rows(stored_table), layout)
-    elif table == "int8+rescore":
+    elif isinstance(model, SequentialRecommender):
+        item_table.fold_inputs(made.graph)
+    if table == "int8+rescore":
         rows = item_table.rounded_rows(model.item_vectors().detach().numpy())
         item_table.rescore(made.graph, rows, top_k)
     if any(node.domain == fusion.MICROSOFT for node in made.graph):

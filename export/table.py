@@ -13,6 +13,8 @@ from slmc.export.lowering import BLOCKS, TOKENS_AS_FLOATS, TOKENS_IN_BLOCKS, nbi
 from slmc.export.passes import ALLOWED, EXCLUDE_SEEN, INPUT, SCORES, TOP_ITEMS
 from slmc.model.codes import Codes
 
+FOLDED_SHARE = 0.1
+"""Of all weights, that a second table may add."""
 CANDIDATES = 4
 """Times k that are scored a second time, from the float table."""
 
@@ -44,6 +46,30 @@ def place_codes(graph: Any, codes: Codes, layout: str) -> None:
     _look_up(graph, lookup, stored, scale, codes)
 
 
+def fold_inputs(graph: Any) -> None:
+    """Look up what the decoder takes of an item, not what it is computed from.
+
+    A second table ``[R, H]`` takes the place of the input projection, where it is small beside
+    the other weights.
+    """
+    import onnx_ir as ir
+
+    lookup, product = _uses(graph)
+    projection = next((node for node, _ in lookup.outputs[0].uses()), None)
+    if projection is None or projection.op_type != "Gemm":
+        return
+    # The exporter leaves a bias of zeros out.
+    constants = (product.inputs[1], *projection.inputs[1:])
+    table, weight, *bias = (value.const_value.numpy() for value in constants)
+    whole = sum(value.const_value.nbytes for value in graph.initializers.values())
+    if len(table) * len(weight) * table.itemsize > FOLDED_SHARE * whole:
+        return
+    folded = constant(graph, table @ weight.T + sum(bias), "item_inputs")
+    found = ir.node("Gather", [folded, lookup.inputs[1]], {"axis": 0})
+    _insert(graph, lookup, [found], "inputs")
+    replace(graph, projection, found.outputs[0])
+
+
 def rescore(graph: Any, codes: Codes, top_k: int) -> None:
     """Score all items by an 8-bit table, and the best of them again by the float table.
 
@@ -54,7 +80,7 @@ def rescore(graph: Any, codes: Codes, top_k: int) -> None:
     """
     import onnx_ir as ir
 
-    _, product = _uses(graph)
+    product = _product(graph)
     users, table = product.inputs[0], product.inputs[1]
     stored, scale = _constants(graph, codes)
     _score_codes(graph, product, stored, scale, codes)
@@ -116,10 +142,14 @@ def add_masks(graph: Any, rows: int) -> None:
 
 def _uses(graph: Any) -> tuple[Any, Any]:
     """The node that looks rows of the table up, and the one that scores with it."""
-    product = next(node for node in graph if node.outputs[0].name == SCORES)
+    product = _product(graph)
     table = product.inputs[1]
     lookup = next(node for node, _ in table.uses() if node.op_type == "Gather")
     return lookup, product
+
+
+def _product(graph: Any) -> Any:
+    return next(node for node in graph if node.outputs[0].name == SCORES)
 
 
 def _top_k(graph: Any) -> Any:
