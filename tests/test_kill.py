@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,10 @@ steps:
       checkpoint_s: 0.2
       losses: {{cosine: 1.0, norm: 0.1, supervise: 1.0, logits: 1.0}}
 """
+
+
+MOMENTS = (0.1, 0.6)
+"""When a run is killed, as shares of the time of a whole one; the next goes on from there."""
 
 
 def start(arguments: list[str], folder: Path, cache: Path) -> "subprocess.Popen[bytes]":
@@ -75,12 +80,18 @@ def kill_and_go_on(
     whole.mkdir()
     killed.mkdir()
     seconds = finish(arguments, whole, folder / "cache-whole")
-    for _ in range(times):
+    kills = 0
+    while kills < times:
         process = start(arguments, killed, folder / "cache-killed")
-        time.sleep(rng.uniform(0.1, 1.0) * seconds)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        check_objects(folder / "cache-killed")
+        try:
+            process.communicate(timeout=rng.uniform(*MOMENTS) * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            check_objects(folder / "cache-killed")
+        else:  # it came to its end before its moment: the next kills meet a run from the start
+            shutil.rmtree(folder / "cache-killed")
     finish(arguments, killed, folder / "cache-killed")
     assert digests(killed / "runs" / run) == digests(whole / "runs" / run)
 
