@@ -17,7 +17,7 @@ from slmc.compress.quantize import quantize
 from slmc.compress.table import quantize_table
 from slmc.errors import UsageError
 from slmc.export.config import ExportConfig, ParityConfig
-from slmc.export.onnx import export, to_onnx
+from slmc.export.onnx import export, no_gain, to_onnx
 from slmc.export.reference import in_precision
 from slmc.export.runtime import Engine
 from slmc.model.codes import rounded, stored
@@ -195,6 +195,13 @@ def test_the_codes_of_a_quantized_model_are_carried_over(
     vectors = load_file(engine.file("item_vectors.safetensors"))["item_vectors"]
     near = (users @ vectors.T)[:, 1:]
     assert np.abs(near - scores[:, 1:]).max() < FLIPPED * near.std()
+
+
+def test_what_a_precision_does_not_bring_is_told() -> None:
+    four = {"layer": rounded(np.ones((2, 32), np.float32), bits=4, group_size=32)}
+    assert "smaller, not faster" in str(no_gain("int4", four))
+    assert "as large and as slow" in str(no_gain("fp32", four))
+    assert no_gain("fp32", {}) is None and no_gain("int8", {}) is None
 
 
 def test_8_bit_rounding_by_hand() -> None:
