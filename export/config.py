@@ -1,10 +1,18 @@
 """What can be set for export and bench. No torch here: recipes are checked without it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from slmc.config import Seeded, StageConfig
+
+Format = Literal["onnx", "triton", "tensorrt"]
+
+
+def _with_onnx(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+    """The formats in one order, so that equal sets have equal keys; ONNX is always written."""
+    every: tuple[Format, ...] = ("onnx", "triton", "tensorrt")
+    return tuple(name for name in every if name == "onnx" or name in formats)
 
 
 class ParityConfig(StageConfig):
@@ -20,11 +28,24 @@ class ParityConfig(StageConfig):
     """Smallest mean overlap of the top lists, tied items counted as equal."""
 
 
+class TritonConfig(StageConfig):
+    """How Triton Inference Server runs the engine."""
+
+    max_batch: int = Field(64, ge=1)
+    """Histories that Triton answers at once, at most."""
+    delay_us: int = Field(500, ge=0)
+    """Microseconds that a request waits for others that can be answered with it."""
+    instances: int = Field(1, ge=1)
+    """Copies of each variant that answer side by side."""
+    threads: int = Field(1, ge=1)
+    """Threads of each copy on the processor."""
+
+
 class ExportConfig(Seeded):
     """Turn a model into an ONNX engine and prove that it ranks the same."""
 
-    formats: tuple[Literal["onnx"], ...] = ("onnx",)
-    """Engine formats."""
+    formats: Annotated[tuple[Format, ...], AfterValidator(_with_onnx)] = ("onnx",)
+    """onnx is always written; triton: a model repository for Triton Inference Server."""
     layout: Literal["packed", "padded"] = "packed"
     """packed: no padding is computed (ONNX Runtime); padded: standard operators only."""
     precision: Literal["fp32", "int8", "int8-accurate", "int4"] | None = None
@@ -39,6 +60,8 @@ class ExportConfig(Seeded):
     """ONNX opset."""
     parity: ParityConfig = ParityConfig()
     """The check against the model; an engine that fails it is withheld."""
+    triton: TritonConfig = TritonConfig()
+    """Settings of the format triton."""
 
 
 class BenchConfig(Seeded):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slmc.artefact import Artefact, Draft, draft
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
-from slmc.export import card, fusion, lowering, parity, passes, vocabulary
+from slmc.export import card, fusion, lowering, parity, passes, triton, vocabulary
 from slmc.export import table as item_table
 from slmc.export.config import ExportConfig
 from slmc.export.reference import in_precision, linear_layers, rounds_tokens
@@ -62,6 +62,8 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
         rounds = rounds_tokens(reference)
         report = parity.check(work.path, reference, histories, config, rounds=rounds)
         (work.path / "parity.json").write_text(_json(report))
+        if "triton" in config.formats:
+            triton.write(work.path, config, histories)
         size_mb = sum(f.stat().st_size for f in _serving(work.path)) / 1e6
         metrics = {
             "size_mb": size_mb,
