@@ -8,6 +8,7 @@ Each folder stands alone, so any of them can be served without the others.
 Letters: V items, k items given back.
 """
 
+import json
 import os
 import shutil
 from importlib import util
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slmc.errors import VerdictError
 from slmc.export import triton_model
@@ -24,6 +26,7 @@ from slmc.export.runtime import GRAPH, Description, Engine, Histories, describe
 from slmc.export.vocabulary import FILE, Vocabulary
 
 FOLDER = "triton"
+PLAN = "tensorrt/model.plan"
 PYTHON, ONNX, TENSORRT = "recommender", "recommender_onnx", "recommender_tensorrt"
 VERSION = "1"
 WARMUP = "warmup"
@@ -46,6 +49,7 @@ def write(folder: Path, config: ExportConfig, histories: Histories) -> None:
     items = Vocabulary.open(folder / FILE).items
     warm = np.arange(described.history, dtype=np.int64) % described.num_items + 1
     repository = folder / FOLDER
+    _plan(folder, settings, described, warm)
     for name, text, data in (
         (ONNX, _onnx(described, settings), warm.tobytes()),
         (PYTHON, _python(settings, described), _strings([items[row - 1] for row in warm])),
@@ -61,6 +65,21 @@ def write(folder: Path, config: ExportConfig, histories: Histories) -> None:
     _link(folder / FILE, version / FILE)
     shutil.copyfile(triton_model.__file__, version / "model.py")
     _check(folder, version, settings, histories[:COMPARED])
+
+
+def _plan(
+    folder: Path, settings: TritonConfig, described: Description, warm: NDArray[np.int64]
+) -> None:
+    """Write the variant of a plan, if there is one that Triton's TensorRT backend runs."""
+    entry = json.loads((folder / "engine.json").read_text()).get("tensorrt")
+    if entry is None or entry["flavour"] != "tensorrt":
+        return  # Triton holds full TensorRT; a plan of RTX is none of its own
+    variant = folder / FOLDER / TENSORRT
+    (variant / VERSION).mkdir(parents=True)
+    (variant / WARMUP).mkdir()
+    (variant / WARMUP / "history").write_bytes(warm.tobytes())
+    (variant / "config.pbtxt").write_text(plan_config(entry, described, settings))
+    _link(folder / PLAN, variant / VERSION / "model.plan")
 
 
 def _check(folder: Path, version: Path, settings: TritonConfig, histories: Histories) -> None:
@@ -130,6 +149,23 @@ parameters {{ key: "intra_op_thread_count" value {{ string_value: "{settings.thr
 parameters {{ key: "inter_op_thread_count" value {{ string_value: "1" }} }}
 {_common(settings, settings.max_batch, "KIND_CPU")}\
 {_warmups(INPUT, "TYPE_INT64", described, settings.max_batch)}"""
+
+
+def plan_config(entry: dict[str, Any], described: Description, settings: TritonConfig) -> str:
+    """The config of the plan that an entry of ``engine.json`` describes."""
+    batch = max(profile["batch"] for profile in entry["profiles"])
+    numbers = ", ".join(f'"{number}"' for number in range(len(entry["profiles"])))
+    return f"""\
+# Row numbers of {FILE}, oldest first, to the rows of the {described.top_k} best items.
+# Fill histories with 0 on the left to one length, at most {described.history}: only requests of
+# equal shape are answered together. Built with TensorRT {entry["version"]} for compute
+# capability {entry["compute_capability"]}: the server has to hold both.
+name: "{TENSORRT}"
+platform: "tensorrt_plan"
+max_batch_size: {batch}
+{_rows(described)}\
+{_common(settings, batch, "KIND_GPU", f"profile: [ {numbers} ] ")}\
+{_warmups(INPUT, "TYPE_INT64", described, batch)}"""
 
 
 def _rows(described: Description) -> str:
