@@ -224,8 +224,12 @@ def build(
     timings = None if flavour.builds_without_gpu else _timings(module, flavour)
     kept = None
     if timings is not None:
-        kept = settings.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
-        settings.set_timing_cache(kept, False)
+        known = timings.read_bytes() if timings.is_file() else b""
+        kept = settings.create_timing_cache(known)
+        if kept is None or not settings.set_timing_cache(kept, False):
+            # What another machine or a broken disk left: measured anew.
+            kept = settings.create_timing_cache(b"")
+            settings.set_timing_cache(kept, False)
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
         raise _broken(logger, "builds no plan")

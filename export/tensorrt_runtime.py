@@ -90,7 +90,11 @@ class Entry:
 
 
 class TensorrtEngine:
-    """A plan on the GPU. Threads share it: each has an execution context of its own."""
+    """A plan on the GPU. Threads share it: each has an execution context of its own.
+
+    A thread that works on several streams has one for each, since what a context computes in
+    is used by one call at a time.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Load the plan of an engine; :meth:`open` checks the hashes of a sealed one first.
@@ -176,12 +180,15 @@ class TensorrtEngine:
     def _context(self, shape: tuple[int, ...], stream: torch.cuda.Stream) -> Any:
         """This thread's context, with the smallest profile that the shape fits."""
         number = self._profile(shape)
-        if not hasattr(self._own, "context"):
-            self._own.context, self._own.profile = self._new_context(), None
-        if self._own.profile != number:
-            self._own.context.set_optimization_profile_async(number, stream.cuda_stream)
-            self._own.profile = number
-        return self._own.context
+        if not hasattr(self._own, "contexts"):
+            self._own.contexts = {}
+        context, profile = self._own.contexts.get(stream.cuda_stream, (None, None))
+        if context is None:
+            context = self._new_context()
+        if profile != number:
+            self._told(context.set_optimization_profile_async(number, stream.cuda_stream))
+            self._own.contexts[stream.cuda_stream] = context, number
+        return context
 
     def _new_context(self) -> Any:
         context = self.engine.create_execution_context()
@@ -204,11 +211,15 @@ class TensorrtEngine:
         outputs: tuple[Tensor, Tensor],
         stream: torch.cuda.Stream,
     ) -> None:
-        context.set_input_shape(INPUT, tuple(item_ids.shape))
+        self._told(context.set_input_shape(INPUT, tuple(item_ids.shape)))
         tensors = {INPUT: item_ids, TOP_ITEMS: outputs[0], TOP_SCORES: outputs[1]}
         for name, tensor in tensors.items():
-            context.set_tensor_address(name, tensor.data_ptr())
-        if not context.execute_async_v3(stream.cuda_stream):
+            self._told(context.set_tensor_address(name, tensor.data_ptr()))
+        self._told(context.execute_async_v3(stream.cuda_stream))
+
+    def _told(self, good: bool) -> None:
+        """Raise with TensorRT's own words what it answers with false."""
+        if not good:
             said = " ".join((told(self.entry.flavour).said or ["it says nothing"])[-1].split())
             raise BrokenRunError(
                 f"{self.file}: TensorRT does not run it: {said}", self.entry.rebuild
@@ -227,7 +238,7 @@ class Captured:
         self.context = engine._new_context()
         aside = torch.cuda.Stream(engine.device)
         aside.wait_stream(torch.cuda.current_stream(engine.device))
-        self.context.set_optimization_profile_async(number, aside.cuda_stream)
+        engine._told(self.context.set_optimization_profile_async(number, aside.cuda_stream))
         # What a plan does at its first call, such as to allocate, cannot be recorded.
         engine._enqueue(self.context, self.item_ids, self.outputs, aside)
         aside.synchronize()
