@@ -44,10 +44,11 @@ class Flavour:
         return f"pip install 'slmc[{self.name}]'"
 
     def runs_on(self, capability: Capability) -> bool:
-        """Whether it has kernels for a GPU."""
+        """Whether its plans of ours have kernels for a GPU."""
         if self.name == "tensorrt":
             return capability >= (7, 5)
-        return (7, 5) <= capability < (9, 0) or capability[0] == 12
+        # RTX knows Turing (7.5), but multiplies nothing in float32 there.
+        return (8, 0) <= capability < (9, 0) or capability[0] == 12
 
 
 FLAVOURS = {

@@ -82,9 +82,7 @@ class Planned:
         typed.check_operators(graph)
         passes.save(graph, folder / TYPED)
         proof = self._prove(graph, folder, scales, histories)
-        plan = build(
-            self.module, self.flavour, folder / TYPED, self.profiles, self.config, self.precision
-        )
+        plan = build(self.module, self.flavour, folder / TYPED, self.profiles, self.config)
         (folder / PLAN).write_bytes(plan)
         gpu = flavours.driver().capability
         bound = gpu if self.flavour.name == "tensorrt" else None
@@ -102,6 +100,8 @@ class Planned:
         if gpu is not None and self.flavour.runs_on(gpu):
             entry["executed"] = self._execute(folder, scales, histories)
             describe(folder, entry)
+        else:
+            log.warning("tensorrt: the plan was built and not run: no GPU here that it runs on")
         return entry
 
     def _prove(
@@ -115,7 +115,8 @@ class Planned:
         )
         found = parity.compare(answers, self.model, histories, self.config.parity, self.config.seed)
         kept = min(shape.overlap for shape in found)
-        log.info("tensorrt: %.2f %% of the model's items in %s", 100 * kept, self.precision)
+        said = "tensorrt: in %s, %.2f %% of the items are those of the model in float32"
+        log.info(said, self.precision, 100 * kept)
         names = ("max_error", "overlap", "allowed")
         return {name: report[name] for name in names} | {"overlap_with_float": round(kept, 5)}
 
@@ -179,7 +180,6 @@ def build(
     graph: Path,
     shapes: tuple[Profile, ...],
     config: ExportConfig,
-    precision: str,
 ) -> bytes:
     """Parse a graph and build its plan, strongly typed.
 
@@ -189,7 +189,6 @@ def build(
         graph: The file; weights may lie beside it.
         shapes: One optimization profile each.
         config: Of the export: the memory that kernels may take.
-        precision: With ``fp32`` no product is computed in TF32.
 
     Raises:
         UsageError: The parser meets an operator that it has not.
@@ -219,8 +218,8 @@ def build(
             raise _broken(logger, f"refuses the profile of {shape.batch} x {shape.length}")
     pool = module.MemoryPoolType.WORKSPACE
     settings.set_memory_pool_limit(pool, config.tensorrt.memory_mb * 2**20)
-    if precision == "fp32":
-        settings.clear_flag(module.BuilderFlag.TF32)
+    # What is float32 in the graph is: scores that are rounded to 10 bits tie.
+    settings.clear_flag(module.BuilderFlag.TF32)
     timings = None if flavour.builds_without_gpu else _timings(module, flavour)
     kept = None
     if timings is not None:

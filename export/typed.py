@@ -37,17 +37,7 @@ BLOCKS = (16, 32, 64, 128)
 """Inputs that may share a scale of 4-bit codes."""
 LARGEST_K = 3840
 """Items that TensorRT's TopK gives at most; more fails only in the build."""
-LACKING = frozenset(
-    [
-        "Compress",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "NonZero",
-        "StringNormalizer",
-        "TfIdfVectorizer",
-        "Unique",
-    ]
-)
+LACKING = frozenset(["DynamicQuantizeLinear", "MatMulInteger", "NonZero"])
 """Operators that TensorRT has not, or whose outputs have sizes that only data tells."""
 
 

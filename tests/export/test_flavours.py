@@ -113,6 +113,7 @@ def test_the_doctor_tells_what_each_flavour_can_do(
         (None, RTX, "11.4: builds plans, runs none: no driver"),
         ((9, 0), FULL, "11.4: builds plans, runs them"),
         ((9, 0), RTX, "11.4: builds plans, runs none: no kernels for compute capability 9.0"),
+        ((7, 5), RTX, "11.4: builds plans, runs none: no kernels for compute capability 7.5"),
         ((8, 9), RTX, "11.4: builds plans, runs them"),
         ((12, 0), RTX, "11.4: builds plans, runs them"),
     ],

@@ -1,11 +1,8 @@
 """Plans: what is checked before one is built or loaded, and building them for real."""
 
-import importlib
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +28,6 @@ from slmc.export.triton import PLAN
 Place = Callable[[str], Path]
 HISTORY = 12
 """As conftest.py makes them."""
-RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
-VERSION = "1.7.1.116"
 ENTRY = {
     "flavour": "tensorrt",
     "version": "10.13.0",
@@ -154,26 +149,6 @@ def test_triton_gets_a_variant_of_a_full_plan_alone(packed: Artefact, tmp_path: 
     assert describe(tmp_path / "tensorrt").top_k == 10
 
 
-@pytest.fixture(scope="module")
-def rtx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """TensorRT-RTX: the one that is installed, or one for these tests alone."""
-    flavours.tried.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        if flavours.tried(FLAVOURS["tensorrt-rtx"]).version is None:
-            site = tmp_path_factory.mktemp("rtx")
-            wanted = [f"{name}=={VERSION}" for name in RTX]
-            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site]
-            done = subprocess.run([*command, *wanted], capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"pip: {(done.stderr.strip().splitlines() or [''])[-1]}")
-            patch.syspath_prepend(str(site))
-            patch.setenv("PYTHONPATH", str(site), prepend=":")
-            importlib.invalidate_caches()
-            flavours.tried.cache_clear()
-        yield flavours.builder(FLAVOURS["tensorrt-rtx"])
-    flavours.tried.cache_clear()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
 @pytest.mark.usefixtures("rtx")
@@ -240,7 +215,7 @@ def test_what_the_parser_and_the_build_say_is_told(rtx: Any, tmp_path: Path) -> 
 
     def build(*nodes: onnx.NodeProto, k: int = 5) -> bytes:
         graph = graph_of(tmp_path / "graph.onnx", cast, *nodes, k=k)
-        return tensorrt.build(rtx, flavour, graph, shapes, config(), "fp32")
+        return tensorrt.build(rtx, flavour, graph, shapes, config())
 
     assert len(build(node("TopK", ["x", "k"], ["out", "rows"]))) > 1000
     with pytest.raises(UsageError) as refused:

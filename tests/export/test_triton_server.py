@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from slmc.artefact import Artefact
+from slmc.export import triton
 from slmc.export.config import ExportConfig, TritonConfig
 from slmc.export.onnx import export
-from slmc.export.runtime import Engine
+from slmc.export.runtime import Engine, describe
 from slmc.recommend import recommend
 
 Place = Callable[[str], Path]
@@ -90,12 +91,19 @@ def engine(dataset: Artefact, model: Artefact, place: Place) -> Artefact:
 
 
 @pytest.mark.slow
-def test_triton_reads_every_config(engine: Artefact, client: dict[str, str]) -> None:
+def test_triton_reads_every_config(
+    engine: Artefact, client: dict[str, str], tmp_path: Path
+) -> None:
     files = sorted((engine.path / "triton").glob("*/config.pbtxt"))
+    shapes = [{"batch": batch, "length": 12} for batch in (1, 16)]
+    entry = {"profiles": shapes, "version": "10.13", "compute_capability": "9.0"}
+    files.append(tmp_path / "config.pbtxt")
+    files[-1].write_text(triton.plan_config(entry, describe(engine.path), TritonConfig()))
     done = subprocess.run(
         [sys.executable, "-c", PARSE, *files], env=client, capture_output=True, text=True
     )
-    assert done.stdout == "recommender 64 2\nrecommender_onnx 64 2\n", done.stderr
+    expected = ["recommender 64 2", "recommender_onnx 64 2", "recommender_tensorrt 16 2"]
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 @pytest.fixture(scope="module")
