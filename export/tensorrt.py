@@ -151,7 +151,7 @@ def planned(config: ExportConfig, model: Recommender, top_k: int, own: dict[str,
     bound = gpu is not None and flavour.name == "tensorrt"
     if bound and gpu < BF16_FROM and precision in ("bf16", "int4"):  # type: ignore[operator]
         raise MissingError(
-            f"tensorrt: {precision} multiplies in bf16, which compute capability "
+            f"tensorrt: {precision} needs products in bf16, which compute capability "
             f"{flavours.dotted(gpu)} has not.",  # type: ignore[arg-type]
             "Take --tensorrt.precision fp16.",
         )

@@ -24,6 +24,7 @@ from slmc.export.runtime import describe
 from slmc.export.tensorrt import TYPED, Profile, profiles
 from slmc.export.tensorrt_runtime import Entry, TensorrtEngine
 from slmc.export.triton import PLAN
+from slmc.model.loading import load_model
 
 Place = Callable[[str], Path]
 HISTORY = 12
@@ -234,3 +235,106 @@ def test_the_doctor_knows_it_from_a_look() -> None:
 
     said = {one.what: one.found for one in doctor.examine()}["TensorRT (tensorrt-rtx)"]
     assert ": builds plans" in said
+
+
+class Full(SimpleNamespace):
+    """As much of full TensorRT as a build calls; it remembers what it was told."""
+
+    def __init__(self, version: str) -> None:
+        said: dict[str, Any] = {"shapes": [], "caches": []}
+
+        class Logger:
+            ERROR = 1
+
+        class Cache(SimpleNamespace):
+            def serialize(self) -> bytes:
+                return self.known + b"more"
+
+        class Settings:
+            def add_optimization_profile(self, profile: Any) -> int:
+                return len(said["shapes"]) - 1
+
+            def set_memory_pool_limit(self, pool: str, size: int) -> None:
+                said[pool] = size
+
+            def clear_flag(self, flag: str) -> None:
+                said["cleared"] = flag
+
+            def create_timing_cache(self, known: bytes) -> Cache | None:
+                said["caches"].append(known)
+                return None if known == b"broken" else Cache(known=known)
+
+            def set_timing_cache(self, kept: Cache, ignore_mismatch: bool) -> bool:
+                return not ignore_mismatch
+
+        class Builder:
+            def __init__(self, logger: Logger) -> None: ...
+
+            def create_network(self, flags: int) -> None:
+                said["flags"] = flags
+
+            def create_builder_config(self) -> Settings:
+                return Settings()
+
+            def create_optimization_profile(self) -> Any:
+                return SimpleNamespace(set_shape=lambda *shape: said["shapes"].append(shape))
+
+            def build_serialized_network(self, network: None, settings: Settings) -> bytes:
+                return b"plan"
+
+        super().__init__(
+            __version__=version,
+            said=said,
+            ILogger=Logger,
+            Builder=Builder,
+            OnnxParser=lambda *_: SimpleNamespace(parse_from_file=lambda _: True),
+            NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+            MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+            BuilderFlag=SimpleNamespace(TF32="tf32"),
+        )
+
+
+@pytest.mark.parametrize(("version", "flags"), [("10.13.3.9", 2), ("11.4.0.106", 0)])
+def test_full_tensorrt_is_told_all_of_it(
+    version: str, flags: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strongly typed in both majors, kernel times kept between builds of one GPU and version."""
+    module = Full(version)
+    monkeypatch.setenv("SLMC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(flavours, "driver", lambda: Driver((9, 0)))
+    monkeypatch.setattr(flavours, "builder", lambda _: module)
+    tensorrt.told.cache_clear()
+    asked = config(flavour="tensorrt", batch=(1, 8), memory_mb=3)
+    shapes = profiles(asked, HISTORY)
+
+    def build() -> bytes:
+        graph = tmp_path / "model.onnx"
+        return tensorrt.build(module, FLAVOURS["tensorrt"], graph, shapes, asked)  # type: ignore[arg-type]
+
+    kept = tmp_path / f"cache/tensorrt/tensorrt-{version}-sm9.0.timings"
+    assert build() == b"plan" and kept.read_bytes() == b"more"
+    assert build() == b"plan" and kept.read_bytes() == b"moremore"
+    kept.write_bytes(b"broken")
+    assert build() == b"plan" and kept.read_bytes() == b"more"
+    assert [file.name for file in kept.parent.iterdir()] == [kept.name]
+    said = module.said
+    assert said["caches"] == [b"", b"more", b"broken", b""]
+    assert (said["flags"], said["cleared"], said["workspace"]) == (flags, "tf32", 3 * 2**20)
+    assert said["shapes"][:2] == [
+        ("item_ids", (1, 1), (1, HISTORY), (1, HISTORY)),
+        ("item_ids", (1, 1), (8, HISTORY), (8, HISTORY)),
+    ]
+    tensorrt.told.cache_clear()
+
+
+def test_bf16_needs_a_gpu_that_has_it(model: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flavours, "driver", lambda: Driver((7, 5)))
+    monkeypatch.setattr(flavours, "builder", lambda _: Full("10.13"))
+    loaded = load_model(model)
+    with pytest.raises(MissingError) as caught:
+        tensorrt.planned(config(flavour="tensorrt"), loaded, 10, {})
+    assert str(caught.value) == (
+        "tensorrt: bf16 needs products in bf16, which compute capability 7.5 has not."
+    )
+    half = tensorrt.planned(config(flavour="tensorrt", precision="fp16"), loaded, 10, {})
+    assert half.precision == "fp16" and half.profiles == profiles(config(), HISTORY)
