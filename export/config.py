@@ -1,10 +1,18 @@
 """What can be set for export and bench. No torch here: recipes are checked without it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from slmc.config import Seeded, StageConfig
+
+Format = Literal["onnx", "triton", "tensorrt"]
+
+
+def _with_onnx(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+    """The formats in one order, so that equal sets have equal keys; ONNX is always written."""
+    every: tuple[Format, ...] = ("onnx", "triton", "tensorrt")
+    return tuple(name for name in every if name == "onnx" or name in formats)
 
 
 class ParityConfig(StageConfig):
@@ -20,11 +28,44 @@ class ParityConfig(StageConfig):
     """Smallest mean overlap of the top lists, tied items counted as equal."""
 
 
+class TritonConfig(StageConfig):
+    """How Triton Inference Server runs the engine."""
+
+    max_batch: int = Field(64, ge=1)
+    """Histories that Triton answers at once, at most."""
+    delay_us: int = Field(500, ge=0)
+    """Microseconds that a request waits for others that can be answered with it."""
+    instances: int = Field(1, ge=1)
+    """Copies of each variant that answer side by side."""
+    threads: int = Field(1, ge=1)
+    """Threads of each copy on the processor."""
+
+
+class TensorrtConfig(StageConfig):
+    """What TensorRT builds, from the padded layout and standard operators."""
+
+    flavour: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
+    """tensorrt: every GPU from Turing on, built on the GPU that runs it; tensorrt-rtx: GeForce
+    and RTX from Ampere on (not H100, H200, B200), built anywhere. Neither runs the other's plan."""
+    precision: Literal["bf16", "fp16", "fp32", "int8", "int4"] | None = None
+    """Of the decoder's products. int8: one scale a product, from training histories; int4: the
+    codes of a model that was quantized to 4; null: int4 for such a model, else bf16."""
+    batch: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 64)
+    """Largest batch of each profile: one for every pair of a batch and a length."""
+    length: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Longest histories of further profiles, beside those of the model's own length."""
+    memory_mb: int = Field(1024, ge=1)
+    """GPU memory that a kernel may take to work in, in MiB."""
+    calibration: int = Field(256, ge=1)
+    """Training histories that the scales of int8 are set from."""
+
+
 class ExportConfig(Seeded):
     """Turn a model into an ONNX engine and prove that it ranks the same."""
 
-    formats: tuple[Literal["onnx"], ...] = ("onnx",)
-    """Engine formats."""
+    formats: Annotated[tuple[Format, ...], AfterValidator(_with_onnx)] = ("onnx",)
+    """onnx is always written; triton: a model repository for Triton Inference Server; tensorrt: a
+    plan for NVIDIA GPUs."""
     layout: Literal["packed", "padded"] = "packed"
     """packed: no padding is computed (ONNX Runtime); padded: standard operators only."""
     precision: Literal["fp32", "int8", "int8-accurate", "int4"] | None = None
@@ -42,6 +83,16 @@ class ExportConfig(Seeded):
     """ONNX opset."""
     parity: ParityConfig = ParityConfig()
     """The check against the model; an engine that fails it is withheld."""
+    triton: TritonConfig = TritonConfig()
+    """Settings of the format triton."""
+    tensorrt: TensorrtConfig = TensorrtConfig()
+    """Settings of the format tensorrt."""
+
+    def extras(self) -> dict[str, str]:
+        """The TensorRT that is asked for."""
+        if "tensorrt" not in self.formats:
+            return {}
+        return {self.tensorrt.flavour.replace("-", "_"): self.tensorrt.flavour}
 
 
 class BenchConfig(Seeded):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from slmc.artefact import Artefact, Draft, draft
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
-from slmc.export import card, fusion, lowering, parity, passes, vocabulary
+from slmc.export import card, fusion, lowering, parity, passes, triton, vocabulary
 from slmc.export import table as item_table
 from slmc.export.config import ExportConfig
 from slmc.export.reference import in_precision, linear_layers, rounds_tokens
@@ -29,6 +29,9 @@ from slmc.model.codes import Codes, stored
 from slmc.model.loading import Recommender, load_model, quiet
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.table import QuantizedTable
+
+if TYPE_CHECKING:
+    from slmc.export.tensorrt import Planned
 
 ITEM_VECTORS = "item_vectors.safetensors"
 LARGE_TABLE = 16_000_000
@@ -56,6 +59,7 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
     check_precision(precision, own, config)
     if (reason := no_gain(precision, own)) is not None:
         log.warning("precision %s: %s", precision, reason)
+    plan = _planned(config, model, top_k, own)
     with draft(out) as work:
         table = table_form(model, config)
         graph = to_onnx(model, config.layout, top_k, config.opset, precision, own, table)
@@ -72,6 +76,10 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
         rounds = rounds_tokens(reference)
         report = parity.check(work.path, reference, histories, config, rounds=rounds)
         (work.path / "parity.json").write_text(_json(report))
+        if plan is not None:
+            built = plan.write(work.path, data, histories)
+        if "triton" in config.formats:
+            triton.write(work.path, config, histories)
         size_mb = sum(f.stat().st_size for f in _serving(work.path)) / 1e6
         metrics = {
             "size_mb": size_mb,
@@ -82,6 +90,8 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
             "parameters": sum(p.numel() for p in model.parameters()),
             "layers": len(model.layers),
         }
+        if plan is not None:
+            metrics["tensorrt"] = {n: built[n] for n in ("flavour", "precision", "executed")}
         card.write(work.path, metrics, report)
         return work.seal(
             kind="engine",
@@ -91,6 +101,17 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
             metrics=metrics,
             libraries=("torch", "transformers", "numpy", "onnx", "onnxscript", "onnxruntime"),
         )
+
+
+def _planned(
+    config: ExportConfig, model: Recommender, top_k: int, own: dict[str, Codes]
+) -> "Planned | None":
+    """The plan of TensorRT's that is asked for, checked before anything is computed."""
+    if "tensorrt" not in config.formats:
+        return None
+    from slmc.export.tensorrt import planned  # it traces with this module
+
+    return planned(config, model, top_k, own)
 
 
 def own_precision(own: Mapping[str, Codes]) -> str:
@@ -182,6 +203,15 @@ def to_onnx(
         own: The codes of a quantized model, by layer.
         table: ``fp32`` or ``int8+rescore``; a quantized item table stays as it is stored.
     """
+    graph = traced(model, layout, top_k, opset)
+    graph = _optimized(graph, model, layout, top_k, precision, own or {}, table)
+    passes.keep_newest(graph, model.config.history)
+    passes.tidy(graph)
+    return graph
+
+
+def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
+    """The graph as torch gives it, its item table held once; arguments as :func:`to_onnx`."""
     item_ids = torch.tensor([[0, 1, 1], [1, 1, 1]])
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=2)}
     with _silence(), quiet(), _float_table(model):
@@ -197,9 +227,6 @@ def to_onnx(
         )
     graph = program.model_proto  # type: ignore[union-attr]
     passes.share_table(graph)
-    graph = _optimized(graph, model, layout, top_k, precision, own or {}, table)
-    passes.keep_newest(graph, model.config.history)
-    passes.tidy(graph)
     return graph
 
 

@@ -10,7 +10,7 @@ Letters: B histories, k items given back, V items.
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +36,15 @@ ROUNDED = ParityConfig(max_error=0.1, min_overlap=0.98)
 """What is allowed, unless the config allows more, where tokens are rounded to 8 bits."""
 
 log = logging.getLogger("slmc.export")
+
+
+class Answers(Protocol):
+    """What can be asked as an engine is."""
+
+    file: Path
+
+    def answer(self, item_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows and scores ``[B, k]`` for rows ``[B, L]`` padded with 0 on the left."""
 
 
 @dataclass
@@ -100,15 +109,27 @@ def check(
     Raises:
         VerdictError: The engine is not the model, or does not run.
     """
-    allowed = _allowed(config.parity, rounds)
     try:
-        shapes = compare(Engine(folder), model, histories, allowed, config.seed)
+        return judged(Engine(folder), model, histories, config, rounds=rounds)
     except ArtefactError as error:
         why = error.what.replace(f"{folder}/", "")  # a draft, gone when this is read
         raise VerdictError(
             f"parity: the engine was withheld: {why}",
             "Export with another --opset or --layout.",
         ) from None
+
+
+def judged(
+    engine: Answers,
+    model: Recommender,
+    histories: Histories,
+    config: ExportConfig,
+    *,
+    rounds: bool = False,
+) -> dict[str, Any]:
+    """As :func:`check`, for an engine that runs already, of whatever kind."""
+    allowed = _allowed(config.parity, rounds)
+    shapes = compare(engine, model, histories, allowed, config.seed)
     report = {
         "max_error": _digits(max(shape.max_error for shape in shapes)),
         "overlap": _digits(min(shape.overlap for shape in shapes)),
@@ -134,7 +155,7 @@ def _allowed(config: ParityConfig, rounds: bool) -> ParityConfig:
 
 
 def compare(
-    engine: Engine, model: Recommender, histories: Histories, config: ParityConfig, seed: int
+    engine: Answers, model: Recommender, histories: Histories, config: ParityConfig, seed: int
 ) -> list[Shape]:
     """How far engine and model differ at each shape."""
     shapes = []
@@ -182,7 +203,7 @@ def overlap(
 
 
 def _compare(
-    engine: Engine, part: NDArray[np.int64], scores: NDArray[np.float32], shape: Shape
+    engine: Answers, part: NDArray[np.int64], scores: NDArray[np.float32], shape: Shape
 ) -> None:
     """Ask the engine in batches of the shape, and add what differs from the model's scores."""
     spread = float(scores.std(axis=1).mean())

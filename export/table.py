@@ -70,6 +70,25 @@ def fold_inputs(graph: Any) -> None:
     replace(graph, projection, found.outputs[0])
 
 
+def place_signed(graph: Any, codes: NDArray[np.int8], scale: NDArray[np.float32]) -> None:
+    """Hold the table as int8 codes around 0 with a scale a row: the one form of TensorRT.
+
+    Args:
+        graph: Looks rows of a float table up, and scores with it.
+        codes: ``[R, d]``; those of a 4-bit table fill a part of the range.
+        scale: ``[R]``.
+    """
+    import onnx_ir as ir
+
+    lookup, product = _uses(graph)
+    inputs = [constant(graph, codes, "item_codes"), constant(graph, scale, "item_scale")]
+    table = ir.node("DequantizeLinear", inputs, {"axis": 0})
+    _insert(graph, lookup, [table], "items")
+    lookup.replace_input_with(0, table.outputs[0])
+    product.replace_input_with(1, table.outputs[0])
+    graph.sort()
+
+
 def rescore(graph: Any, codes: Codes, top_k: int) -> None:
     """Score all items by an 8-bit table, and the best of them again by the float table.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from slmc import __version__, cache
+from slmc.export.flavours import FLAVOURS, dotted, driver, tried
 
 State = Literal["ok", "without", "missing"]
 """Fine; absent, and slmc runs without it; absent, and slmc does not run."""
@@ -61,6 +62,7 @@ def examine(*, hub: bool = False) -> list[Finding]:
         ("memory", _memory),
         ("cache", _cache),
         ("CUDA", _cuda),
+        ("TensorRT", _tensorrt),
     ]
     if hub:
         looks.append(("hub", _hub))
@@ -182,6 +184,27 @@ def _device(driver: ctypes.CDLL, ordinal: int) -> str:
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
     return f"{name.value.decode(errors='replace')} ({size.value / 1e9:.0f} GB)"
+
+
+def _tensorrt() -> list[Finding]:
+    """Each flavour of TensorRT: whether it builds plans here, and whether it runs them."""
+    gpu, found = driver(), []
+    for flavour in FLAVOURS.values():
+        what, trial = f"TensorRT ({flavour.name})", tried(flavour)
+        if trial.version is None:
+            said = f"{trial.problem}; `{flavour.install}`"
+            found.append(Finding(what, "without", said))
+            continue
+        builds = trial.builds and (flavour.builds_without_gpu or gpu.capability is not None)
+        runs = trial.builds and gpu.capability is not None and flavour.runs_on(gpu.capability)
+        if gpu.capability is None:
+            why = gpu.problem or "no GPU"
+        else:
+            why = trial.problem or f"no kernels for compute capability {dotted(gpu.capability)}"
+        said = f"{trial.version}: {'builds' if builds else 'builds no'} plans"
+        said += ", runs them" if runs else f", runs none: {why}"
+        found.append(Finding(what, "ok" if runs else "without", said))
+    return found
 
 
 def _hub() -> list[Finding]:

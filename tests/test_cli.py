@@ -2,17 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from typer.main import get_command
 
 from slmc import artefact, cli
 from slmc.artefact import Artefact
+from slmc.config import Seeded
 from slmc.errors import BrokenRunError
 
 HELP_S = 0.5
@@ -239,6 +244,23 @@ def test_sigterm_ends_with_143_in_a_process() -> None:
     )
 
 
+def shuffled(engine: Path, out: Path) -> Path:
+    """The engine with the rows of its item table in another order: it answers, and wrongly."""
+    with artefact.draft(out) as work:
+        shutil.copytree(engine, work.path, dirs_exist_ok=True)
+        (work.path / artefact.MANIFEST).unlink()
+        file = work.path / "onnx/model.onnx"
+        graph = onnx.load(file)
+        table = next(
+            t for t in graph.graph.initializer if t.name.endswith("item_embeddings.weight")
+        )
+        rows = numpy_helper.to_array(table)
+        order = np.r_[0, 1 + np.random.default_rng(0).permutation(len(rows) - 1)]
+        table.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(rows[order]), table.name))
+        file.write_bytes(graph.SerializeToString())
+        return work.seal(kind="engine", stage="export", config=Seeded(), inputs={}).path
+
+
 def test_the_pipeline_of_single_stages_composes(
     log_csv: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +293,11 @@ def test_the_pipeline_of_single_stages_composes(
     assert slmc("validate", engine, "--baseline", student, "--max-drop", "ndcg@10=1%") == 0
     out = capsys.readouterr().out
     assert "pass, max_drop 1%" in out and "users can see a loss of" in out
+
+    spoilt = shuffled(Path(engine), tmp_path / "shuffled")
+    drop = ["--max-drop", "ndcg@10=1%"]
+    assert slmc("validate", spoilt, "--baseline", student, "--data", data, *drop) == 1
+    assert "regression" in capsys.readouterr().out
 
     gates = ["--max-drop", "ce=0.5", "--min", "overlap@10=0.99", "--max", "size_mb=0.0001"]
     assert slmc("validate", engine, "--baseline", student, *gates, "--json") == 1

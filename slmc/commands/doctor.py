@@ -30,6 +30,7 @@ def doctor(
     colours = {"ok": "green", "missing": "red", "without": "yellow"}
     table = Table("what", "", "found", box=None, pad_edge=False)
     for one in findings:
-        table.add_row(one.what, Text(one.state, style=colours[one.state]), one.found)
+        # As text: a command such as pip install 'slmc[onnx]' is no markup.
+        table.add_row(one.what, Text(one.state, style=colours[one.state]), Text(one.found))
     console.show(table)
     return MissingError.exit_code if bad else 0

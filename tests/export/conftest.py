@@ -1,7 +1,10 @@
 """A dataset, models and engines that are made once: 40 users, 30 items, histories of 12."""
 
+import importlib
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
+from slmc.export import flavours
 from slmc.export.config import ExportConfig
+from slmc.export.flavours import FLAVOURS
 from slmc.export.onnx import export
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
@@ -22,6 +27,9 @@ from slmc.model.saving import describe, save_model
 ITEMS, HISTORY, WIDTH = 30, 12, 16
 TWINS = (4, 9)
 """Two rows with the same vector: they always tie."""
+
+RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
+RTX_VERSION = "1.7.1.116"
 
 Place = Callable[[str], Path]
 
@@ -134,3 +142,23 @@ def packed(dataset: Artefact, model: Artefact, place: Place) -> Artefact:
 def padded(dataset: Artefact, prompted: Artefact, place: Place) -> Artefact:
     config = ExportConfig(layout="padded", opset=18, top_k=100)
     return export(config, {"data": dataset, "model": prompted}, place("padded"))
+
+
+@pytest.fixture(scope="module")
+def rtx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """TensorRT-RTX: the one that is installed, or one for these tests alone."""
+    flavours.tried.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        if flavours.tried(FLAVOURS["tensorrt-rtx"]).version is None:
+            site = tmp_path_factory.mktemp("rtx")
+            wanted = [f"{name}=={RTX_VERSION}" for name in RTX]
+            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site]
+            done = subprocess.run([*command, *wanted], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"pip: {(done.stderr.strip().splitlines() or [''])[-1]}")
+            patch.syspath_prepend(str(site))
+            patch.setenv("PYTHONPATH", str(site), prepend=":")
+            importlib.invalidate_caches()
+            flavours.tried.cache_clear()
+        yield flavours.builder(FLAVOURS["tensorrt-rtx"])
+    flavours.tried.cache_clear()

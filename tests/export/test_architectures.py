@@ -9,13 +9,17 @@ import torch
 from transformers import AutoConfig
 
 from slmc.data.batches import pad_left
-from slmc.export import passes
+from slmc.export import passes, tensorrt, twin, typed
+from slmc.export.config import ExportConfig
+from slmc.export.flavours import FLAVOURS
 from slmc.export.onnx import to_onnx
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 HISTORY, ITEMS = 12, 30
 SAME = 1e-3
 """Gemma's scores reach 1e2; float32 rounding of two layers leaves 1e-6 of that."""
+HALF = 0.05
+"""A last bit that differs turns a bf16 number into its neighbour; in spreads of the scores."""
 SHAPES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 5},
     "qwen2": {},
@@ -27,11 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("family", SHAPES)
-def test_a_family_is_exported(family: str, layout: str, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+def recommender(family: str) -> SequentialRecommender:
     backbone = AutoConfig.for_model(
         family,
         vocab_size=1,
@@ -52,8 +52,36 @@ def test_a_family_is_exported(family: str, layout: str, tmp_path: Path) -> None:
     with torch.no_grad():
         model.item_embeddings.weight[1:].normal_()
         model.output_proj.weight.normal_()
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_family_is_exported(family: str, layout: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = recommender(family)
     passes.save(to_onnx(model, layout, ITEMS, opset=20), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    check(session, model, SAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_family_is_built_by_tensorrt(family: str, rtx: Any, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, flavour = recommender(family), FLAVOURS["tensorrt-rtx"]
+    graph = typed.typed_graph(model, ITEMS, "bf16", {}, {})
+    session = onnxruntime.InferenceSession(twin.runnable(graph).SerializeToString())
+    with torch.inference_mode():
+        spread = float(model(torch.ones((1, 3), dtype=torch.long))[:, 1:].std())
+    check(session, twin.emulated(model, "bf16", {}, {}), HALF * spread)
+    passes.save(graph, tmp_path / "model.onnx")
+    shapes = tensorrt.profiles(ExportConfig(), HISTORY)
+    assert tensorrt.build(rtx, flavour, tmp_path / "model.onnx", shapes, ExportConfig())
+
+
+def check(session: Any, model: SequentialRecommender, allowed: float) -> None:
     rng = np.random.default_rng(0)
     for batch, length in ((1, 1), (1, HISTORY), (9, HISTORY)):
         item_ids = pad_left(
@@ -62,5 +90,5 @@ def test_a_family_is_exported(family: str, layout: str, tmp_path: Path) -> None:
         with torch.inference_mode():
             expected = model(torch.from_numpy(item_ids))[:, 1:].numpy()
         rows, scores = session.run(None, {"item_ids": item_ids})
-        assert np.abs(np.take_along_axis(expected, rows - 1, axis=1) - scores).max() < SAME
+        assert np.abs(np.take_along_axis(expected, rows - 1, axis=1) - scores).max() < allowed
         assert (np.sort(rows, axis=1) == np.arange(1, ITEMS + 1)).all()

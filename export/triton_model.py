@@ -1,0 +1,118 @@
+"""A model of Triton's Python backend: original ids in, original ids out, ONNX Runtime inside.
+
+The exporter copies this file into a Triton repository as ``model.py``, beside ``model.onnx`` and
+``items.jsonl``. So it stands alone: numpy, onnxruntime and what Triton brings are all it imports.
+
+Letters: B histories, L their longest, k items given back.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOTHING = np.finfo(np.float32).min
+"""Score where fewer than k items may be given; JSON has no infinity."""
+
+
+class Ranker:
+    """The best items for histories of original ids."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        """Start a session on ``model.onnx`` in ``folder``, named by its ``items.jsonl``."""
+        import onnxruntime
+
+        with (folder / "items.jsonl").open(encoding="utf-8") as lines:
+            items = [json.loads(line)["item"] for line in lines]
+        self.ids = np.array(["", *items], dtype=object)
+        self.row_of = {item: row for row, item in enumerate(items, start=1)}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that spin while they wait take the cores from the other instances.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        self.session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+
+    def best(
+        self, histories: Sequence[Sequence[str]], exclude_seen: Sequence[bool]
+    ) -> tuple[NDArray[np.object_], NDArray[np.float32]]:
+        """The best items of each history.
+
+        Args:
+            histories: Original ids, oldest first; those that the vocabulary lacks are skipped.
+            exclude_seen: For each history, whether to leave out its items.
+
+        Returns:
+            Ids ``[B, k]``, best first, and scores ``[B, k]``; where fewer may be given, ids are
+            empty and scores :data:`NOTHING`.
+        """
+        rows = [[self.row_of[item] for item in one if item in self.row_of] for one in histories]
+        item_ids = np.zeros((len(rows), max(1, *map(len, rows))), dtype=np.int64)
+        for line, known in zip(item_ids, rows, strict=True):
+            line[len(line) - len(known) :] = known
+        given = {"item_ids": item_ids}
+        if any(exclude_seen):
+            # The graph's own exclude_seen knows what the model sees; these may be older.
+            allowed = np.ones((len(rows), len(self.ids)), dtype=bool)
+            for line, known, exclude in zip(allowed, rows, exclude_seen, strict=True):
+                if exclude:
+                    line[known] = False
+            given["allowed"] = allowed
+        items, scores = self.session.run(["top_items", "top_scores"], given)
+        none = np.isneginf(scores)
+        items[none], scores[none] = 0, NOTHING
+        return self.ids[items], scores
+
+
+class TritonPythonModel:
+    """What Triton calls."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the version that Triton names; its settings are ``parameters`` of config.pbtxt."""
+        self.utils = import_module("triton_python_backend_utils")  # Triton's, on its own path
+        config = json.loads(args["model_config"])
+        threads = int(config["parameters"]["threads"]["string_value"])
+        self.ranker = Ranker(Path(args["model_repository"]) / args["model_version"], threads)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer all requests that Triton has joined in one call."""
+        responses: list[Any] = [None] * len(requests)
+        histories: list[list[str]] = []
+        exclude_seen: list[bool] = []
+        parts = {}
+        for place, request in enumerate(requests):
+            try:
+                asked, exclude = self._read(request)
+            except UnicodeDecodeError as error:
+                said = self.utils.TritonError(f"history: an id is not UTF-8: {error}")
+                responses[place] = self.utils.InferenceResponse(error=said)
+                continue
+            parts[place] = slice(len(histories), len(histories) + len(asked))
+            histories += asked
+            exclude_seen += [exclude] * len(asked)
+        if histories:
+            items, scores = self.ranker.best(histories, exclude_seen)
+            for place, part in parts.items():
+                responses[place] = self._response(items[part], scores[part])
+        return responses
+
+    def _read(self, request: Any) -> tuple[list[list[str]], bool]:
+        """Histories of a request, without the empty ids that fill its rows, and what it asks."""
+        given = self.utils.get_input_tensor_by_name(request, "history").as_numpy()
+        histories = [[item.decode() for item in row if item] for row in given]
+        option = self.utils.get_input_tensor_by_name(request, "exclude_seen")
+        return histories, option is not None and bool(option.as_numpy().any())
+
+    def _response(self, items: NDArray[np.object_], scores: NDArray[np.float32]) -> Any:
+        coded = np.array([[item.encode() for item in row] for row in items], dtype=object)
+        tensors = [self.utils.Tensor("items", coded), self.utils.Tensor("scores", scores)]
+        return self.utils.InferenceResponse(output_tensors=tensors)

@@ -1,0 +1,272 @@
+"""The padded graph with every product in one type: what TensorRT builds strongly typed.
+
+Standard operators only, and no optional inputs: TensorRT has none. Norms, rotary positions,
+attention, the item table and the top-k stay in float32; the decoder's products, where the weights
+and the time are, get the type that is asked for.
+
+- bf16, fp16: tokens are cast, multiplied with weights of that type, and cast back.
+- int8: weights in 8 bits, a scale an output; tokens in 8 bits, one fixed scale a product.
+- int4: the model's own symmetric codes in blocks of inputs; tokens in bf16.
+
+Letters: K inputs, N outputs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmc.errors import UsageError
+from slmc.export import fusion, passes
+from slmc.export import table as item_table
+from slmc.export.fusion import constant, products, replace
+from slmc.export.lowering import joined
+from slmc.export.onnx import traced
+from slmc.export.reference import linear_layers
+from slmc.model.codes import Codes
+from slmc.model.loading import Recommender
+from slmc.model.recommender import SequentialRecommender
+from slmc.model.table import QuantizedTable
+
+OPSET = 21
+"""The first whose DequantizeLinear takes blocks of 4-bit codes."""
+RANGE = 127
+"""Largest magnitude of an int8 code."""
+BLOCKS = (16, 32, 64, 128)
+"""Inputs that may share a scale of 4-bit codes."""
+LARGEST_K = 3840
+"""Items that TensorRT's TopK gives at most; more fails only in the build."""
+LACKING = frozenset(["DynamicQuantizeLinear", "MatMulInteger", "NonZero"])
+"""Operators that TensorRT has not, or whose outputs have sizes that only data tells."""
+
+
+def typed_graph(
+    model: Recommender,
+    top_k: int,
+    precision: str,
+    own: Mapping[str, Codes],
+    scales: Mapping[str, float],
+) -> Any:
+    """The graph, as an ``onnx.ModelProto``; the same model gives the same bytes.
+
+    Args:
+        model: In evaluation mode, float32, on the CPU.
+        top_k: Items given back, at most :data:`LARGEST_K`.
+        precision: ``bf16``, ``fp16``, ``fp32``, ``int8`` or ``int4``.
+        own: The codes of a quantized model, by layer.
+        scales: For ``int8``, what one step of a token's codes is worth, by layer.
+    """
+    import onnx_ir as ir
+
+    made = ir.from_proto(traced(model, "padded", top_k, OPSET))
+    weights = {name: layer.weight.detach().numpy() for name, layer in linear_layers(model).items()}
+    fusion.name_products(made.graph, weights)
+    fusion.merge_products(made.graph, lambda names: _form(names, precision, own))
+    put = {"bf16": _cast, "fp16": _cast, "int8": _static, "int4": _blocks}.get(precision)
+    if put is not None:
+        tokens: dict[Any, Any] = {}
+        for node in list(products(made.graph)):
+            names = node.inputs[1].meta.get("layers", ())
+            if names:
+                put(made.graph, node, _Product(names, precision, own, scales, tokens))
+    if isinstance(model.item_embeddings, QuantizedTable):
+        held = model.item_embeddings
+        codes, scale = positive(held.signed_codes().numpy(), held.scale.numpy())
+        item_table.place_signed(made.graph, codes, scale[:, 0])
+    fusion.drop_unused(made)
+    graph = ir.to_proto(made)
+    passes.tidy(graph)
+    return graph
+
+
+class _Product:
+    """What is known of a product besides its node."""
+
+    def __init__(
+        self,
+        layers: tuple[str, ...],
+        precision: str,
+        own: Mapping[str, Codes],
+        scales: Mapping[str, float],
+        tokens: dict[Any, Any],
+    ) -> None:
+        self.layers, self.precision = layers, precision
+        self.codes = [own[name] for name in layers if four_bits(own.get(name))]
+        self.scale = scales.get(layers[0], 0.0)
+        self.tokens = tokens
+        """Tokens that were prepared already, by the value that they were."""
+
+
+def four_bits(codes: Codes | None) -> bool:
+    """Whether a layer has codes that go into an int4 plan as they are."""
+    return codes is not None and codes.bits == 4
+
+
+def check(model: Recommender, top_k: int, precision: str, own: Mapping[str, Codes]) -> None:
+    """Say what TensorRT cannot do before anything is traced or built.
+
+    Raises:
+        UsageError: The model has no padded form, gives too many items, or has codes in a form
+            that TensorRT has not.
+    """
+    if not isinstance(model, SequentialRecommender):
+        raise UsageError(
+            f"tensorrt: a {type(model).__name__} has no padded form, the only one TensorRT takes.",
+            "Export it without tensorrt.",
+        )
+    if top_k > LARGEST_K:
+        raise UsageError(
+            f"tensorrt: top_k {top_k} is more than the {LARGEST_K} items that its TopK gives.",
+            f"Take --top-k {LARGEST_K} or less.",
+        )
+    if precision != "int4":
+        return
+    if not any(four_bits(codes) for codes in own.values()):
+        raise UsageError(
+            "tensorrt.precision int4: the model has no 4-bit codes.",
+            "Quantize it first (`slmc quantize --bits 4`), or take bf16.",
+        )
+    for name, codes in own.items():
+        if not four_bits(codes):
+            continue
+        inputs = codes.codes.shape[1]
+        if codes.zero_point is not None:
+            raise UsageError(
+                f"tensorrt: {name} has zero points, which its 4-bit DequantizeLinear has not.",
+                "Quantize with --symmetric, or take --tensorrt.precision bf16.",
+            )
+        if codes.group_size not in BLOCKS or inputs % codes.group_size:
+            sizes = ", ".join(str(size) for size in BLOCKS if inputs % size == 0) or "none fits"
+            raise UsageError(
+                f"tensorrt: {name} has blocks of {codes.group_size} inputs of {inputs}; its "
+                f"4-bit DequantizeLinear takes {sizes}.",
+                "Quantize with such a --group-size, or take --tensorrt.precision bf16.",
+            )
+
+
+def check_operators(graph: Any) -> None:
+    """Name an operator that TensorRT lacks; raises ``UsageError``."""
+    for node in graph.graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type in LACKING:
+            raise UsageError(
+                f"tensorrt: it has no operator {node.op_type} (node {node.name}).",
+                "Export without tensorrt, and report the model's shape.",
+            )
+
+
+def _form(names: tuple[str, ...], precision: str, own: Mapping[str, Codes]) -> tuple[object, ...]:
+    """What products of one input have in common that are merged into one."""
+    codes = own.get(names[0]) if names and precision == "int4" else None
+    if codes is None or not four_bits(codes):
+        return (bool(names),)
+    return (bool(names), codes.group_size)
+
+
+def _half(precision: str) -> tuple[Any, Any]:
+    """The type of a precision: ONNX's, numpy's."""
+    import ml_dtypes
+    import onnx_ir as ir
+
+    if precision == "fp16":
+        return ir.DataType.FLOAT16, np.float16
+    return ir.DataType.BFLOAT16, ml_dtypes.bfloat16
+
+
+def _cast(graph: Any, node: Any, product: _Product) -> None:
+    _, kind = _half(product.precision)
+    weight = node.inputs[1].const_value.numpy().astype(kind)
+    _half_product(graph, node, product, constant(graph, weight, f"{node.name}_half"), [])
+
+
+def _half_product(graph: Any, node: Any, product: _Product, weight: Any, before: list[Any]) -> None:
+    """``x`` cast, multiplied with a weight of the same type, and cast back."""
+    import onnx_ir as ir
+
+    x, (kind, _) = node.inputs[0], _half(product.precision)
+    if x not in product.tokens:
+        cast = ir.node("Cast", [x], {"to": kind})
+        _name([cast], f"{x.name}_half")
+        graph.insert_before(node, [cast])
+        product.tokens[x] = cast.outputs[0]
+    found = ir.node("MatMul", [product.tokens[x], weight])
+    back = ir.node("Cast", found.outputs, {"to": ir.DataType.FLOAT})
+    _put(graph, node, [*before, found, back])
+
+
+def _static(graph: Any, node: Any, product: _Product) -> None:
+    import onnx_ir as ir
+
+    x, name = node.inputs[0], node.name
+    if x not in product.tokens:
+        scale = constant(graph, np.array(product.scale, dtype=np.float32), f"{name}_token_scale")
+        zero = constant(graph, np.array(0, dtype=np.int8), f"{name}_token_zero")
+        codes = ir.node("QuantizeLinear", [x, scale, zero])
+        back = ir.node("DequantizeLinear", [codes.outputs[0], scale, zero])
+        _name([codes, back], f"{x.name}_int8")
+        graph.insert_before(node, [codes, back])
+        product.tokens[x] = back.outputs[0]
+    stored, scales = rounded_columns(node.inputs[1].const_value.numpy())
+    inputs = [
+        constant(graph, stored, f"{name}_codes"),
+        constant(graph, scales, f"{name}_scale"),
+        constant(graph, np.zeros(len(scales), dtype=np.int8), f"{name}_zero"),
+    ]
+    weight = ir.node("DequantizeLinear", inputs, {"axis": 1})
+    _put(graph, node, [weight, ir.node("MatMul", [product.tokens[x], weight.outputs[0]])])
+
+
+def rounded_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A weight ``[K, N]`` as int8 codes and a scale an output, ``[N]``."""
+    scale = np.abs(weight).max(axis=0) / np.float32(RANGE)
+    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+    codes = np.clip(np.rint(weight / scale), -RANGE, RANGE).astype(np.int8)
+    return np.ascontiguousarray(codes), scale
+
+
+def _blocks(graph: Any, node: Any, product: _Product) -> None:
+    """The model's codes; layers without 4-bit ones are floats of the same values."""
+    import ml_dtypes
+    import onnx_ir as ir
+
+    if not product.codes:
+        _cast(graph, node, product)
+        return
+    own = joined(product.codes)
+    signed, each = positive(own.codes.astype(np.int8) - np.int8(8), own.scale)
+    codes = np.ascontiguousarray(signed.T).astype(ml_dtypes.int4)
+    scale = np.ascontiguousarray(each.T).astype(_half(product.precision)[1])
+    inputs = [
+        constant(graph, codes, f"{node.name}_codes"),
+        constant(graph, scale, f"{node.name}_scale"),
+    ]
+    attributes = {"axis": 0, "block_size": own.group_size}
+    weight = ir.node("DequantizeLinear", inputs, attributes)
+    _half_product(graph, node, product, weight.outputs[0], [weight])
+
+
+def positive(
+    codes: NDArray[np.int8], scale: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The same values with no scale of 0, which TensorRT refuses: zeros are codes of 0.
+
+    Args:
+        codes: ``[N, K]`` around 0.
+        scale: ``[N, G]``, of K / G codes each.
+    """
+    nothing = scale == 0
+    over = np.repeat(nothing, codes.shape[1] // scale.shape[1], axis=1)
+    return np.where(over, np.int8(0), codes), np.where(nothing, np.float32(1), scale)
+
+
+def _put(graph: Any, node: Any, nodes: list[Any]) -> None:
+    _name(nodes, node.outputs[0].name)
+    graph.insert_before(node, nodes)
+    replace(graph, node, nodes[-1].outputs[0])
+
+
+def _name(nodes: list[Any], base: str) -> None:
+    for number, node in enumerate(nodes):
+        node.name = f"{base}_{number}_{node.op_type}"
+        for out in node.outputs:
+            out.name = f"{node.name}_out"
