@@ -124,7 +124,7 @@ def tried(flavour: Flavour) -> Trial:
     """Import a flavour and make a builder, in a process whose end is only told."""
     if find_spec(flavour.module) is None:
         return Trial(problem="not installed")
-    command = [sys.executable, "-c", TRY, flavour.module]
+    command = [sys.executable, "-P", "-c", TRY, flavour.module]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRIED_S)
     except subprocess.TimeoutExpired:
