@@ -29,7 +29,7 @@ from slmc.export.runtime import session_options
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 ITEMS, TOP_K, OPSET = 12_101, 20, 21
-ROUNDS = {1: 30, 32: 7, 256: 3}
+ROUNDS = {1: 20, 32: 5, 256: 2}
 """Rounds by batch."""
 MILLION = 1_000_000
 Ask = Callable[[list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
