@@ -266,6 +266,7 @@ def _optimized(
     if isinstance(stored_table, QuantizedTable):
         item_table.place_codes(made.graph, stored_rows(stored_table), layout)
     elif isinstance(model, SequentialRecommender):
+        fusion.drop_unused(made)  # what is small is told by the weights that are left
         item_table.fold_inputs(made.graph)
     if table == "int8+rescore":
         rows = item_table.rounded_rows(model.item_vectors().detach().numpy())
