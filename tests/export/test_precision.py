@@ -92,7 +92,7 @@ def error(engine: object, model: SequentialRecommender) -> float:
     return float(max(found))
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("precision", "allowed"), [("fp32", EXACT), ("int8", FLIPPED), ("int8-accurate", FLIPPED)]
 )
@@ -103,7 +103,7 @@ def test_an_engine_computes_as_the_model_in_its_precision(
     assert error(made(precision, layout), reference) < allowed
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 def test_int8_gives_a_user_the_same_bits_alone_and_in_any_batch(layout: str) -> None:
     engine = made("int8", layout)
     rows = histories(48, HISTORY)
@@ -168,16 +168,16 @@ def test_ties_go_to_the_smaller_row() -> None:
     "how",
     [
         {"bits": 4, "symmetric": False},
-        {"bits": 8},
+        pytest.param({"bits": 8}, marks=pytest.mark.slow),
         {"bits": 4, "assign": {"*.down_proj": 8, "*.q_proj": "skip"}},
         {"bits": 4, "group_size": 8, "item_table": "int4"},
     ],
 )
 def test_the_codes_of_a_quantized_model_are_carried_over(
-    how: dict[str, object], dataset: Artefact, student: Artefact, tmp_path: Path
+    how: dict[str, object], dataset: Artefact, model: Artefact, tmp_path: Path
 ) -> None:
     given = {"method": "rtn", "group_size": 16, "calibration": 24} | how
-    inputs = {"data": dataset, "model": student}
+    inputs = {"data": dataset, "model": model}
     small = quantize(QuantizeConfig(**given), inputs, tmp_path / "quantized")  # type: ignore[arg-type]
     weights = dict(load_model(small).named_parameters())
     for name, codes in stored(small).items():
@@ -226,9 +226,9 @@ def test_8_bit_rounding_by_hand() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(
-    config: dict[str, str], said: str, dataset: Artefact, student: Artefact, tmp_path: Path
+    config: dict[str, str], said: str, dataset: Artefact, model: Artefact, tmp_path: Path
 ) -> None:
-    inputs = {"data": dataset, "model": student}
+    inputs = {"data": dataset, "model": model}
     with pytest.raises(UsageError) as caught:
         export(ExportConfig(**config), inputs, tmp_path / "engine")  # type: ignore[arg-type]
     assert str(caught.value) == said
