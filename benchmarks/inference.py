@@ -110,18 +110,18 @@ def timed(
     return taken
 
 
-def students() -> list[dict[str, object]]:
+def students(batches: list[int]) -> list[dict[str, object]]:
     """The whole table: a row for each contender, batch and kind of lengths."""
     rng, asked, rows = np.random.default_rng(0), contenders(), []
     known = lengths()
     for kind, sizes in (("Beauty", known), ("full", np.full(100, LENGTH))):
-        for batch, rounds in ROUNDS.items():
+        for batch in batches:
 
             def draw(sizes: np.ndarray = sizes, batch: int = batch) -> list[np.ndarray]:
                 chosen = rng.choice(sizes, batch)
                 return [rng.integers(1, ITEMS + 1, n).astype(np.int32) for n in chosen]
 
-            taken = timed(asked, draw, rounds)
+            taken = timed(asked, draw, ROUNDS[batch])
             first = np.array(next(iter(taken.values())))
             print(f"\n{kind} lengths, batch {batch}")
             for name, seconds in taken.items():
@@ -172,8 +172,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--catalogue", action="store_true")
+    parser.add_argument("--batch", type=int, nargs="+", choices=list(ROUNDS), default=list(ROUNDS))
     given = parser.parse_args()
     print(machine())
-    found = catalogue() if given.catalogue else students()
+    found = catalogue() if given.catalogue else students(given.batch)
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "rows": found}, indent=2) + "\n")
