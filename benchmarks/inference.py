@@ -31,6 +31,8 @@ from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 ITEMS, TOP_K, OPSET = 12_101, 20, 21
 ROUNDS = {1: 20, 32: 5, 256: 2}
 """Rounds by batch."""
+PAUSE_S = 0.02
+"""Before each call: the threads of PyTorch go on spinning for a while after theirs."""
 MILLION = 1_000_000
 Ask = Callable[[list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
@@ -103,6 +105,7 @@ def timed(
     for round_number in range(rounds + 1):
         histories = draw()
         for name, ask in asked.items():
+            time.sleep(PAUSE_S)
             start = time.perf_counter()
             ask(histories)
             if round_number:  # the first warms up
