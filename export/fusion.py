@@ -169,6 +169,21 @@ def replace(graph: Any, node: Any, value: Any) -> None:
     graph.remove(node, safe=True)
 
 
+def put(graph: Any, node: Any, nodes: list[Any]) -> None:
+    """Let ``nodes`` compute, one after the other, what ``node`` did."""
+    name_nodes(nodes, node.outputs[0].name)
+    graph.insert_before(node, nodes)
+    replace(graph, node, nodes[-1].outputs[0])
+
+
+def name_nodes(nodes: list[Any], base: str) -> None:
+    """Name new nodes and their outputs after ``base``."""
+    for number, node in enumerate(nodes):
+        node.name = f"{base}_{number}_{node.op_type}"
+        for out in node.outputs:
+            out.name = f"{node.name}_out"
+
+
 def drop_unused(model: Any) -> None:
     """Drop nodes and constants that nothing reads any more."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass

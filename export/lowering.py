@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmc.export.fusion import MICROSOFT, constant, products, replace
+from slmc.export.fusion import MICROSOFT, constant, name_nodes, products, put
 from slmc.model.codes import Codes, rounded
 
 RANGE = 127
@@ -125,7 +125,7 @@ def _per_token(
         cast = ir.node("Cast", whole.outputs, {"to": ir.DataType.FLOAT})
         nodes = [whole, cast, ir.node("Mul", [cast.outputs[0], each])]
     nodes.append(ir.node("Mul", [nodes[-1].outputs[0], largest]))
-    _put(graph, node, nodes)
+    put(graph, node, nodes)
 
 
 def _quantized_tokens(graph: Any, node: Any, x: Any) -> tuple[Any, Any]:
@@ -142,17 +142,15 @@ def _quantized_tokens(graph: Any, node: Any, x: Any) -> tuple[Any, Any]:
     zero = constant(graph, np.array(MIDDLE, dtype=np.uint8), f"{x.name}_zero")
     codes = ir.node("QuantizeLinear", [share.outputs[0], unit, zero])
     nodes = [absolute, greatest, largest, share, codes]
-    _name(nodes, x.name)
+    name_nodes(nodes, x.name)
     graph.insert_before(node, nodes)
     return codes.outputs[0], largest.outputs[0]
 
 
 def _blocks(graph: Any, node: Any, codes: Codes, layout: str) -> None:
-    import onnx_ir as ir
-
     name = node.outputs[0].name
     if layout == "padded" or not fits(codes):
-        _put(graph, node, _dequantized(graph, node, codes, name))
+        put(graph, node, _dequantized(graph, node, codes, name))
         return
     stored, scale, zero = nbits_form(codes)
     inputs = [
@@ -162,6 +160,13 @@ def _blocks(graph: Any, node: Any, codes: Codes, layout: str) -> None:
     ]
     if zero is not None:
         inputs.append(constant(graph, zero, f"{name}_zero"))
+    put(graph, node, [nbits_product(inputs, codes)])
+
+
+def nbits_product(inputs: list[Any], codes: Codes) -> Any:
+    """A MatMulNBits node; ``inputs`` are tokens and the constants of :func:`nbits_form`."""
+    import onnx_ir as ir
+
     attributes = {
         "K": codes.codes.shape[1],
         "N": codes.codes.shape[0],
@@ -169,7 +174,7 @@ def _blocks(graph: Any, node: Any, codes: Codes, layout: str) -> None:
         "block_size": codes.group_size,
         "accuracy_level": TOKENS_IN_BLOCKS if codes.bits == 8 else TOKENS_AS_FLOATS,
     }
-    _put(graph, node, [ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)])
+    return ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
 
 
 def _dequantized(graph: Any, node: Any, codes: Codes, name: str) -> list[Any]:
@@ -187,19 +192,6 @@ def _dequantized(graph: Any, node: Any, codes: Codes, name: str) -> list[Any]:
     attributes = {"axis": 0, "block_size": codes.group_size}
     weight = ir.node("DequantizeLinear", inputs, attributes)
     return [weight, ir.node("MatMul", [node.inputs[0], weight.outputs[0]])]
-
-
-def _put(graph: Any, node: Any, nodes: list[Any]) -> None:
-    _name(nodes, node.outputs[0].name)
-    graph.insert_before(node, nodes)
-    replace(graph, node, nodes[-1].outputs[0])
-
-
-def _name(nodes: list[Any], base: str) -> None:
-    for number, node in enumerate(nodes):
-        node.name = f"{base}_{number}_{node.op_type}"
-        for out in node.outputs:
-            out.name = f"{node.name}_out"
 
 
 def steady_softmax(graph: Any) -> None:
@@ -230,4 +222,4 @@ def steady_softmax(graph: Any) -> None:
         sums = ir.node("MatMul", [power.outputs[0], ones.outputs[0]])
         first = ir.node("Slice", [sums.outputs[0], *bounds, last])
         share = ir.node("Div", [power.outputs[0], first.outputs[0]])
-        _put(graph, node, [most, less, power, keys, shape, ones, sums, first, share])
+        put(graph, node, [most, less, power, keys, shape, ones, sums, first, share])

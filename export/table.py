@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmc.export.fusion import MICROSOFT, constant, replace
-from slmc.export.lowering import BLOCKS, TOKENS_AS_FLOATS, TOKENS_IN_BLOCKS, nbits_form
+from slmc.export.fusion import constant, replace
+from slmc.export.lowering import BLOCKS, nbits_form, nbits_product
 from slmc.export.passes import ALLOWED, EXCLUDE_SEEN, INPUT, SCORES, TOP_ITEMS
 from slmc.model.codes import Codes
 
@@ -78,15 +78,9 @@ def place_signed(graph: Any, codes: NDArray[np.int8], scale: NDArray[np.float32]
         codes: ``[R, d]``; those of a 4-bit table fill a part of the range.
         scale: ``[R]``.
     """
-    import onnx_ir as ir
-
     lookup, product = _uses(graph)
     inputs = [constant(graph, codes, "item_codes"), constant(graph, scale, "item_scale")]
-    table = ir.node("DequantizeLinear", inputs, {"axis": 0})
-    _insert(graph, lookup, [table], "items")
-    lookup.replace_input_with(0, table.outputs[0])
-    product.replace_input_with(1, table.outputs[0])
-    graph.sort()
+    _dequantize(graph, lookup, product, inputs)
 
 
 def rescore(graph: Any, codes: Codes, top_k: int) -> None:
@@ -183,15 +177,8 @@ def _constants(graph: Any, codes: Codes) -> tuple[Any, Any]:
 def _score_codes(graph: Any, product: Any, stored: Any, scale: Any, codes: Codes) -> None:
     import onnx_ir as ir
 
-    attributes = {
-        "K": codes.codes.shape[1],
-        "N": codes.codes.shape[0],
-        "bits": codes.bits,
-        "block_size": codes.group_size,
-        "accuracy_level": TOKENS_IN_BLOCKS if codes.bits == 8 else TOKENS_AS_FLOATS,
-    }
     users, padding = product.inputs[0], product.inputs[2]
-    scored = ir.node("MatMulNBits", [users, stored, scale], attributes, domain=MICROSOFT)
+    scored = nbits_product([users, stored, scale], codes)
     added = ir.node("Add", [scored.outputs[0], padding])
     _insert(graph, product, [scored, added], "items")
     _hand_over(graph, product, added)
@@ -245,6 +232,13 @@ def _dequantized(graph: Any, lookup: Any, product: Any, codes: Codes) -> None:
         constant(graph, np.ascontiguousarray(codes.scale[:, 0]), "item_scale"),
         constant(graph, middle, "item_zero", kind),
     ]
+    _dequantize(graph, lookup, product, inputs)
+
+
+def _dequantize(graph: Any, lookup: Any, product: Any, inputs: list[Any]) -> None:
+    """Let both uses of the table read ``DequantizeLinear(inputs)``, a scale a row."""
+    import onnx_ir as ir
+
     table = ir.node("DequantizeLinear", inputs, {"axis": 0})
     _insert(graph, lookup, [table], "items")
     lookup.replace_input_with(0, table.outputs[0])

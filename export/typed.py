@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from slmc.errors import UsageError
 from slmc.export import fusion, passes
 from slmc.export import table as item_table
-from slmc.export.fusion import constant, products, replace
+from slmc.export.fusion import constant, name_nodes, products, put
 from slmc.export.lowering import joined
 from slmc.export.onnx import traced
 from slmc.export.reference import linear_layers
@@ -186,12 +186,12 @@ def _half_product(graph: Any, node: Any, product: _Product, weight: Any, before:
     x, (kind, _) = node.inputs[0], _half(product.precision)
     if x not in product.tokens:
         cast = ir.node("Cast", [x], {"to": kind})
-        _name([cast], f"{x.name}_half")
+        name_nodes([cast], f"{x.name}_half")
         graph.insert_before(node, [cast])
         product.tokens[x] = cast.outputs[0]
     found = ir.node("MatMul", [product.tokens[x], weight])
     back = ir.node("Cast", found.outputs, {"to": ir.DataType.FLOAT})
-    _put(graph, node, [*before, found, back])
+    put(graph, node, [*before, found, back])
 
 
 def _static(graph: Any, node: Any, product: _Product) -> None:
@@ -203,7 +203,7 @@ def _static(graph: Any, node: Any, product: _Product) -> None:
         zero = constant(graph, np.array(0, dtype=np.int8), f"{name}_token_zero")
         codes = ir.node("QuantizeLinear", [x, scale, zero])
         back = ir.node("DequantizeLinear", [codes.outputs[0], scale, zero])
-        _name([codes, back], f"{x.name}_int8")
+        name_nodes([codes, back], f"{x.name}_int8")
         graph.insert_before(node, [codes, back])
         product.tokens[x] = back.outputs[0]
     stored, scales = rounded_columns(node.inputs[1].const_value.numpy())
@@ -213,7 +213,7 @@ def _static(graph: Any, node: Any, product: _Product) -> None:
         constant(graph, np.zeros(len(scales), dtype=np.int8), f"{name}_zero"),
     ]
     weight = ir.node("DequantizeLinear", inputs, {"axis": 1})
-    _put(graph, node, [weight, ir.node("MatMul", [product.tokens[x], weight.outputs[0]])])
+    put(graph, node, [weight, ir.node("MatMul", [product.tokens[x], weight.outputs[0]])])
 
 
 def rounded_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -257,16 +257,3 @@ def positive(
     nothing = scale == 0
     over = np.repeat(nothing, codes.shape[1] // scale.shape[1], axis=1)
     return np.where(over, np.int8(0), codes), np.where(nothing, np.float32(1), scale)
-
-
-def _put(graph: Any, node: Any, nodes: list[Any]) -> None:
-    _name(nodes, node.outputs[0].name)
-    graph.insert_before(node, nodes)
-    replace(graph, node, nodes[-1].outputs[0])
-
-
-def _name(nodes: list[Any], base: str) -> None:
-    for number, node in enumerate(nodes):
-        node.name = f"{base}_{number}_{node.op_type}"
-        for out in node.outputs:
-            out.name = f"{node.name}_out"
