@@ -1,7 +1,7 @@
 """Time an engine on real histories, side by side with a model in PyTorch.
 
 Engine and baseline answer the same histories in turn, round by round, in one process with the
-same number of threads, so that what else the machine does meets both.
+same number of cores, so that what else the machine does meets both.
 """
 
 import json
@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from slmc.export.config import BenchConfig
 from slmc.export.parity import real_histories
 from slmc.export.plain import PlainModel
 from slmc.export.probe import probe
-from slmc.export.runtime import Engine, Histories, cores
+from slmc.export.runtime import Histories, cores, describe
+from slmc.export.threads import Chosen, Probe, repeated
 from slmc.export.vocabulary import check_same
 from slmc.model.loading import load_model
 
@@ -40,14 +42,39 @@ PROTOCOL = (
     "Each round draws histories of test users by the seed; engine and baseline answer the same "
     "ones in turn, the order changing from round to round. The engine gets them padded to the "
     "longest of the batch, the baseline (PyTorch, SDPA attention, top-k included) padded to the "
-    "model's history. Latency is the time of one call with rows as NumPy arrays in and out; "
-    "throughput is histories over the sum of these times. Of fewer than 100 calls p99 is nearly "
-    "the slowest. Cold start (open and answer one history, libraries loaded) and peak memory are "
-    "those of a fresh process for each."
+    "model's history. Latency is the time of one call with rows as NumPy arrays in and out; of "
+    "fewer than 100 calls p99 is nearly the slowest. Throughput is histories over the sum of these "
+    "times, or over the time of sessions that answer the same calls side by side, where the probe "
+    "chose so. A batch is cut among sessions, by length, where the probe found that sooner. Cold "
+    "start (open and answer one history, libraries loaded) and peak memory are those of a fresh "
+    "process for each, of one session on all cores."
 )
 
 Answer = Callable[[Histories], object]
 Draw = Callable[[], list[Histories]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that answers batches."""
+
+    top: Answer
+    """One batch, as soon as it can."""
+    top_each: Callable[[list[Histories]], object] | None = None
+    """Several side by side, if that is faster than one after the other."""
+    side: int = 1
+    """How many it answers side by side."""
+
+
+@dataclass
+class Taken:
+    """What a contender took."""
+
+    seconds: list[list[float]] = field(default_factory=list)
+    """Of each call, by round."""
+    rates: list[float] = field(default_factory=list)
+    """Histories a second of each round, calls side by side where there are any."""
+
 
 log = logging.getLogger("slmc.bench")
 
@@ -65,22 +92,26 @@ def bench(config: BenchConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
             check_same(inputs[role], inputs["data"])
     histories = real_histories(Dataset.open(inputs["data"]))
     threads = config.threads or cores()
-    engine = Engine.open(inputs["engine"], threads=threads)
-    contenders: dict[str, Answer] = {"engine": engine.top}
+    engine = describe(inputs["engine"].path)
+    baseline = {}
     if "baseline" in inputs:
         model = load_model(inputs["baseline"])
-        contenders["baseline"] = PlainModel(model, engine.described.top_k).top
+        baseline = {"baseline": Contender(PlainModel(model, engine.top_k).top)}
     with draft(out) as work, _threads(threads):
-        batches = {
-            str(batch): time_batch(contenders, histories, batch, engine.described.history, config)
-            for batch in sorted(set(config.batch))
-        }
+        sessions = Probe(inputs["engine"].path, threads, spinning=config.spinning)
+        batches = {}
+        for batch in sorted(set(config.batch)):
+            chosen = sessions.choose(drawing(histories, batch, config.seed))
+            contenders = {"engine": contender(sessions, chosen)} | baseline
+            found = time_batch(contenders, histories, batch, engine.history, config)
+            found["sessions"] = {name: str(policy) for name, policy in vars(chosen).items()}
+            batches[str(batch)] = found
         metrics = {
             "threads": threads,
             "machine": machine(),
-            "top_k": engine.described.top_k,
+            "top_k": engine.top_k,
             "protocol": PROTOCOL,
-            "process": _processes(inputs, contenders, histories, engine, threads, config),
+            "process": _processes(inputs, histories, engine.top_k, threads, config),
             "batches": batches,
         }
         (work.path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -94,8 +125,23 @@ def bench(config: BenchConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
         )
 
 
+def contender(sessions: Probe, chosen: Chosen) -> Contender:
+    """An engine in the sessions that were chosen for a batch size."""
+    soonest, most = sessions.pool(chosen.latency), sessions.pool(chosen.throughput)
+    if most.policy.sessions == 1:
+        return Contender(soonest.top)
+    return Contender(soonest.top, most.top_each, most.policy.sessions)
+
+
+def drawing(histories: Histories, batch: int, seed: int) -> Draw:
+    """Draws the batches of a round, others each time it is called."""
+    rng = np.random.default_rng((seed, batch))
+    calls = math.ceil(HISTORIES / batch)
+    return lambda: [_drawn(histories, batch, rng) for _ in range(calls)]
+
+
 def time_batch(
-    contenders: Mapping[str, Answer],
+    contenders: Mapping[str, Contender],
     histories: Histories,
     batch: int,
     padded: int,
@@ -104,7 +150,7 @@ def time_batch(
     """Time the contenders, in turn, on batches of one size.
 
     Args:
-        contenders: Name -> what answers a batch; ``engine``, and ``baseline`` if there is one.
+        contenders: Name -> what answers; ``engine``, and ``baseline`` if there is one.
         histories: Drawn from, with replacement only if there are fewer than a batch.
         batch: Histories of a call.
         padded: Length that the baseline pads to, for the share of padding.
@@ -116,31 +162,30 @@ def time_batch(
         share of ``padding`` at full length; ``speedup``, the ratio of the baseline's median to
         the engine's, and ``speedup_range``, the 10 and 90 % quantiles of that ratio by rounds.
     """
-    rng = np.random.default_rng((config.seed, batch))
-    calls = math.ceil(HISTORIES / batch)
-
-    def draw() -> list[Histories]:
-        return [_drawn(histories, batch, rng) for _ in range(calls)]
-
+    draw = drawing(histories, batch, config.seed)
     _warm_up(contenders, draw, config.warmup)
     taken, lengths = _rounds(contenders, draw, config.rounds, f"bench, batch {batch}")
+    seconds = {name: np.array(one.seconds) for name, one in taken.items()}
     mean = float(np.mean(lengths))
     return {
-        "rounds": len(taken["engine"]),
-        "calls": taken["engine"].size,
+        "rounds": len(seconds["engine"]),
+        "calls": seconds["engine"].size,
         "mean_length": round(mean, 2),
         "padding": round(1 - mean / padded, 4),
-        **{name: summary(seconds, batch) for name, seconds in taken.items()},
-        **(_speedup(taken) if "baseline" in taken else {}),
+        **{name: summary(seconds[name], taken[name].rates) for name in taken},
+        **(_speedup(seconds) if "baseline" in seconds else {}),
     }
 
 
-def summary(seconds: NDArray[np.float64], batch: int) -> dict[str, Any]:
-    """Latency and throughput of calls ``[rounds, calls]`` that answer ``batch`` histories each."""
+def summary(seconds: NDArray[np.float64], rates: list[float]) -> dict[str, Any]:
+    """Latency of calls that took ``seconds [rounds, calls]``, and the mean of rounds' rates.
+
+    The mean is the harmonic one, as of rounds that answer equally many: histories over seconds.
+    """
     p50, p95, p99 = 1e3 * np.percentile(seconds, (50, 95, 99))
     return {
         "latency_ms": {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3)},
-        "throughput": round(batch * seconds.size / seconds.sum(), 1),
+        "throughput": round(len(rates) / sum(1 / rate for rate in rates), 1),
     }
 
 
@@ -156,7 +201,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _warm_up(contenders: Mapping[str, Answer], draw: Draw, rounds: int) -> None:
+def _warm_up(contenders: Mapping[str, Contender], draw: Draw, rounds: int) -> None:
     """One untimed round, and ``rounds`` more if they are short."""
     start = time.perf_counter()
     _round(contenders, draw())
@@ -166,10 +211,10 @@ def _warm_up(contenders: Mapping[str, Answer], draw: Draw, rounds: int) -> None:
 
 
 def _rounds(
-    contenders: Mapping[str, Answer], draw: Draw, rounds: int, task: str
-) -> tuple[dict[str, NDArray[np.float64]], list[int]]:
-    """Seconds ``[rounds, calls]`` by contender, and the lengths of the histories answered."""
-    times: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    contenders: Mapping[str, Contender], draw: Draw, rounds: int, task: str
+) -> tuple[dict[str, Taken], list[int]]:
+    """What each contender took, and the lengths of the histories answered."""
+    taken = {name: Taken() for name in contenders}
     lengths: list[int] = []
     start = time.perf_counter()
     for number in range(rounds):
@@ -179,24 +224,34 @@ def _rounds(
         drawn = draw()
         lengths += [rows.size for one in drawn for rows in one]
         order = dict(reversed(list(contenders.items()))) if number % 2 else contenders
-        for name, seconds in _round(order, drawn).items():
-            times[name].append(seconds)
+        for name, (seconds, rate) in _round(order, drawn).items():
+            taken[name].seconds.append(seconds)
+            taken[name].rates.append(rate)
         done = {"task": task, "done": number + 1, "total": rounds, "unit": "rounds"}
         log.debug("progress", extra={"progress": done})
-    return {name: np.array(seconds) for name, seconds in times.items()}, lengths
+    return taken, lengths
 
 
-def _round(contenders: Mapping[str, Answer], drawn: list[Histories]) -> dict[str, list[float]]:
-    """Seconds of each call, by contender."""
-    found: dict[str, list[float]] = {}
-    for name, answer in contenders.items():
-        found[name] = []
+def _round(
+    contenders: Mapping[str, Contender], drawn: list[Histories]
+) -> dict[str, tuple[list[float], float]]:
+    """Seconds of each call and histories a second, by contender."""
+    found = {}
+    for name, one in contenders.items():
         time.sleep(PAUSE_S)
-        for histories in drawn:
-            start = time.perf_counter()
-            answer(histories)
-            found[name].append(time.perf_counter() - start)
+        seconds = [_seconds(one.top, histories) for histories in drawn]
+        answered, whole = drawn, sum(seconds)
+        if one.top_each is not None:
+            answered = repeated(drawn, 2 * one.side)
+            whole = _seconds(one.top_each, answered)
+        found[name] = seconds, sum(map(len, answered)) / whole
     return found
+
+
+def _seconds(answer: Callable[[Any], object], asked: object) -> float:
+    start = time.perf_counter()
+    answer(asked)
+    return time.perf_counter() - start
 
 
 def _drawn(histories: Histories, batch: int, rng: np.random.Generator) -> Histories:
@@ -215,9 +270,8 @@ def _speedup(taken: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
 
 def _processes(
     inputs: dict[str, Artefact],
-    contenders: Mapping[str, Answer],
     histories: Histories,
-    engine: Engine,
+    top_k: int,
     threads: int,
     config: BenchConfig,
 ) -> dict[str, Any]:
@@ -225,8 +279,9 @@ def _processes(
     drawn = _drawn(histories, max(config.batch), np.random.default_rng(config.seed))
     kinds = {"engine": "engine", "baseline": "model"}
     return {
-        name: probe(kinds[name], inputs[name].path, threads, engine.described.top_k, drawn)
-        for name in contenders
+        name: probe(kind, inputs[name].path, threads, top_k, drawn)
+        for name, kind in kinds.items()
+        if name in inputs
     }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError
-from slmc.export.reference import linear_layers
+from slmc.export.reference import known_prefix, linear_layers
 from slmc.model.loading import Recommender
 
 RANGE = 127
@@ -90,7 +90,7 @@ def best_clip(counts: NDArray[np.float64], largest: float) -> float:
 
 
 def _run(model: Recommender, given: Histories) -> None:
-    with torch.inference_mode():
+    with known_prefix(model), torch.inference_mode():
         for start in range(0, len(given), BATCH):
             model.user_vectors(torch.from_numpy(pad_left(given[start : start + BATCH])))
 

@@ -19,8 +19,8 @@ class ParityConfig(StageConfig):
     """How close the engine has to be to the model it was made from."""
 
     histories: int = Field(512, ge=1)
-    """Real histories that are compared at each shape, in 64 calls at most."""
-    batch: tuple[int, ...] = (1, 32)
+    """Real histories that are compared, where the dataset has so many."""
+    batch: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 32, 256)
     """Batch sizes; lengths 1, mixed and the maximum are tried with each."""
     max_error: float = Field(1e-3, gt=0)
     """Largest difference of a score, relative to the spread of the scores."""
@@ -105,4 +105,7 @@ class BenchConfig(Seeded):
     warmup: int = Field(3, ge=0)
     """Untimed rounds before them."""
     threads: int | None = Field(None, ge=1)
-    """Threads of both; null takes the machine's cores."""
+    """Cores that both may use; null takes the machine's. A short probe chooses how many sessions
+    of the engine share them, for latency and for throughput."""
+    spinning: bool = False
+    """Whether threads of the engine spin while they wait: only for cores that nobody shares."""

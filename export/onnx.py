@@ -23,7 +23,7 @@ from slmc.errors import UsageError
 from slmc.export import card, fusion, lowering, parity, passes, triton, vocabulary
 from slmc.export import table as item_table
 from slmc.export.config import ExportConfig
-from slmc.export.reference import in_precision, linear_layers, rounds_tokens
+from slmc.export.reference import in_precision, known_prefix, linear_layers, rounds_tokens
 from slmc.export.runtime import GRAPH, SERVING, needed
 from slmc.model.codes import Codes, stored
 from slmc.model.loading import Recommender, load_model, quiet
@@ -214,7 +214,7 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
     """The graph as torch gives it, its item table held once; arguments as :func:`to_onnx`."""
     item_ids = torch.tensor([[0, 1, 1], [1, 1, 1]])
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=2)}
-    with _silence(), quiet(), _float_table(model):
+    with _silence(), quiet(), _float_table(model), known_prefix(model):
         program = torch.onnx.export(
             _Ranker(model, layout, top_k),
             (item_ids,),

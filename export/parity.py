@@ -3,7 +3,8 @@
 A translation is proven, not a precision: the model computes in the engine's precision
 (:mod:`slmc.export.reference`), so what differs is rounding. Where tokens are rounded to 8 bits, a
 last bit that differs can turn a code into its neighbour: there more is allowed. Real histories
-are compared at several shapes, 1 and the maximum among them.
+are compared at several shapes: all that are asked for one at a time, of one item and of the
+greatest length, and in batches of mixed lengths; a few of them at the shapes between.
 Letters: B histories, k items given back, V items.
 """
 
@@ -27,8 +28,8 @@ TIE = 1e-5
 """Scores that differ by less, relative to their spread, are tied: float32 tells them no better."""
 TINY = 1e-30
 """Spread that stands for none: scores that are all equal."""
-CALLS = 64
-"""Times that the engine is asked at a shape, at most: small batches take fewer histories."""
+FEW = 64
+"""Histories, or one batch, that are compared at a shape between those that are compared whole."""
 CHUNK = 64
 """Histories whose scores the model gives at once."""
 
@@ -53,7 +54,8 @@ class Shape:
 
     batch: int
     lengths: str
-    """one, mixed, or longest: which part of each history was given."""
+    """one: of each history its last item; mixed: whole histories; longest: those with the most
+    items, whole."""
     columns: int
     """Length that the histories are padded to."""
     histories: int = 0
@@ -61,6 +63,11 @@ class Shape:
     """Largest difference of a score, in standard deviations of the model's scores."""
     overlap: float = 1.0
     """Mean share of the engine's items that are among the model's best, ties counted as equal."""
+
+    def asked(self, number: int) -> int:
+        """How many of ``number`` histories are compared here."""
+        whole = (self.lengths == "mixed") == (self.batch > 1)
+        return number if whole else max(FEW, self.batch)
 
     def add(self, error: float, overlap: NDArray[np.float64]) -> None:
         """Count further histories; not a number stays."""
@@ -170,8 +177,8 @@ def compare(
             with torch.inference_mode():
                 scores = model(torch.from_numpy(part))[:, 1:].numpy()
             for shape in found:
-                left = CALLS * shape.batch - shape.histories
-                if left:
+                left = shape.asked(len(chosen)) - shape.histories
+                if left > 0:
                     _compare(engine, part[:left], scores[:left], shape)
             done = {"task": "parity", "done": start + len(part), "total": len(chosen)}
             log.debug("progress", extra={"progress": done | {"unit": "histories"}})
@@ -221,14 +228,14 @@ def _compare(
 
 
 def _inputs(histories: Histories, number: int, seed: int) -> dict[str, Histories]:
-    """Which histories are compared: their last item alone, whole, and only the longest."""
+    """Which histories are compared: their last item alone, whole, and the longest of all."""
     order = np.random.default_rng(seed).permutation(len(histories))
     drawn = [histories[index] for index in order]
-    longest = max(rows.size for rows in histories)
+    longest = sorted(drawn, key=lambda rows: -rows.size)
     return {
         "one": [rows[-1:] for rows in drawn[:number]],
         "mixed": drawn[:number],
-        "longest": [rows for rows in drawn if rows.size == longest][:number],
+        "longest": longest[:number],
     }
 
 

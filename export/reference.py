@@ -1,7 +1,8 @@
 """The model in PyTorch, computing in the precision of its engine: what parity compares with."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def in_precision(
     coarse = layout == "packed" and getattr(model.config, "item_bits", None) == 8
     if precision == "fp32" and not coarse:
         return model
-    made = copy.deepcopy(model)
+    made = copied(model)
     if coarse and isinstance(made, SequentialRecommender):
         # Scores are products with 8-bit codes, for which user vectors are rounded too.
         block = next((size for size in BLOCKS if size >= made.config.item_dim), BLOCKS[-1])
@@ -55,6 +56,25 @@ def in_precision(
                 codes = rounded(weight, bits=8, group_size=ACCURATE_BLOCK)
             made.set_submodule(name, InBlocks(layer, codes, layout))
     return made
+
+
+@contextmanager
+def known_prefix(model: Recommender) -> Iterator[None]:
+    """Take keys and values of a prompt before the items as constants, as every engine does."""
+    if not isinstance(model, SequentialRecommender):
+        yield
+        return
+    model.prefix = model.prefix_states()
+    try:
+        yield
+    finally:
+        model.prefix = ()
+
+
+def copied(model: Recommender) -> Recommender:
+    """A copy to put into a precision; what an engine holds of the prompt stays the model's."""
+    with known_prefix(model):
+        return copy.deepcopy(model)
 
 
 def rounds_tokens(model: Recommender) -> bool:

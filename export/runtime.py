@@ -56,13 +56,21 @@ class Description:
 class Engine:
     """A session on the graph of an engine."""
 
-    def __init__(self, folder: Path, *, threads: int | None = None, scores: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        scores: bool = False,
+        spinning: bool = False,
+    ) -> None:
         """Start a session; :meth:`open` checks the hashes of a sealed engine first.
 
         Args:
             folder: Directory of the engine.
             threads: Threads of one answer; all cores that this process may use if not given.
             scores: Give out the scores of the whole catalogue too, for :meth:`scores`.
+            spinning: As :func:`session_options`.
 
         Raises:
             ArtefactError: ONNX Runtime cannot run the graph, or it is not an engine's.
@@ -71,7 +79,7 @@ class Engine:
         self.folder, self.file = folder, folder / GRAPH
         self.described = describe(folder)
         graph = _with_scores(self.file) if scores else str(self.file)
-        options = session_options(threads or cores(), self.file.parent)
+        options = session_options(threads or cores(), self.file.parent, spinning=spinning)
         runtime = needed("onnxruntime")
         with _Told(self.file):
             self.session = runtime.InferenceSession(
@@ -211,12 +219,14 @@ class _Told:
             ) from None
 
 
-def session_options(threads: int, weights: Path | None = None) -> Any:
-    """How a session runs: so many threads, none of which spins.
+def session_options(threads: int, weights: Path | None = None, *, spinning: bool = False) -> Any:
+    """How a session runs.
 
     Args:
         threads: Of one answer.
         weights: Folder of weights that lie beside a graph which is given as bytes.
+        spinning: Let threads that wait spin: sooner answers on cores that nobody else uses, far
+            later ones on shared cores, which spinning threads take from each other.
     """
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
@@ -224,8 +234,7 @@ def session_options(threads: int, weights: Path | None = None) -> Any:
     options.inter_op_num_threads = 1
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # what fails is raised; nothing is written to stderr
-    # Threads that spin while they wait take the cores from each other where cores are shared.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if weights is not None:

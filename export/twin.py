@@ -7,7 +7,6 @@ into the same precision beside it. What the proof leaves out is TensorRT's own k
 Letters: K inputs, N outputs.
 """
 
-import copy
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from slmc.export import fusion, passes
 from slmc.export.fusion import constant, replace
-from slmc.export.reference import linear_layers
+from slmc.export.reference import copied, linear_layers
 from slmc.export.runtime import GRAPH, Engine
 from slmc.export.typed import RANGE, four_bits, rounded_columns
 from slmc.model.codes import Codes
@@ -67,7 +66,7 @@ def emulated(
     """The model as the typed graph computes it; arguments as :func:`typed.typed_graph`."""
     if precision == "fp32":
         return model
-    made = copy.deepcopy(model)
+    made = copied(model)
     for name, layer in linear_layers(made).items():
         if precision == "int8":
             made.set_submodule(name, Static(layer, scales[name]))

@@ -11,7 +11,7 @@ and keeps histories apart.
 It plugs into every rotary decoder of transformers through ``AttentionInterface``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 IMPLEMENTATION = "slmc_packed"
 WINDOW = 32
 """Queries of a window: smaller computes fewer masked scores, larger gathers fewer keys twice."""
+
+
+Prefix = tuple[tuple[Tensor, Tensor], ...]
+"""By layer, keys and values ``[P, kv_heads, D]`` of tokens that stand before every history."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Packing:
     """``[N, C]`` token of each query; ``None`` if windows are consecutive tokens."""
     key_index: Tensor | None = None
     """``[N, S]`` token of each key; ``None`` if a window's keys are its queries' tokens."""
+    prefix: Prefix = ()
+    """What every query sees besides: the first P of the S keys that mask and distance tell of."""
 
 
 def rows(segments: Tensor, positions: Tensor) -> Packing:
@@ -85,6 +91,26 @@ def stream(lengths: Tensor, row_of_token: Tensor, longest: int) -> Packing:
     )
 
 
+def behind(layout: Packing, prefix: Prefix) -> Packing:
+    """The same histories, each behind tokens whose keys and values are known already.
+
+    Those tokens need not be computed: in a causal decoder nothing that follows changes them.
+    """
+    length, size = prefix[0][0].shape[0], layout.mask.shape[2]
+    positions = layout.positions + length
+    index = layout.query_index
+    query = positions.reshape(-1, size) if index is None else positions[0][index]
+    known = torch.arange(length, device=positions.device)
+    distance = query[:, None, :, None] - known
+    return replace(
+        layout,
+        mask=nn.functional.pad(layout.mask, (length, 0)),
+        distance=torch.cat([distance, layout.distance], dim=-1),
+        positions=positions,
+        prefix=prefix,
+    )
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -122,6 +148,12 @@ def packed_attention(
     q = _windows(query, packing.query_index, size)
     k = _windows(key, packing.key_index, size)
     v = _windows(value, packing.key_index, size)
+    if packing.prefix:
+        layer: Any = module.layer_idx
+        k, v = (
+            torch.cat([known.expand(seen.shape[0], -1, -1, -1), seen], dim=1)
+            for known, seen in zip(packing.prefix[layer], (k, v), strict=True)
+        )
     # Query heads of a kv head are laid along the queries, so that no key is repeated.
     q = q.reshape(-1, size, kv_heads, heads // kv_heads, width).permute(0, 2, 3, 1, 4)
     q = q.reshape(-1, kv_heads, heads // kv_heads * size, width)

@@ -11,10 +11,16 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from slmc.model import packing
-from slmc.model.packing import Packing
+from slmc.model.packing import Packing, Prefix
 from slmc.model.table import QuantizedTable
 
 
@@ -61,6 +67,8 @@ class SequentialRecommender(PreTrainedModel):
     _supports_attention_backend = True
     config: RecommenderConfig
     prompt: Tensor
+    prefix: Prefix = ()
+    """What :meth:`prefix_states` gave: set where weights stay as they are, else empty."""
 
     def __init__(self, config: RecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
         """Build the modules around ``decoder``, or around a new one of the config's shape."""
@@ -130,7 +138,7 @@ class SequentialRecommender(PreTrainedModel):
             # torch.export specialises sizes 0 and 1; ONNX itself is free of the bound.
             torch._check(place.shape[0] >= 2)
         lengths = real.sum(dim=1)
-        layout = packing.stream(lengths, place[:, 0], longest=ids.shape[1])
+        layout = self._behind_prefix(packing.stream(lengths, place[:, 0], longest=ids.shape[1]))
         states = self.hidden_states(ids[place[:, 0], place[:, 1]], layout)
         return self.head(states[lengths.cumsum(0) - 1])
 
@@ -138,12 +146,41 @@ class SequentialRecommender(PreTrainedModel):
         """As :meth:`user_vectors`, computing the padding too: standard operators only."""
         ids, real = self._with_prompt(item_ids)
         positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
-        layout = packing.rows(real.long(), positions)
+        layout = self._behind_prefix(packing.rows(real.long(), positions))
         states = self.hidden_states(ids.reshape(-1), layout)
         return self.head(states.reshape(*ids.shape, -1)[:, -1])
 
+    @torch.no_grad()
+    def prefix_states(self) -> Prefix:
+        """Keys and values of the prompt before the items, the same for every history.
+
+        As :attr:`prefix` they take the place of its tokens; empty without such a prompt.
+        """
+        length = self.config.prefix_length
+        if not length:
+            return ()
+        place = torch.arange(length, device=self.prompt.device)[None]
+        cache = DynamicCache()  # of whole layers, also where a layer sees a window only
+        self.backbone(
+            inputs_embeds=self.prompt[None, :length],
+            position_ids=place,
+            past_key_values=cache,
+            use_cache=True,
+            packing=packing.rows(torch.ones_like(place), place),
+        )
+        layers: list[Any] = cache.layers
+        return tuple(
+            (layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)) for layer in layers
+        )
+
+    def _behind_prefix(self, layout: Packing) -> Packing:
+        return packing.behind(layout, self.prefix) if self.prefix else layout
+
     def _with_prompt(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, P + L + S]`` tokens with the prompt around the items, and which are real."""
+        """``[B, P + L + S]`` tokens with the prompt around the items, and which are real.
+
+        P is 0 where the states of the prompt before the items are known.
+        """
         real = item_ids != 0
         real = torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
         prefix, suffix = self.config.prefix_length, self.config.suffix_length
@@ -151,9 +188,10 @@ class SequentialRecommender(PreTrainedModel):
             return item_ids, real
         batch = item_ids.shape[0]
         prompt = (-1 - torch.arange(prefix + suffix, device=item_ids.device)).expand(batch, -1)
-        ids = torch.cat([prompt[:, :prefix], item_ids, prompt[:, prefix:]], dim=1)
-        whole = torch.ones_like(prompt, dtype=torch.bool)
-        return ids, torch.cat([whole[:, :prefix], real, whole[:, prefix:]], dim=1)
+        before, after = prompt[:, prefix if self.prefix else 0 : prefix], prompt[:, prefix:]
+        ids = torch.cat([before, item_ids, after], dim=1)
+        parts = [torch.ones_like(before), real, torch.ones_like(after)]
+        return ids, torch.cat([part.bool() for part in parts], dim=1)
 
     def item_vectors(self) -> Tensor:
         """``[V + 1, d]``; row 0 is padding and is never ranked."""

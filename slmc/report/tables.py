@@ -33,6 +33,7 @@ class Timing:
     who: str
     batch: int
     p50_ms: float
+    p95_ms: float
     p99_ms: float
     per_s: float
     """Histories a second."""
@@ -40,6 +41,8 @@ class Timing:
     """Timed calls that the numbers are of."""
     mean_length: float
     """Mean length of the histories that were answered."""
+    sessions: str
+    """Sessions times threads, for latency and for throughput; empty for a model."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +169,12 @@ def timings(bench: Artefact, names: Mapping[str, str]) -> list[Timing]:
             who=names[role],
             batch=int(batch),
             p50_ms=found[role]["latency_ms"]["p50"],
+            p95_ms=found[role]["latency_ms"]["p95"],
             p99_ms=found[role]["latency_ms"]["p99"],
             per_s=found[role]["throughput"],
             calls=found["calls"],
             mean_length=found["mean_length"],
+            sessions=" / ".join(found["sessions"].values()) if role == "engine" else "",
         )
         for batch, found in batches.items()
         for role in ("engine", "baseline")

@@ -76,6 +76,7 @@ def test_the_report(report: Artefact) -> None:
         low, high = cell["speedup_range"]
         assert 0 < low <= high
         assert 1 <= cell["mean_length"] <= HISTORY
+        assert cell["sessions"] == {"latency": "1 x 1", "throughput": "1 x 1"}
         assert cell["padding"] == pytest.approx(1 - cell["mean_length"] / HISTORY, abs=1e-3)
 
 
@@ -113,12 +114,12 @@ def test_rounds_are_interleaved_and_cut_to_the_budget(
     clock, order = Clock(), []
     monkeypatch.setattr(stage, "time", clock)
 
-    def contender(name: str, seconds: float) -> stage.Answer:
+    def contender(name: str, seconds: float) -> stage.Contender:
         def answer(histories: Any) -> None:
             order.append((name, [rows.tolist() for rows in histories]))
             clock.now += seconds
 
-        return answer
+        return stage.Contender(answer)
 
     contenders = {"engine": contender("engine", 0.5), "baseline": contender("baseline", 3.5)}
     histories = real_histories(Dataset.open(dataset))
@@ -136,10 +137,28 @@ def test_rounds_are_interleaved_and_cut_to_the_budget(
 
 def test_percentiles_by_hand() -> None:
     seconds = np.arange(1, 102).reshape(101, 1) / 1000
-    assert stage.summary(seconds, batch=3) == {
+    assert stage.summary(seconds, [10.0, 40.0]) == {
         "latency_ms": {"p50": 51.0, "p95": 96.0, "p99": 100.0},
-        "throughput": round(3 * 101 / seconds.sum(), 1),
+        "throughput": 16.0,
     }
+
+
+def test_throughput_is_that_of_calls_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(stage, "time", clock)
+
+    def one(histories: Any) -> None:
+        clock.now += 2.0
+
+    def each(batches: Any) -> None:
+        assert [len(histories) for histories in batches] == [8, 8, 8, 8]
+        clock.now += 4.0
+
+    contenders = {"engine": stage.Contender(one, each, side=2)}
+    histories = [np.array([1], dtype=np.int32)] * 9
+    cell = stage.time_batch(contenders, histories, 8, HISTORY, BenchConfig(rounds=3))
+    assert cell["engine"]["latency_ms"]["p50"] == 2000.0
+    assert cell["engine"]["throughput"] == 8.0
 
 
 def test_a_process_that_fails_is_told(dataset: Artefact) -> None:

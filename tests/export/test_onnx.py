@@ -61,6 +61,24 @@ def test_the_engine_answers_as_the_model(
     assert (rows == expected_rows).all()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_prompt_before_the_items_is_keys_and_values_in_the_graph(
+    precision: str, dataset: Artefact, prompted: Artefact, place: Place
+) -> None:
+    config = ExportConfig.model_validate({"top_k": 5, "precision": precision})
+    made = export(config, {"data": dataset, "model": prompted}, place("engine"))
+    model, item_ids = load_model(prompted), histories(7, HISTORY)
+    backbone = model.config.backbone_config
+    shape = [2, backbone.num_key_value_heads, backbone.head_dim]
+    held = [list(tensor.dims) for tensor in onnx.load(made.path / GRAPH).graph.initializer]
+    assert held.count(shape) == 2 * backbone.num_hidden_layers
+    rows, scores = Engine.open(made).answer(item_ids)
+    expected_rows, expected = best(model, item_ids, 5)
+    if precision == "fp32":
+        assert np.abs(scores - expected).max() < SAME
+        assert (rows == expected_rows).all()
+
+
 def test_a_sasrec_is_exported_too(dataset: Artefact, sasrec: Artefact, place: Place) -> None:
     inputs = {"data": dataset, "model": sasrec}
     engine = Engine.open(export(ExportConfig(top_k=5), inputs, place("engine")))

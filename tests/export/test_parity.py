@@ -16,7 +16,7 @@ from slmc.export.config import ExportConfig, ParityConfig
 from slmc.export.runtime import GRAPH
 from slmc.model.loading import load_model
 
-HISTORY = 12
+HISTORY, USERS = 12, 40
 """As conftest.py makes them."""
 Place = Callable[[str], Path]
 
@@ -25,8 +25,8 @@ def test_the_report(packed: Artefact) -> None:
     report = json.loads((packed.path / "parity.json").read_text())
     shapes = {(s["batch"], s["lengths"], s["columns"]) for s in report["shapes"]}
     lengths = [("one", 1), ("mixed", HISTORY), ("longest", HISTORY)]
-    assert shapes == {(batch, *kind) for batch in (1, 32) for kind in lengths}
-    assert all(s["histories"] >= 10 for s in report["shapes"])
+    assert shapes == {(batch, *kind) for batch in (1, 32, 256) for kind in lengths}
+    assert all(s["histories"] == USERS for s in report["shapes"])
     assert report["allowed"] == {"max_error": 1e-3, "min_overlap": 0.999}
     assert 0 < report["max_error"] == max(s["max_error"] for s in report["shapes"]) < 1e-5
     assert report["overlap"] == 1.0
@@ -103,6 +103,22 @@ def test_the_limits_are_the_configs(packed: Artefact, model: Artefact, dataset: 
     strict = ExportConfig(top_k=10, parity=ParityConfig(max_error=1e-12))
     with pytest.raises(VerdictError, match="of the scores' spread, allowed is 1e-12"):
         parity.check(packed.path, load_model(model), histories, strict)
+
+
+@pytest.mark.parametrize(
+    ("batch", "lengths", "expected"),
+    [
+        (1, "one", 512),
+        (1, "longest", 512),
+        (32, "mixed", 512),
+        (256, "mixed", 512),
+        (1, "mixed", 64),
+        (32, "one", 64),
+        (256, "longest", 256),
+    ],
+)
+def test_how_many_histories_are_compared(batch: int, lengths: str, expected: int) -> None:
+    assert parity.Shape(batch, lengths, 50).asked(512) == expected
 
 
 def test_overlap_by_hand() -> None:

@@ -77,6 +77,25 @@ def test_packed_and_padded_are_one_history_at_a_time_through_plain_attention(
         assert (padded[row] - plain).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize(("kind", "sizes"), DECODERS)
+@pytest.mark.parametrize("prompt", [(3, 0), (5, 2)])
+@torch.no_grad()
+def test_a_prompt_whose_keys_and_values_are_known_is_the_prompt_itself(
+    kind: str, sizes: dict[str, int], prompt: tuple[int, int]
+) -> None:
+    model, ids = recommender(kind, prompt, **sizes), histories()
+    expected = model.user_vectors(ids)
+    model.prefix = model.prefix_states()
+    assert [keys.shape[0] for keys, _ in model.prefix] == [prompt[0]] * 2
+    assert (model.user_vectors(ids) - expected).abs().max() < TOLERANCE
+    assert (model.padded_user_vectors(ids) - expected).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_without_a_prompt_there_is_no_prefix() -> None:
+    assert recommender(prompt=(0, 2)).prefix_states() == ()
+
+
 @torch.no_grad()
 def test_an_empty_history_has_an_answer_and_disturbs_no_other() -> None:
     model, ids = recommender(), histories()
