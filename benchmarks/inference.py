@@ -11,21 +11,23 @@ them, and 50 for every history. Each round asks all contenders for the same hist
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from packing import LENGTH, lengths
-from timing import machine
+from timing import machine, seconds
 from transformers import LlamaConfig
 
-from slmc.data.batches import pad_left
+from slmc.export import passes
+from slmc.export.bench import Contender, contender
 from slmc.export.onnx import to_onnx
 from slmc.export.plain import PlainModel
-from slmc.export.runtime import session_options
+from slmc.export.runtime import GRAPH
+from slmc.export.threads import Probe, repeated
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 ITEMS, TOP_K, OPSET = 12_101, 20, 21
@@ -34,7 +36,9 @@ ROUNDS = {1: 20, 32: 5, 256: 2}
 PAUSE_S = 0.02
 """Before each call: the threads of PyTorch go on spinning for a while after theirs."""
 MILLION = 1_000_000
-Ask = Callable[[list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
+Draw = Callable[[], list[np.ndarray]]
+For = Callable[[Draw], tuple[Contender, str]]
+"""Made ready for batches of a size, and the sessions that it answers in."""
 
 
 def model(
@@ -60,114 +64,149 @@ def model(
     return made
 
 
-def plain(made: SequentialRecommender, compiled: bool = False) -> Ask:
+def plain(made: SequentialRecommender, compiled: bool = False) -> For:
     """A model in PyTorch, padded."""
     run = PlainModel(made, TOP_K)
     if compiled:
         made.backbone.forward = torch.compile(made.backbone.forward, dynamic=False)
-    return run.top
+    return lambda _: (Contender(run.top), "")
 
 
-def engine(made: SequentialRecommender, precision: str, table: str = "fp32") -> Ask:
+def engine(folder: Path, made: SequentialRecommender, precision: str, table: str = "fp32") -> For:
     """A packed engine in ONNX Runtime."""
-    graph = to_onnx(made, "packed", TOP_K, OPSET, precision, table=table)
-    options = session_options(threads=torch.get_num_threads())
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options)
-    return lambda histories: session.run(None, {"item_ids": pad_left(histories)})
+    passes.save(to_onnx(made, "packed", TOP_K, OPSET, precision, table=table), folder / GRAPH)
+    described = {
+        "layout": "packed",
+        "top_k": TOP_K,
+        "opset": OPSET,
+        "precision": precision,
+        "history": LENGTH,
+        "num_items": made.config.num_items,
+        "source": "",
+    }
+    (folder / "engine.json").write_text(json.dumps(described))
+    sessions = Probe(folder, torch.get_num_threads())
+
+    def ready(draw: Draw) -> tuple[Contender, str]:
+        chosen = sessions.choose(lambda: [draw()])
+        return contender(sessions, chosen), f"{chosen.latency} / {chosen.throughput}"
+
+    return ready
 
 
-def contenders() -> dict[str, Ask]:
+def contenders(place: Path) -> dict[str, For]:
     """What is timed; the first is what all are compared with."""
     student, pruned = model(4), model(4, heads=6, kv_heads=2, mlp=1152)
     found = {
         "teacher, 30 layers, PyTorch": plain(model(30)),
-        "ONNX fp32": engine(student, "fp32"),
-        "ONNX int8": engine(student, "int8"),
-        "ONNX int8-accurate": engine(student, "int8-accurate"),
-        "pruned, ONNX fp32": engine(pruned, "fp32"),
-        "pruned, ONNX int8": engine(pruned, "int8"),
+        "ONNX fp32": engine(place / "fp32", student, "fp32"),
+        "ONNX int8": engine(place / "int8", student, "int8"),
+        "ONNX int8-accurate": engine(place / "accurate", student, "int8-accurate"),
+        "pruned, ONNX fp32": engine(place / "pruned-fp32", pruned, "fp32"),
+        "pruned, ONNX int8": engine(place / "pruned-int8", pruned, "int8"),
         "student, 4 layers, PyTorch": plain(model(4)),
     }
     try:
-        compiled = plain(model(4), compiled=True)
-        compiled([np.ones(3, dtype=np.int32)])
-        found["student, torch.compile"] = compiled
+        ready = plain(model(4), compiled=True)
+        ready(list)[0].top([np.ones(3, dtype=np.int32)])
+        found["student, torch.compile"] = ready
     except Exception as error:
         print("torch.compile is left out:", str(error).splitlines()[0])
     return found
 
 
 def timed(
-    asked: dict[str, Ask], draw: Callable[[], list[np.ndarray]], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each round, all contenders in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in asked}
-    for round_number in range(rounds + 1):
+    asked: Mapping[str, Contender], draw: Draw, rounds: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds of a call and histories a second of each round, all contenders in turn."""
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in asked}
+    for number in range(rounds + 1):
         histories = draw()
-        for name, ask in asked.items():
+        for name, one in asked.items():
             time.sleep(PAUSE_S)
-            start = time.perf_counter()
-            ask(histories)
-            if round_number:  # the first warms up
-                taken[name].append(time.perf_counter() - start)
+            took = seconds(lambda one=one: one.top(histories))
+            rate = len(histories) / took
+            if one.top_each is not None:
+                many = repeated([histories], 2 * one.side)
+                rate = len(histories) * len(many) / seconds(lambda one=one: one.top_each(many))
+            if number:  # the first warms up
+                taken[name][0].append(took)
+                taken[name][1].append(rate)
     return taken
 
 
 def students(batches: list[int]) -> list[dict[str, object]]:
     """The whole table: a row for each contender, batch and kind of lengths."""
-    rng, asked, rows = np.random.default_rng(0), contenders(), []
+    rng, rows = np.random.default_rng(0), []
     known = lengths()
-    for kind, sizes in (("Beauty", known), ("full", np.full(100, LENGTH))):
-        for batch in batches:
+    with tempfile.TemporaryDirectory() as place:
+        asked = contenders(Path(place))
+        for kind, sizes in (("Beauty", known), ("full", np.full(100, LENGTH))):
+            for batch in batches:
 
-            def draw(sizes: np.ndarray = sizes, batch: int = batch) -> list[np.ndarray]:
-                chosen = rng.choice(sizes, batch)
-                return [rng.integers(1, ITEMS + 1, n).astype(np.int32) for n in chosen]
+                def draw(sizes: np.ndarray = sizes, batch: int = batch) -> list[np.ndarray]:
+                    chosen = rng.choice(sizes, batch)
+                    return [rng.integers(1, ITEMS + 1, n).astype(np.int32) for n in chosen]
 
-            taken = timed(asked, draw, ROUNDS[batch])
-            first = np.array(next(iter(taken.values())))
-            print(f"\n{kind} lengths, batch {batch}")
-            for name, seconds in taken.items():
-                ratios = first / np.array(seconds)
-                low, mid, high = np.quantile(ratios, (0.1, 0.5, 0.9))
-                median = 1e3 * float(np.median(seconds))
-                print(f"  {name:28} {median:10.2f} ms   {mid:6.1f}x  [{low:.1f}, {high:.1f}]")
-                row = {"contender": name, "lengths": kind, "batch": batch, "median_ms": median}
-                rows.append(row | {"ratio": float(mid), "range": [float(low), float(high)]})
+                print(f"\n{kind} lengths, batch {batch}")
+                rows += shown(asked, draw, batch, ROUNDS[batch], {"lengths": kind})
+    return rows
+
+
+def shown(
+    asked: Mapping[str, For], draw: Draw, batch: int, rounds: int, more: Mapping[str, object]
+) -> list[dict[str, object]]:
+    """Time all, print a line for each, and give the lines as rows."""
+    ready = {name: one(draw) for name, one in asked.items()}
+    taken = timed({name: one for name, (one, _) in ready.items()}, draw, rounds)
+    first, base = (np.array(part) for part in next(iter(taken.values())))
+    rows: list[dict[str, object]] = []
+    for name, (took, rates) in taken.items():
+        low, mid, high = np.quantile(first / np.array(took), (0.1, 0.5, 0.9))
+        rate = float(np.median(np.array(rates) / base))
+        median = 1e3 * float(np.median(took))
+        print(
+            f"  {name:28} {median:10.2f} ms {mid:6.1f}x [{low:.1f}, {high:.1f}]"
+            f" {np.median(rates):9.0f} /s {rate:6.1f}x   {ready[name][1]}"
+        )
+        row = {"contender": name, "batch": batch, "median_ms": median, "ratio": float(mid)}
+        row |= {"range": [float(low), float(high)], "per_s": float(np.median(rates))}
+        rows.append(row | {"rate_ratio": rate, "sessions": ready[name][1]} | more)
     return rows
 
 
 def catalogue() -> list[dict[str, object]]:
     """A million items: PyTorch, the float table, and the 8-bit table that is scored again."""
-    made = model(4, items=MILLION)
-    asked = {
-        "PyTorch": plain(model(4, items=MILLION)),
-        "ONNX, float table": engine(made, "fp32"),
-        "ONNX, int8+rescore": engine(made, "fp32", table="int8+rescore"),
-    }
-    rng, rows = np.random.default_rng(0), []
-    for batch, rounds in ((1, 15), (32, 3)):
+    made, rng, rows = model(4, items=MILLION), np.random.default_rng(0), []
+    with tempfile.TemporaryDirectory() as place:
+        asked = {
+            "PyTorch": plain(model(4, items=MILLION)),
+            "ONNX, float table": engine(Path(place) / "fp32", made, "fp32"),
+            "ONNX, int8+rescore": engine(Path(place) / "int8", made, "fp32", "int8+rescore"),
+        }
+        for batch, rounds in ((1, 15), (32, 3)):
 
-        def draw(batch: int = batch) -> list[np.ndarray]:
-            return [rng.integers(1, MILLION + 1, 20).astype(np.int32) for _ in range(batch)]
+            def draw(batch: int = batch) -> list[np.ndarray]:
+                return [rng.integers(1, MILLION + 1, 20).astype(np.int32) for _ in range(batch)]
 
-        taken = timed(asked, draw, rounds)
-        histories = draw()
-        answers = {name: ask(histories)[0] for name, ask in asked.items()}
-        first = np.array(taken["PyTorch"])
-        print(f"\n{MILLION:,} items, batch {batch}")
-        for name, seconds in taken.items():
-            same = np.mean(
-                [
-                    len(set(a) & set(b)) / TOP_K
-                    for a, b in zip(answers[name], answers["PyTorch"], strict=True)
-                ]
-            )
-            ratio = float(np.median(first / np.array(seconds)))
-            median = 1e3 * float(np.median(seconds))
-            print(f"  {name:28} {median:10.2f} ms   {ratio:6.1f}x   overlap@{TOP_K} {same:.4f}")
-            row = {"contender": name, "batch": batch, "median_ms": median}
-            rows.append(row | {"ratio": ratio, "overlap": float(same)})
+            print(f"\n{MILLION:,} items, batch {batch}")
+            rows += shown(asked, draw, batch, rounds, {"items": MILLION})
+            rows += overlaps(asked, [draw() for _ in range(max(1, 64 // batch))])
+    return rows
+
+
+def overlaps(asked: Mapping[str, For], batches: list[list[np.ndarray]]) -> list[dict[str, object]]:
+    """How many of PyTorch's best items each gives."""
+    answers = {}
+    for name, one in asked.items():
+        ready, _ = one(lambda: batches[0])
+        answers[name] = np.concatenate([ready.top(histories)[0] for histories in batches])
+    rows: list[dict[str, object]] = []
+    for name, found in answers.items():
+        shared = [len(set(a) & set(b)) for a, b in zip(found, answers["PyTorch"], strict=True)]
+        same = float(np.mean(shared)) / TOP_K
+        print(f"  {name:28} overlap@{TOP_K} {same:.4f} (n = {len(found)})")
+        rows.append({"contender": name, "overlap": same, "n": len(found)})
     return rows
 
 

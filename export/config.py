@@ -68,9 +68,10 @@ class ExportConfig(Seeded):
     plan for NVIDIA GPUs."""
     layout: Literal["packed", "padded"] = "packed"
     """packed: no padding is computed (ONNX Runtime); padded: standard operators only."""
-    precision: Literal["fp32", "int8", "int8-accurate", "int4"] | None = None
+    precision: Literal["fp32", "int8", "int8-accurate", "int4", "bf16", "fp16"] | None = None
     """null: the model's own. fp32; int8: weights and tokens in 8 bits, a scale a token;
-    int8-accurate: weights in 8-bit blocks; int4: the codes of a model that was quantized to 4."""
+    int8-accurate: weights in 8-bit blocks; int4: the codes of a model that was quantized to 4;
+    bf16, fp16: weights in 16 bits, for GPUs (bf16 runs nowhere else)."""
     table: Literal["fp32", "int8+rescore"] | None = None
     """Float item table. fp32: multiplied as it is; int8+rescore: all items by an 8-bit copy, the
     best again in float32 (large catalogues); null: by its size. Codes stay what they are."""

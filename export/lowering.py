@@ -4,6 +4,7 @@
   and not a batch, so that a user's list never hangs on who else is asked about.
 - int8-accurate: both in 8 bits in blocks of inputs, each with a scale of its own.
 - int4: weights as codes in blocks with a scale each, tokens in float32.
+- bf16, fp16: weights of that type, tokens cast to it and products back: for GPUs.
 
 A quantized model's own codes are carried over and never rounded again.
 
@@ -32,6 +33,7 @@ ACCURATE_BLOCK = 32
 TOKENS_AS_FLOATS, TOKENS_IN_BLOCKS = 0, 4
 """Levels of MatMulNBits. On CPUs its 8-bit form is 40 times slower on float tokens than on int8
 ones, a row at a time (docs/log.md); its 4-bit form is as fast, and exact."""
+HALVES = ("bf16", "fp16")
 BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes that MatMulNBits takes."""
 
@@ -41,11 +43,12 @@ def lower(graph: Any, precision: str, own: Mapping[str, Codes], layout: str) -> 
 
     Args:
         graph: An ``onnx_ir.Graph`` whose products know their layer (``weight.meta["layer"]``).
-        precision: ``int8``, ``int8-accurate`` or ``int4`` (the model's own codes).
+        precision: ``int8``, ``int8-accurate``, ``int4`` (the model's own codes), or of halves.
         own: The codes of a quantized model by layer; layers without any stay float in ``int4``.
         layout: ``padded`` takes standard operators only.
     """
     tokens: dict[Any, tuple[Any, Any]] = {}
+    halves: dict[Any, Any] = {}
     for node in list(products(graph)):
         value = node.inputs[1]
         weight = np.ascontiguousarray(value.const_value.numpy().T)
@@ -60,6 +63,55 @@ def lower(graph: Any, precision: str, own: Mapping[str, Codes], layout: str) -> 
             _blocks(graph, node, codes, layout)
         elif precision == "int4" and names and set(names) <= set(own):
             _blocks(graph, node, joined([own[name] for name in names]), layout)
+        elif precision in HALVES and names:
+            half_product(graph, node, precision, half_weight(graph, node, precision), halves)
+
+
+def half_type(precision: str) -> tuple[Any, Any]:
+    """The type of bf16 or fp16: ONNX's, numpy's."""
+    import ml_dtypes
+    import onnx_ir as ir
+
+    if precision == "fp16":
+        return ir.DataType.FLOAT16, np.float16
+    return ir.DataType.BFLOAT16, ml_dtypes.bfloat16
+
+
+def half_weight(graph: Any, node: Any, precision: str) -> Any:
+    """The weight of a product as a constant of 16 bits."""
+    values = node.inputs[1].const_value.numpy().astype(half_type(precision)[1])
+    return constant(graph, values, f"{node.outputs[0].name}_half")
+
+
+def half_product(
+    graph: Any,
+    node: Any,
+    precision: str,
+    weight: Any,
+    tokens: dict[Any, Any],
+    before: tuple[Any, ...] = (),
+) -> None:
+    """Cast a product's tokens, multiply them with a weight of that type, and cast back.
+
+    Args:
+        graph: Changed in place.
+        node: The product ``x @ W`` of floats that is replaced.
+        precision: bf16 or fp16.
+        weight: ``[K, N]`` of that type.
+        tokens: Tokens that were cast already, by the value that they were.
+        before: Nodes that make the weight.
+    """
+    import onnx_ir as ir
+
+    x = node.inputs[0]
+    if x not in tokens:
+        cast = ir.node("Cast", [x], {"to": half_type(precision)[0]})
+        name_nodes([cast], f"{x.name}_half")
+        graph.insert_before(node, [cast])
+        tokens[x] = cast.outputs[0]
+    found = ir.node("MatMul", [tokens[x], weight])
+    back = ir.node("Cast", found.outputs, {"to": ir.DataType.FLOAT})
+    put(graph, node, [*before, found, back])
 
 
 def joined(parts: list[Codes]) -> Codes:

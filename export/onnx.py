@@ -24,7 +24,7 @@ from slmc.export import card, fusion, lowering, parity, passes, triton, vocabula
 from slmc.export import table as item_table
 from slmc.export.config import ExportConfig
 from slmc.export.reference import in_precision, known_prefix, linear_layers, rounds_tokens
-from slmc.export.runtime import GRAPH, SERVING, needed
+from slmc.export.runtime import GRAPH, SERVING, needed, providers
 from slmc.model.codes import Codes, stored
 from slmc.model.loading import Recommender, load_model, quiet
 from slmc.model.recommender import SequentialRecommender
@@ -57,6 +57,7 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
     own = stored(inputs["model"])
     precision = config.precision or own_precision(own)
     check_precision(precision, own, config)
+    providers(precision)
     if (reason := no_gain(precision, own)) is not None:
         log.warning("precision %s: %s", precision, reason)
     plan = _planned(config, model, top_k, own)
@@ -153,6 +154,11 @@ def no_gain(precision: str, own: Mapping[str, Codes]) -> str | None:
         return (
             "the engine gets smaller, not faster: 4-bit blocks are multiplied with float32 tokens, "
             "at about the speed of fp32. For speed export the float model as int8."
+        )
+    if precision in lowering.HALVES:
+        return (
+            "16 bits are for GPUs: on a processor the engine gets smaller, and slower than fp32. "
+            "There export it as int8."
         )
     if precision == "fp32" and own:
         return "codes are stored as floats: as large and as slow as before quantizing."

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slmc.export.lowering import ACCURATE_BLOCK, BLOCKS, MIDDLE, RANGE, TINY, fits
+from slmc.export.lowering import ACCURATE_BLOCK, BLOCKS, HALVES, MIDDLE, RANGE, TINY, fits
 from slmc.model.codes import Codes, rounded
 from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
@@ -49,6 +49,8 @@ def in_precision(
     for name, layer in linear_layers(made).items():
         if precision == "int8":
             made.set_submodule(name, PerToken(layer))
+        elif precision in HALVES:
+            made.set_submodule(name, Half(layer, precision))
         elif precision == "int8-accurate" or (name in own and own[name].bits == 8):
             codes = own.get(name)
             if codes is None:
@@ -79,7 +81,7 @@ def copied(model: Recommender) -> Recommender:
 
 def rounds_tokens(model: Recommender) -> bool:
     """Whether a model of :func:`in_precision` rounds what its layers are given."""
-    return any(isinstance(module, (PerToken, Blocks)) for module in model.modules())
+    return any(isinstance(module, (PerToken, Blocks, Half)) for module in model.modules())
 
 
 class PerToken(nn.Module):
@@ -118,6 +120,27 @@ class InBlocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``."""
         return nn.functional.linear(self.tokens(x), self.weight, self.bias)
+
+
+class Half(nn.Module):
+    """A linear layer whose weights, tokens and products are rounded to 16 bits."""
+
+    def __init__(self, layer: nn.Linear, precision: str, codes: Codes | None = None) -> None:
+        """Round the weights of ``layer`` to bf16 or fp16, or the scales of its 4-bit codes."""
+        super().__init__()
+        kind = torch.float16 if precision == "fp16" else torch.bfloat16
+        self.kind, self.bias = kind, layer.bias
+        weight = layer.weight.detach()
+        if codes is not None:
+            scale = torch.from_numpy(codes.scale).to(kind).float()
+            signed = torch.from_numpy(codes.codes.astype(np.float32)) - 8
+            weight = signed * scale.repeat_interleave(codes.group_size, dim=1)
+        self.weight = weight.to(kind).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``."""
+        found = (x.to(self.kind).float() @ self.weight.T).to(self.kind).float()
+        return found if self.bias is None else found + self.bias
 
 
 class Blocks(nn.Module):

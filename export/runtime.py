@@ -33,6 +33,7 @@ GRAPH = "onnx/model.onnx"
 SERVING = ("onnx/", "items.jsonl", "preprocessor.json")
 """Files that serving an engine needs: what ``size_mb`` counts."""
 
+CPU, GPU = "CPUExecutionProvider", "CUDAExecutionProvider"
 NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: *")
 """What ONNX Runtime says before what is wrong."""
 
@@ -74,7 +75,7 @@ class Engine:
 
         Raises:
             ArtefactError: ONNX Runtime cannot run the graph, or it is not an engine's.
-            MissingError: onnxruntime is not installed.
+            MissingError: onnxruntime is not installed, or has no GPU for the graph.
         """
         self.folder, self.file = folder, folder / GRAPH
         self.described = describe(folder)
@@ -83,7 +84,7 @@ class Engine:
         runtime = needed("onnxruntime")
         with _Told(self.file):
             self.session = runtime.InferenceSession(
-                graph, options, providers=["CPUExecutionProvider"]
+                graph, options, providers=providers(self.described.precision)
             )
         self._check_interface()
 
@@ -179,6 +180,28 @@ def describe(folder: Path) -> Description:
             f"{file} does not describe an engine that this slmc can run.",
             "Make the engine again with `slmc export`.",
         ) from None
+
+
+def wanted(precision: str) -> list[str]:
+    """Where ONNX Runtime is to compute: 16 bits on a GPU if it has one, the rest on the CPU."""
+    return [GPU, CPU] if precision in ("bf16", "fp16") else [CPU]
+
+
+def providers(precision: str) -> list[str]:
+    """Those of :func:`wanted` that this ONNX Runtime has.
+
+    Raises:
+        MissingError: The precision is bf16, and ONNX Runtime has no GPU to multiply it on.
+    """
+    there = needed("onnxruntime").get_available_providers()
+    found = [provider for provider in wanted(precision) if provider in there]
+    if precision == "bf16" and GPU not in found:
+        raise MissingError(
+            "precision bf16: ONNX Runtime multiplies it on NVIDIA GPUs alone, and finds none.",
+            "Install onnxruntime-gpu in the place of onnxruntime on a machine with a GPU; or take "
+            "fp16.",
+        )
+    return found
 
 
 def cores() -> int:

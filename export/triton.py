@@ -22,7 +22,7 @@ from slmc.errors import VerdictError
 from slmc.export import triton_model
 from slmc.export.config import ExportConfig, TritonConfig
 from slmc.export.passes import INPUT, TOP_ITEMS, TOP_SCORES
-from slmc.export.runtime import GRAPH, Description, Engine, Histories, describe
+from slmc.export.runtime import GPU, GRAPH, Description, Engine, Histories, describe, wanted
 from slmc.export.vocabulary import FILE, Vocabulary
 
 FOLDER = "triton"
@@ -91,7 +91,7 @@ def _check(folder: Path, version: Path, settings: TritonConfig, histories: Histo
     spec.loader.exec_module(module)
     names = np.array(["", *Vocabulary.open(folder / FILE).items], dtype=object)
     expected_rows, expected = Engine(folder, threads=settings.threads).top(histories)
-    ranker = module.Ranker(version, settings.threads)
+    ranker = module.Ranker(version, settings.threads, wanted(describe(folder).precision))
     asked = [names[rows].tolist() for rows in histories]
     items, scores = ranker.best(asked, [False] * len(asked))
     if (items != names[expected_rows]).any() or (scores != expected).any():
@@ -116,6 +116,7 @@ def _strings(items: list[str]) -> bytes:
 
 
 def _python(settings: TritonConfig, described: Description) -> str:
+    providers = ",".join(wanted(described.precision))
     return f"""\
 # Original ids of a history, oldest first, to the ids of the {described.top_k} best items.
 # Ids that are not in {FILE} are skipped. Rows of one request are filled with empty ids;
@@ -132,6 +133,7 @@ output [
   {{ name: "scores" data_type: TYPE_FP32 dims: [ {described.top_k} ] }}
 ]
 parameters {{ key: "threads" value {{ string_value: "{settings.threads}" }} }}
+parameters {{ key: "providers" value {{ string_value: "{providers}" }} }}
 {_common(settings, settings.max_batch, "KIND_CPU")}\
 {_warmups("history", "TYPE_STRING", described, settings.max_batch)}"""
 
@@ -147,7 +149,7 @@ max_batch_size: {settings.max_batch}
 {_rows(described)}\
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "{settings.threads}" }} }}
 parameters {{ key: "inter_op_thread_count" value {{ string_value: "1" }} }}
-{_common(settings, settings.max_batch, "KIND_CPU")}\
+{_common(settings, settings.max_batch, _kind(described))}\
 {_warmups(INPUT, "TYPE_INT64", described, settings.max_batch)}"""
 
 
@@ -178,6 +180,10 @@ output [
   {{ name: "{TOP_SCORES}" data_type: TYPE_FP32 dims: [ {described.top_k} ] }}
 ]
 """
+
+
+def _kind(described: Description) -> str:
+    return "KIND_GPU" if GPU in wanted(described.precision) else "KIND_CPU"
 
 
 def _common(settings: TritonConfig, batch: int, kind: str, more: str = "") -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+CPU = "CPUExecutionProvider"
 NOTHING = np.finfo(np.float32).min
 """Score where fewer than k items may be given; JSON has no infinity."""
 
@@ -22,8 +23,11 @@ NOTHING = np.finfo(np.float32).min
 class Ranker:
     """The best items for histories of original ids."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        """Start a session on ``model.onnx`` in ``folder``, named by its ``items.jsonl``."""
+    def __init__(self, folder: Path, threads: int, providers: Sequence[str] = (CPU,)) -> None:
+        """Start a session on ``model.onnx`` in ``folder``, named by its ``items.jsonl``.
+
+        It computes in the first of ``providers`` that this ONNX Runtime has.
+        """
         import onnxruntime
 
         with (folder / "items.jsonl").open(encoding="utf-8") as lines:
@@ -38,8 +42,9 @@ class Ranker:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        there = onnxruntime.get_available_providers()
         self.session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+            str(folder / "model.onnx"), options, providers=[p for p in providers if p in there]
         )
 
     def best(
@@ -80,8 +85,12 @@ class TritonPythonModel:
         """Load the version that Triton names; its settings are ``parameters`` of config.pbtxt."""
         self.utils = import_module("triton_python_backend_utils")  # Triton's, on its own path
         config = json.loads(args["model_config"])
-        threads = int(config["parameters"]["threads"]["string_value"])
-        self.ranker = Ranker(Path(args["model_repository"]) / args["model_version"], threads)
+        settings = {name: one["string_value"] for name, one in config["parameters"].items()}
+        self.ranker = Ranker(
+            Path(args["model_repository"]) / args["model_version"],
+            int(settings["threads"]),
+            settings["providers"].split(","),
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests that Triton has joined in one call."""

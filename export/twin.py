@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from slmc.export import fusion, passes
 from slmc.export.fusion import constant, replace
-from slmc.export.reference import copied, linear_layers
+from slmc.export.reference import Half, copied, linear_layers
 from slmc.export.runtime import GRAPH, Engine
 from slmc.export.typed import RANGE, four_bits, rounded_columns
 from slmc.model.codes import Codes
@@ -72,29 +72,9 @@ def emulated(
             made.set_submodule(name, Static(layer, scales[name]))
         else:
             codes = own.get(name) if precision == "int4" and four_bits(own.get(name)) else None
-            kind = torch.float16 if precision == "fp16" else torch.bfloat16
-            made.set_submodule(name, Half(layer, kind, codes))
+            half = "fp16" if precision == "fp16" else "bf16"
+            made.set_submodule(name, Half(layer, half, codes))
     return made
-
-
-class Half(nn.Module):
-    """A linear layer whose weights, tokens and products are rounded to 16 bits."""
-
-    def __init__(self, layer: nn.Linear, kind: torch.dtype, codes: Codes | None) -> None:
-        """Round the weights of ``layer``, or the scales of its 4-bit codes."""
-        super().__init__()
-        self.kind, self.bias = kind, layer.bias
-        weight = layer.weight.detach()
-        if codes is not None:
-            scale = torch.from_numpy(codes.scale).to(kind).float()
-            signed = torch.from_numpy(codes.codes.astype(np.float32)) - 8
-            weight = signed * scale.repeat_interleave(codes.group_size, dim=1)
-        self.weight = weight.to(kind).float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., K]`` to ``[..., N]``."""
-        found = (x.to(self.kind).float() @ self.weight.T).to(self.kind).float()
-        return found if self.bias is None else found + self.bias
 
 
 class Static(nn.Module):

@@ -21,7 +21,7 @@ from slmc.errors import UsageError
 from slmc.export import fusion, passes
 from slmc.export import table as item_table
 from slmc.export.fusion import constant, name_nodes, products, put
-from slmc.export.lowering import joined
+from slmc.export.lowering import half_product, half_type, half_weight, joined
 from slmc.export.onnx import traced
 from slmc.export.reference import linear_layers
 from slmc.model.codes import Codes
@@ -91,7 +91,9 @@ class _Product:
         scales: Mapping[str, float],
         tokens: dict[Any, Any],
     ) -> None:
-        self.layers, self.precision = layers, precision
+        self.layers = layers
+        self.half = "fp16" if precision == "fp16" else "bf16"
+        """The 16-bit type of what is not in 8 bits."""
         self.codes = [own[name] for name in layers if four_bits(own.get(name))]
         self.scale = scales.get(layers[0], 0.0)
         self.tokens = tokens
@@ -163,35 +165,9 @@ def _form(names: tuple[str, ...], precision: str, own: Mapping[str, Codes]) -> t
     return (bool(names), codes.group_size)
 
 
-def _half(precision: str) -> tuple[Any, Any]:
-    """The type of a precision: ONNX's, numpy's."""
-    import ml_dtypes
-    import onnx_ir as ir
-
-    if precision == "fp16":
-        return ir.DataType.FLOAT16, np.float16
-    return ir.DataType.BFLOAT16, ml_dtypes.bfloat16
-
-
 def _cast(graph: Any, node: Any, product: _Product) -> None:
-    _, kind = _half(product.precision)
-    weight = node.inputs[1].const_value.numpy().astype(kind)
-    _half_product(graph, node, product, constant(graph, weight, f"{node.name}_half"), [])
-
-
-def _half_product(graph: Any, node: Any, product: _Product, weight: Any, before: list[Any]) -> None:
-    """``x`` cast, multiplied with a weight of the same type, and cast back."""
-    import onnx_ir as ir
-
-    x, (kind, _) = node.inputs[0], _half(product.precision)
-    if x not in product.tokens:
-        cast = ir.node("Cast", [x], {"to": kind})
-        name_nodes([cast], f"{x.name}_half")
-        graph.insert_before(node, [cast])
-        product.tokens[x] = cast.outputs[0]
-    found = ir.node("MatMul", [product.tokens[x], weight])
-    back = ir.node("Cast", found.outputs, {"to": ir.DataType.FLOAT})
-    put(graph, node, [*before, found, back])
+    weight = half_weight(graph, node, product.half)
+    half_product(graph, node, product.half, weight, product.tokens)
 
 
 def _static(graph: Any, node: Any, product: _Product) -> None:
@@ -235,14 +211,14 @@ def _blocks(graph: Any, node: Any, product: _Product) -> None:
     own = joined(product.codes)
     signed, each = positive(own.codes.astype(np.int8) - np.int8(8), own.scale)
     codes = np.ascontiguousarray(signed.T).astype(ml_dtypes.int4)
-    scale = np.ascontiguousarray(each.T).astype(_half(product.precision)[1])
+    scale = np.ascontiguousarray(each.T).astype(half_type(product.half)[1])
     inputs = [
         constant(graph, codes, f"{node.name}_codes"),
         constant(graph, scale, f"{node.name}_scale"),
     ]
     attributes = {"axis": 0, "block_size": own.group_size}
     weight = ir.node("DequantizeLinear", inputs, attributes)
-    _half_product(graph, node, product, weight.outputs[0], [weight])
+    half_product(graph, node, product.half, weight.outputs[0], product.tokens, (weight,))
 
 
 def positive(

@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -15,11 +16,12 @@ from slmc.artefact import Artefact
 from slmc.compress.config import QuantizeConfig
 from slmc.compress.quantize import quantize
 from slmc.compress.table import quantize_table
-from slmc.errors import UsageError
+from slmc.errors import MissingError, UsageError
 from slmc.export.config import ExportConfig, ParityConfig
 from slmc.export.onnx import export, no_gain, to_onnx
-from slmc.export.reference import in_precision
-from slmc.export.runtime import Engine
+from slmc.export.reference import in_precision, linear_layers
+from slmc.export.runtime import GRAPH, Engine
+from slmc.export.twin import runnable
 from slmc.model.codes import rounded, stored
 from slmc.model.loading import load_model
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
@@ -29,6 +31,9 @@ EXACT = 1e-5
 """Float32 through two layers, relative to the spread of the scores."""
 FLIPPED = 0.05
 """A last bit that differs turns one 8-bit code of a token into its neighbour."""
+
+NEAR = 1e-3
+"""As much in 16 bits: a last bit that differs is 2^-11 of a value."""
 
 
 def recommender(heads: int = 3, kv_heads: int = 1, item_dim: int = 64) -> SequentialRecommender:
@@ -94,13 +99,45 @@ def error(engine: object, model: SequentialRecommender) -> float:
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("precision", "allowed"), [("fp32", EXACT), ("int8", FLIPPED), ("int8-accurate", FLIPPED)]
+    ("precision", "allowed"),
+    [("fp32", EXACT), ("int8", FLIPPED), ("int8-accurate", FLIPPED), ("fp16", NEAR)],
 )
 def test_an_engine_computes_as_the_model_in_its_precision(
     precision: str, allowed: float, layout: str
 ) -> None:
     reference = in_precision(recommender(), precision, {}, layout)
     assert error(made(precision, layout), reference) < allowed
+
+
+def test_a_bf16_graph_computes_as_the_model_with_operators_that_a_processor_has() -> None:
+    graph = runnable(to_onnx(recommender(), "packed", TOP_K, 21, "bf16"))
+    engine = onnxruntime.InferenceSession(graph.SerializeToString())
+    assert error(engine, in_precision(recommender(), "bf16", {}, "packed")) < 8 * NEAR
+
+
+def test_bf16_needs_a_gpu(dataset: Artefact, model: Artefact, tmp_path: Path) -> None:
+    config, inputs = ExportConfig(precision="bf16"), {"data": dataset, "model": model}
+    with pytest.raises(MissingError) as caught:
+        export(config, inputs, tmp_path / "engine")
+    assert caught.value.exit_code == 4
+    assert str(caught.value).startswith("precision bf16: ONNX Runtime multiplies it on NVIDIA GPUs")
+    assert "onnxruntime-gpu" in caught.value.remedy
+    assert not (tmp_path / "engine").exists()
+
+
+def test_an_fp16_engine_is_half_as_large_and_answers(
+    dataset: Artefact, model: Artefact, tmp_path: Path
+) -> None:
+    config = ExportConfig(precision="fp16", formats=("onnx", "triton"), top_k=10)
+    engine = export(config, {"data": dataset, "model": model}, tmp_path / "engine")
+    graph = onnx.load(engine.path / GRAPH)
+    halves = [t for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    kept = linear_layers(load_model(model)).values()
+    assert sum(len(t.raw_data) for t in halves) == sum(2 * one.weight.numel() for one in kept)
+    text = (engine.path / "triton/recommender_onnx/config.pbtxt").read_text()
+    assert "kind: KIND_GPU" in text
+    rows, _ = Engine.open(engine).top([np.array([1, 2], dtype=np.int32)])
+    assert rows.shape == (1, 10)
 
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
@@ -201,6 +238,7 @@ def test_what_a_precision_does_not_bring_is_told() -> None:
     four = {"layer": rounded(np.ones((2, 32), np.float32), bits=4, group_size=32)}
     assert "smaller, not faster" in str(no_gain("int4", four))
     assert "as large and as slow" in str(no_gain("fp32", four))
+    assert "for GPUs" in str(no_gain("fp16", {}))
     assert no_gain("fp32", {}) is None and no_gain("int8", {}) is None
 
 

@@ -94,7 +94,8 @@ def request(*histories: list[str], **more: bool) -> dict[str, np.ndarray]:
 def running(served: Artefact, monkeypatch: pytest.MonkeyPatch) -> triton_model.TritonPythonModel:
     utils = Utils("triton_python_backend_utils")
     monkeypatch.setitem(sys.modules, utils.__name__, utils)
-    config = {"parameters": {"threads": {"string_value": "1"}}}
+    settings = {"threads": "1", "providers": "CUDAExecutionProvider,CPUExecutionProvider"}
+    config = {"parameters": {name: {"string_value": value} for name, value in settings.items()}}
     found = triton_model.TritonPythonModel()
     repository = served.path / "triton/recommender"
     found.initialize(
