@@ -115,6 +115,15 @@ def contenders(place: Path) -> dict[str, For]:
     return found
 
 
+def asked_once(one: Contender, histories: list[np.ndarray]) -> tuple[float, float]:
+    """Seconds of a call, and histories a second of many."""
+    took = seconds(lambda: one.top(histories))
+    if one.top_each is None:
+        return took, len(histories) / took
+    many = repeated([histories], 2 * one.side)
+    return took, len(many) * len(histories) / seconds(lambda: one.top_each(many))
+
+
 def timed(
     asked: Mapping[str, Contender], draw: Draw, rounds: int
 ) -> dict[str, tuple[list[float], list[float]]]:
@@ -124,11 +133,7 @@ def timed(
         histories = draw()
         for name, one in asked.items():
             time.sleep(PAUSE_S)
-            took = seconds(lambda one=one: one.top(histories))
-            rate = len(histories) / took
-            if one.top_each is not None:
-                many = repeated([histories], 2 * one.side)
-                rate = len(histories) * len(many) / seconds(lambda one=one: one.top_each(many))
+            took, rate = asked_once(one, histories)
             if number:  # the first warms up
                 taken[name][0].append(took)
                 taken[name][1].append(rate)
