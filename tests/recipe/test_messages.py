@@ -1,0 +1,295 @@
+"""Every message that a wrong recipe gives."""
+
+from pathlib import Path
+
+import pytest
+from recipe_files import FULL, TEACH, TOP, faults, read
+
+from slmc.errors import RecipeError
+from slmc.recipe import load
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("distil.layers=2", "distil: there is no step or key 'distil'. Did you mean 'distill'?"),
+        ("distill.layrs=2", "distill.layrs: there is no key 'layrs'. Did you mean 'layers'?"),
+        (
+            "distill.losses.cosin=2",
+            "distill.losses.cosin: there is no key 'cosin'. Did you mean 'cosine'?",
+        ),
+        ("distill=2", "distill: name a setting of the step too, as in distill.seed=3"),
+        ("distill.layers", "is not of the form KEY=VALUE, as in distill.layers=2"),
+        ("gates.7.min=1", "gates: there is no entry '7'; there are 2, counted from 0"),
+        (
+            "distill.layers=two",
+            "distill.layers: should be a valid integer, "
+            'unable to parse string as an integer, not "two"',
+        ),
+        ("data.users=[1", "data.users: '[1' is not a value that YAML knows"),
+    ],
+)
+def test_messages_of_sets(file: Path, change: str, message: str) -> None:
+    assert faults(file, FULL, change) == [f"--set {change}: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("", ["./r.yaml:1: a recipe is a mapping with the keys of `slmc recipe schema`"]),
+        ("- 1\n", ["./r.yaml:1: a recipe is a mapping with the keys of `slmc recipe schema`"]),
+        ("just words", ["./r.yaml:1: a recipe is a mapping with the keys of `slmc recipe schema`"]),
+        (
+            "version: 1\nname: [x\n",
+            [
+                "./r.yaml:3: not YAML: while parsing a flow sequence, "
+                "expected ',' or ']', but got '<stream end>'"
+            ],
+        ),
+        (
+            "version: 1\n\tname: x\n",
+            [
+                "./r.yaml:2: not YAML: while scanning for the next token, "
+                "found character '\\t' that cannot start any token"
+            ],
+        ),
+        ("a: \x07", ["./r.yaml:1: not YAML: special characters are not allowed"]),
+        (
+            "a: 1\n---\nb: 1\n",
+            [
+                "./r.yaml:2: not YAML: expected a single document in the stream, "
+                "but found another document"
+            ],
+        ),
+        ("a: &x 1\nb: *x\n", ["./r.yaml:1: not YAML: anchors and aliases are not read"]),
+        ("[" * 5000, ["./r.yaml:1: not a recipe: nested too deeply"]),
+        (
+            "version: 2\nsteeps: []\n",
+            ["./r.yaml:1: version: recipe format 2 is not known; this slmc reads format 1"],
+        ),
+        (
+            FULL.replace("name: x", "name: !!python/object:os.system x"),
+            [
+                "./r.yaml:2: name: should be a valid string, not null",
+                "./r.yaml:2: name: the tag !!python/object:os.system is refused: "
+                "a recipe is data only",
+            ],
+        ),
+        (
+            FULL.replace("name: x\n", "name: x\nname: y\n"),
+            ["./r.yaml:3: name: stands twice; first in line 2"],
+        ),
+        (
+            FULL.replace("layers: 2, ", "layers: 2, layers: 3, "),
+            ["./r.yaml:6: steps.1.distill.layers: stands twice; first in line 6"],
+        ),
+        (
+            FULL.replace("name: x", "name: x/../y"),
+            ["./r.yaml:2: name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"],
+        ),
+        (
+            "version: 1\nname: x\nsteps:\n  - export:\n",
+            [
+                "./r.yaml:1: data: must be given",
+                "./r.yaml:4: export: needs a model as its model, and no step before it gives one",
+            ],
+        ),
+        (
+            TOP.replace("{source: a.csv}", "a.csv") + TEACH,
+            ['./r.yaml:3: data: should be a mapping, not "a.csv"'],
+        ),
+        (
+            FULL.replace("steps:", "step:"),
+            [
+                "./r.yaml:1: steps: must be given",
+                "./r.yaml:4: step: there is no key 'step'. Did you mean 'steps'?",
+            ],
+        ),
+    ],
+)
+def test_messages_of_the_file(file: Path, text: str, messages: list[str]) -> None:
+    assert set(messages) <= set(faults(file, text))
+
+
+@pytest.mark.parametrize(
+    ("steps", "messages"),
+    [
+        (["tech: {}"], ["steps.0: there is no stage 'tech'. Did you mean 'teach'?"]),
+        (["evaluate: {}"], ["steps.0: evaluate is no step; it is set by the key 'evaluate'"]),
+        (["prepare: {}"], ["steps.0: prepare is no step; it is set by the key 'data'"]),
+        (["export"], ["steps.0: a step is one stage with its settings, as in `export: {}`"]),
+        (["teach: 8"], ["teach: the settings of a step are a mapping"]),
+        (["teach: {}"], ["teach.backbone: must be given"]),
+        (
+            ["teach: {backbone: x, layers: 0}"],
+            ["teach.layers: should be greater than or equal to 1, not 0"],
+        ),
+        (
+            ["teach: {backbone: x, layers: true}"],
+            ["teach.layers: should be a number, not a truth value"],
+        ),
+        (
+            ["teach: {backbone: x, tune: laro}"],
+            ["""teach.tune: should be 'all' or 'lora', not "laro\""""],
+        ),
+        (
+            ["teach: {backbone: x, must_beat: {modles: []}}"],
+            ["teach.must_beat.modles: there is no key 'modles'. Did you mean 'models'?"],
+        ),
+        (
+            ["teach: {backbone: x, item_embeddings: random}"],
+            ["teach: item_embeddings: random needs freeze_items: false"],
+        ),
+        (
+            ["teach: {backbone: x, id: 'a b'}"],
+            ["teach: id: 'a b' is not a word of letters, digits, - and _"],
+        ),
+        (
+            ["teach: {backbone: x, id: data}"],
+            ["teach: id: 'data' means something else in a recipe"],
+        ),
+        (
+            ["teach: {backbone: x}", "teach: {backbone: y}"],
+            ["teach: two steps are called 'teach' (the first in line 5); give one an id"],
+        ),
+        (
+            ["teach: {backbone: x}", "distill: {teacher: tech}"],
+            ["distill.teacher: there is no step 'tech'. Did you mean 'teach'?"],
+        ),
+        (
+            ["teach: {backbone: x}", "distill: {student: late}", "distill: {id: late}"],
+            ["distill.student: 'late' comes after this step"],
+        ),
+        (
+            ["teach: {backbone: x}", "distill: {student: distill}"],
+            ["distill.student: a step cannot take what it makes itself"],
+        ),
+        (
+            ["teach: {backbone: x}", "export: {}", "bench: {engine: teach}"],
+            ["bench.engine: needs an engine, and 'teach' gives a model"],
+        ),
+        (
+            ["teach: {backbone: x}", "bench: {}"],
+            ["bench: needs an engine as its engine, and no step before it gives one"],
+        ),
+        (
+            ["distill: {}"],
+            ["distill: needs a model as its teacher, and no step before it gives one"],
+        ),
+        (
+            ["teach: {backbone: x, layers: 2}", "distill: {layers: 4}"],
+            ["distill.layers: 4 layers are more than the 2 of 'teach'"],
+        ),
+        (
+            ["teach: {backbone: x}", "distill: {layers: 2}"],
+            ["distill: 4 blocks do not fit into 2 layers"],
+        ),
+    ],
+)
+def test_messages_of_steps(file: Path, steps: list[str], messages: list[str]) -> None:
+    told = faults(file, TOP + "".join(f"  - {step}\n" for step in steps))
+    assert [line.partition(": ")[2] for line in told] == messages
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        (
+            "{metric: ndcg@10, on: exprt, min: 0.1}",
+            "gates.0.on: there is no step 'exprt'. Did you mean 'export'?",
+        ),
+        (
+            "{metric: ndcg@10, on: bench, min: 0.1}",
+            "gates.0.on: 'bench' gives no model or engine that is measured",
+        ),
+        (
+            "{metric: ndcg@10, on: teach, baseline: source, max_drop: 3%}",
+            "gates.0.baseline: 'teach' was not made from one model; name a step",
+        ),
+        (
+            "{metric: ndcg@10, baseline: tech, max_drop: 3%}",
+            "gates.0.baseline: there is no step 'tech'. Did you mean 'teach'?",
+        ),
+        ("{metric: size_mb, maxx: 3}", "gates.0.maxx: there is no key 'maxx'. Did you mean 'max'?"),
+        ("ndcg@10", "gates.0: should be a mapping"),
+    ],
+)
+def test_messages_of_gates(file: Path, gate: str, message: str) -> None:
+    head = FULL.partition("gates:")[0]
+    assert f"./r.yaml:10: {message}" in faults(file, f"{head}gates:\n  - {gate}\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (
+            "${LAYERS}",
+            "steps.0.teach.layers: the variable LAYERS is not set; "
+            "set it, or write ${LAYERS:-default}",
+        ),
+        ("${LAYERS-3}", "steps.0.teach.layers: '${LAYERS-3}' is not of the form ${NAME:-default}"),
+    ],
+)
+def test_messages_of_variables(file: Path, written: str, message: str) -> None:
+    text = TOP + f"  - teach:\n      backbone: x\n      layers: {written}\n"
+    assert f"./r.yaml:7: {message}" in faults(file, text)
+
+
+def test_everything_that_is_wrong_is_told_at_once_by_line(file: Path) -> None:
+    text = """version: 1
+name: x
+sed: 3
+data:
+  source: a.csv
+  core: none
+evaluate: {metrics: [ndgc@10], ranking: fll}
+steps:
+  - teach:
+      backbone: x
+      layer: 8
+  - distil: {}
+  - export: {model: nothing}
+"""
+    assert faults(file, text, "data.usres=3") == [
+        "--set data.usres=3: data.usres: there is no key 'usres'. Did you mean 'users'?",
+        "./r.yaml:3: sed: there is no key 'sed'. Did you mean 'seed'?",
+        "./r.yaml:6: data.core: should be a valid integer, unable to parse string as an integer, "
+        'not "none"',
+        """./r.yaml:7: evaluate.ranking: should be 'full', not "fll", or should be a mapping, """
+        """not "fll\"""",
+        "./r.yaml:11: teach.layer: there is no key 'layer'. Did you mean 'layers'?",
+        "./r.yaml:12: steps.1: there is no stage 'distil'. Did you mean 'distill'?",
+        "./r.yaml:13: export.model: there is no step 'nothing'. Known: sasrec, teach.",
+    ]
+
+
+def test_the_remedy_names_the_check(file: Path) -> None:
+    file.write_text("a: 1\n")
+    with pytest.raises(RecipeError) as caught:
+        load("./r.yaml")
+    assert caught.value.remedy == (
+        "Mend the recipe, then check it with `slmc recipe check ./r.yaml`."
+    )
+    assert caught.value.exit_code == 2
+
+
+def test_a_name_that_is_not_packaged() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load("quikstart")
+    assert caught.value.what == (
+        "there is no packaged recipe 'quikstart'. Did you mean 'quickstart'?"
+    )
+
+
+def test_files_that_cannot_be_read(file: Path) -> None:
+    assert faults(file, b"\xff\xfe\x00") == ["./r.yaml is not a recipe: it is not UTF-8 text."]
+    Path("folder.yaml").mkdir()
+    for path, why in (("none", "No such file or directory"), ("folder", "Is a directory")):
+        with pytest.raises(RecipeError) as caught:
+            load(f"{path}.yaml")
+        assert caught.value.what == f"{path}.yaml cannot be read: {why}."
+
+
+def test_a_step_by_id(file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no step 'exprt'\. Did you mean 'export'\?"):
+        read(file, FULL).step("exprt")
