@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from slmc.artefact import Kind
+from slmc.artefact import A, Kind
 from slmc.config import StageConfig
 from slmc.distill.config import DistillConfig, Losses
 from slmc.recipe.checks import checked
@@ -18,12 +18,6 @@ FIRST = ("sasrec", "baselines")
 ELSEWHERE = {"prepare": "data", "evaluate": "evaluate", "evaluate_engine": "evaluate"}
 """Stages that the runner puts in by itself -> key of the recipe that sets them."""
 WRITABLE = frozenset(STAGES) - frozenset(ELSEWHERE)
-A: dict[Kind, str] = {
-    "dataset": "a dataset",
-    "model": "a model",
-    "engine": "an engine",
-    "report": "a report",
-}
 ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
