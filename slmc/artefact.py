@@ -30,6 +30,13 @@ from slmc.errors import ArtefactError
 SCHEMA = 1
 MANIFEST = "slmc.json"
 Kind = Literal["dataset", "model", "engine", "report"]
+A: dict[Kind, str] = {
+    "dataset": "a dataset",
+    "model": "a model",
+    "engine": "an engine",
+    "report": "a report",
+}
+"""Each kind with its article, for messages."""
 
 
 class Manifest(BaseModel):
@@ -70,7 +77,7 @@ class Artefact:
         """Path of a payload file; raises :class:`ArtefactError` if the manifest has none."""
         if name not in self.manifest.files:
             raise ArtefactError(
-                f"{self.path} holds no {name}: it is a {self.manifest.kind} of "
+                f"{self.path} holds no {name}: it is {A[self.manifest.kind]} of "
                 f"stage {self.manifest.stage}.",
                 "Name an artefact of the stage that writes it; `slmc show` tells what one is.",
             )
@@ -175,9 +182,9 @@ def load(path: Path, *, kind: Kind | None = None) -> Artefact:
     artefact = peek(path)
     if kind is not None and artefact.manifest.kind != kind:
         raise ArtefactError(
-            f"{path} is a {artefact.manifest.kind} (stage {artefact.manifest.stage}), "
-            f"not a {kind}.",
-            f"Name a {kind}; `slmc show {path}` tells what this one is.",
+            f"{path} is {A[artefact.manifest.kind]} (stage {artefact.manifest.stage}), "
+            f"not {A[kind]}.",
+            f"Name {A[kind]}; `slmc show {path}` tells what this one is.",
         )
     for name, digest in artefact.manifest.files.items():
         file = path / name

@@ -32,6 +32,7 @@ from slmc.gates import Gate
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, Place, nearest
 from slmc.recipe.gates import read_gates
+from slmc.recipe.misfits import refuse_misfits
 from slmc.recipe.sets import apply_sets
 from slmc.recipe.smoke import shrunk
 from slmc.recipe.steps import Step, StepReader
@@ -244,6 +245,8 @@ def _read(document: Document, faults: Faults, name: str) -> Recipe:
     )
     reader = StepReader(document, faults, shared, frozenset(KEYS) | {"source", "prepare"})
     steps = reader.read(data)
+    if not faults:
+        refuse_misfits(document, faults, steps)
     gates = read_gates(document, faults, steps)
     faults.stop(name)
     return Recipe(

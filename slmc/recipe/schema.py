@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from slmc.artefact import A, Kind
 from slmc.config import StageConfig
 from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.gates import Gate
@@ -56,5 +57,5 @@ def schema() -> dict[str, Any]:
     return {"$schema": DIALECT, **top, "title": "slmc recipe", "$defs": defs}
 
 
-def _role(kind: str) -> dict[str, Any]:
-    return {"type": "string", "description": f"Id of an earlier step that gives a {kind}."}
+def _role(kind: Kind) -> dict[str, Any]:
+    return {"type": "string", "description": f"Id of an earlier step that gives {A[kind]}."}

@@ -36,12 +36,12 @@ def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faul
             faults.add(place, key, f"{value!r} is not a value that YAML knows")
             continue
         parts = key.strip().split(".")
-        if len(parts) == 1 and parts[0] in _bodies(document):
+        if len(parts) == 1 and parts[0] in bodies(document):
             faults.add(place, key, f"name a setting of the step too, as in {key}.seed=3")
             continue
         start = _start(document, parts, keys)
         if start is None:
-            known = {*_bodies(document), *keys, *FIRST}
+            known = {*bodies(document), *keys, *FIRST}
             what = f"there is no step or key {parts[0]!r}.{nearest(parts[0], known)}"
             faults.add(place, parts[0], what)
             continue
@@ -49,7 +49,7 @@ def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faul
         _put(document, (*path, *parts[1:]), len(path), read.value, model, place, faults)
 
 
-def _bodies(document: Document) -> dict[str, tuple[Path, type[BaseModel]]]:
+def bodies(document: Document) -> dict[str, tuple[Path, type[BaseModel]]]:
     """Id of each step that can be told apart -> the path of its settings, and their model."""
     steps = document.value.get("steps")
     found: dict[str, tuple[Path, type[BaseModel]]] = {}
@@ -65,7 +65,7 @@ def _start(
     document: Document, parts: list[str], keys: Keys
 ) -> tuple[Path, type[BaseModel] | None] | None:
     first = parts[0]
-    steps = _bodies(document)
+    steps = bodies(document)
     if first in steps:
         return steps[first]
     if first in FIRST and len(parts) > 1 and isinstance(document.value.get("steps"), list):

@@ -91,9 +91,11 @@ def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _export(config: ExportConfig) -> dict[str, Any]:
     histories = min(config.parity.histories, USERS)
+    lengths = tuple(min(length, HISTORY) for length in config.tensorrt.length)
     return {
         "top_k": min(config.top_k, TOP_K),
         "parity": {**config.parity.model_dump(), "histories": histories},
+        "tensorrt": {**config.tensorrt.model_dump(), "length": lengths},
     }
 
 

@@ -1,14 +1,13 @@
-"""The steps of a recipe: what each is called, what it takes, and whether that can work."""
+"""The steps of a recipe: what each is called, and what it takes."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from slmc.artefact import Kind
-from slmc.compress.config import PruneConfig
+from slmc.artefact import A, Kind
 from slmc.config import StageConfig
-from slmc.distill.config import DistillConfig, Losses, TeachConfig
+from slmc.distill.config import DistillConfig, Losses
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
 from slmc.recipe.text import Document, Path, dotted
@@ -19,12 +18,6 @@ FIRST = ("sasrec", "baselines")
 ELSEWHERE = {"prepare": "data", "evaluate": "evaluate", "evaluate_engine": "evaluate"}
 """Stages that the runner puts in by itself -> key of the recipe that sets them."""
 WRITABLE = frozenset(STAGES) - frozenset(ELSEWHERE)
-A: dict[Kind, str] = {
-    "dataset": "a dataset",
-    "model": "a model",
-    "engine": "an engine",
-    "report": "a report",
-}
 ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -95,8 +88,6 @@ class StepReader:
         for i, one in enumerate(order):
             step = self._linked(one, steps, later={w.id for w in order[i + 1 :]})
             steps.extend(with_control(step))
-            if not self.faults:
-                self._refuse_misfit(one, steps)
         return steps
 
     def _entry(self, index: int, entry: Any) -> Written | None:
@@ -194,28 +185,6 @@ class StepReader:
         self._fault((*one.path, role), f"{one.id}.{role}", what)
         return None
 
-    def _refuse_misfit(self, one: Written, steps: list[Step]) -> None:
-        """Refuse settings that are sound alone and cannot work with the steps before."""
-        known = {step.id: step for step in steps}
-        inputs = known[one.id].inputs
-        if isinstance(one.config, DistillConfig):
-            self._refuse_too_deep(one, "layers", inputs["teacher"], known)
-            if "student" in inputs:
-                self._refuse_too_deep(one, "blocks", inputs["student"], known)
-        elif isinstance(one.config, PruneConfig):
-            self._refuse_too_deep(one, "layers", inputs["model"], known)
-
-    def _refuse_too_deep(
-        self, one: Written, field: str, other: str, known: Mapping[str, Step]
-    ) -> None:
-        asked, depth = getattr(one.config, field), depth_of(other, known)
-        # A student that is given has the layers that it has, whatever the config says.
-        given = field == "layers" and "student" in known[one.id].inputs
-        if asked is not None and depth is not None and asked > depth and not given:
-            of = depth if field == "layers" else f"{depth} layers"
-            what = f"{asked} {field} are more than the {of} of {other!r}"
-            self._fault((*one.path, field), f"{one.id}.{field}", what)
-
     def _fault(self, path: Path, key: str, what: str) -> None:
         self.faults.add(self.document.place(path), key, what)
 
@@ -237,19 +206,6 @@ def usual_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     else:
         fitting = [step for step in before if step.is_candidate and step.gives == kind]
     return fitting[-1].id if fitting else None
-
-
-def depth_of(name: str, known: Mapping[str, Step]) -> int | None:
-    """Decoder layers of a step's model, where the recipe tells them."""
-    step = known[name]
-    if isinstance(step.config, TeachConfig):
-        return step.config.layers
-    if isinstance(step.config, DistillConfig) and "student" not in step.inputs:
-        return step.config.layers
-    if isinstance(step.config, PruneConfig) and step.config.layers is not None:
-        return step.config.layers
-    before = step.inputs.get("student", step.inputs.get("model"))
-    return depth_of(before, known) if before is not None else None
 
 
 def with_control(step: Step) -> list[Step]:

@@ -1,5 +1,7 @@
-"""Random recommenders of every kind that is pruned, and the shapes that tests know by heart."""
+"""Random recommenders of every kind that is pruned, their shapes, and artefacts of them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig
 
+from slmc.artefact import Artefact, draft
 from slmc.compress.units import channels, kv_groups
+from slmc.config import Seeded
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.saving import describe, save_model
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "smollm3")
 WITH_HEAD_DIM = ("qwen3", "gemma2", "gemma3_text")
 """Kinds whose config has a width of heads of its own."""
 ITEMS, HISTORY, HIDDEN, HEADS, WIDTH, CHANNELS = 30, 10, 32, 4, 8, 48
+HALF = {"heads": 0.5, "ffn": 0.5, "round_to": 8, "calibration": 40}
+"""Settings that take half of the heads and channels."""
+Inputs = dict[str, Artefact]
 
 
 def build(
@@ -69,3 +77,27 @@ def groups_of(model: SequentialRecommender) -> list[Any]:
 
 def channels_of(model: SequentialRecommender) -> list[Any]:
     return [channels(layer, model.config.backbone_config) for layer in model.layers]
+
+
+def numbers_of(artefact: Artefact) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(artefact.file("metrics.json").read_text())
+    return found
+
+
+def shape_of(artefact: Artefact) -> tuple[int, int, int, int]:
+    config = json.loads(artefact.file("config.json").read_text())["backbone_config"]
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    layers, heads, groups, channels = (config[name] for name in names)
+    return layers, heads, groups, channels
+
+
+def sealed(model: SequentialRecommender, dataset: Artefact, out: Path) -> Artefact:
+    with draft(out) as work:
+        save_model(model, dataset, work.path)
+        return work.seal(
+            kind="model",
+            stage="teach",
+            config=Seeded(),
+            inputs={"data": dataset},
+            metrics=describe(model, work.path),
+        )

@@ -1,18 +1,30 @@
-"""Random recommenders whose inputs are as uneven as those of an LLM, and their calibration."""
+"""Random recommenders with inputs as uneven as those of an LLM; settings and marks of tests."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from slmc.compress.config import QuantizeConfig
 from slmc.compress.sequential import Finished, Method
 from slmc.distill.student import fresh
-from slmc.model import backbone
+from slmc.model import backbone, quantized
 from slmc.model.recommender import SequentialRecommender
 
 ITEMS, WIDTH, HISTORY = 60, 32, 12
 GPTQ = Method("gptq", group_size=16, symmetric=True, act_order=True)
 RTN = Method("rtn", group_size=16, symmetric=True, act_order=False)
+needs_gptq = pytest.mark.skipif(
+    not quantized.installed("llmcompressor"), reason="the extra slmc[quantize] is not installed"
+)
+needs_storage = pytest.mark.skipif(
+    not quantized.installed("compressed_tensors"),
+    reason="the extra slmc[quantize] is not installed",
+)
+GROUP = 16
+"""Inputs that share a scale: divides every layer of the shared student."""
 
 
 def build(kind: str, kv_heads: int) -> SequentialRecommender:
@@ -38,3 +50,12 @@ def nothing_finished(folder: Path) -> Finished:
 
 def linears(model: SequentialRecommender) -> list[str]:
     return [n for n, m in model.backbone.layers.named_modules() if isinstance(m, torch.nn.Linear)]
+
+
+def config(**settings: Any) -> QuantizeConfig:
+    return QuantizeConfig(**{"group_size": GROUP, "method": "rtn", "calibration": 24} | settings)
+
+
+def stop(*_: Any, **__: Any) -> None:
+    """Ctrl-C, in the place of a function."""
+    raise KeyboardInterrupt

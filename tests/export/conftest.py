@@ -33,6 +33,8 @@ RTX_VERSION = "1.7.1.116"
 
 Place = Callable[[str], Path]
 
+sys.path.insert(0, str(Path(__file__).parent))  # answers.py, which several tests import
+
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:

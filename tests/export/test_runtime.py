@@ -152,7 +152,8 @@ def test_a_description_that_is_none(said: str, tmp_path: Path) -> None:
 def test_a_model_is_no_engine(model: Artefact) -> None:
     with pytest.raises(ArtefactError) as caught:
         Engine.open(model.path)
-    assert str(caught.value) == f"{model.path} is a model (stage teach), not a engine."
+    assert str(caught.value) == f"{model.path} is a model (stage teach), not an engine."
+    assert caught.value.remedy.startswith("Name an engine; ")
 
 
 def test_without_onnxruntime(packed: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from answers import histories
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact
@@ -28,14 +29,6 @@ Place = Callable[[str], Path]
 ITEMS, HISTORY, TOP_K = 30, 12, 10
 """As conftest.py makes them."""
 PROFILES = (Profile(1, HISTORY), Profile(16, HISTORY))
-
-
-def histories(batch: int, length: int) -> NDArray[np.int64]:
-    rng = np.random.default_rng(batch)
-    rows = rng.integers(1, ITEMS + 1, (batch, length))
-    for row in rows:
-        row[: rng.integers(0, length)] = 0
-    return rows
 
 
 class Context:
@@ -96,7 +89,7 @@ def standing_in(packed: Artefact, monkeypatch: pytest.MonkeyPatch) -> TensorrtEn
 def test_tensors_are_read_and_written_where_they_are(
     standing_in: TensorrtEngine, packed: Artefact
 ) -> None:
-    item_ids = torch.from_numpy(histories(9, 5))
+    item_ids = torch.from_numpy(histories(9, 5, ITEMS))
     items, scores = standing_in.top(item_ids)
     expected = Engine.open(packed, threads=1).answer(item_ids.numpy())
     assert (items.numpy() == expected[0]).all() and (scores.numpy() == expected[1]).all()
@@ -104,9 +97,9 @@ def test_tensors_are_read_and_written_where_they_are(
     assert context.at["item_ids"] == item_ids.data_ptr()
     assert context.at["top_items"] == items.data_ptr()
     standing_in.top(item_ids[:1])
-    standing_in.top(torch.from_numpy(histories(16, HISTORY)))
+    standing_in.top(torch.from_numpy(histories(16, HISTORY, ITEMS)))
     assert context.calls == [(1, (9, 5)), (0, (1, 5)), (1, (16, HISTORY))]
-    turned = torch.from_numpy(histories(5, 9)).T  # not contiguous: copied, and only then
+    turned = torch.from_numpy(histories(5, 9, ITEMS)).T  # not contiguous: copied, and only then
     assert (standing_in.top(turned)[0] == standing_in.top(turned.contiguous())[0]).all()
 
 
@@ -115,7 +108,7 @@ def test_every_thread_has_a_context_of_its_own(standing_in: TensorrtEngine) -> N
 
     def ask(number: int) -> bool:
         together.wait()
-        rows = histories(1 + number, HISTORY)
+        rows = histories(1 + number, HISTORY, ITEMS)
         found = [standing_in.answer(rows)[0] for _ in range(5)]
         return all((one == found[0]).all() for one in found)
 
@@ -129,7 +122,7 @@ def test_every_thread_has_a_context_of_its_own(standing_in: TensorrtEngine) -> N
 def test_large_batches_and_long_histories_are_cut(
     standing_in: TensorrtEngine, packed: Artefact
 ) -> None:
-    rows = histories(40, HISTORY + 8)
+    rows = histories(40, HISTORY + 8, ITEMS)
     items, _ = standing_in.answer(rows)
     assert (items == Engine.open(packed, threads=1).answer(rows)[0]).all()
     shapes = [shape for _, shape in standing_in.engine.made[0].calls]
@@ -171,7 +164,7 @@ def test_a_plan_answers_as_its_model(
     entry = json.loads((engine.path / "engine.json").read_text())["tensorrt"]
     assert entry["executed"]["overlap"] >= entry["executed"]["allowed"]["min_overlap"]
     plan = TensorrtEngine.open(engine)
-    item_ids = torch.from_numpy(histories(16, HISTORY)).cuda()
+    item_ids = torch.from_numpy(histories(16, HISTORY, ITEMS)).cuda()
     expected = [one.clone() for one in plan.top(item_ids)]
     with ThreadPoolExecutor(4) as pool:
         for items, scores in pool.map(lambda _: plan.top(item_ids), range(16)):
@@ -187,5 +180,5 @@ def test_a_captured_shape_answers_the_same(
     for shape in ((1, HISTORY), (16, 5)):
         captured = plan.capture(*shape)
         for seed in range(3):
-            item_ids = torch.from_numpy(np.roll(histories(*shape), seed, axis=0)).cuda()
+            item_ids = torch.from_numpy(np.roll(histories(*shape, ITEMS), seed, axis=0)).cuda()
             assert torch.equal(captured.top(item_ids)[0], plan.top(item_ids)[0])

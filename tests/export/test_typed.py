@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import answers
 import numpy as np
 import onnx
 import pytest
 import torch
+from answers import histories
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact
@@ -32,16 +34,8 @@ in float32."""
 SHAPES = [(1, 1), (1, HISTORY), (9, 5), (40, HISTORY)]
 
 
-def histories(batch: int, length: int) -> NDArray[np.int64]:
-    rng = np.random.default_rng(batch)
-    rows = rng.integers(1, ITEMS + 1, (batch, length))
-    for row in rows:
-        row[: rng.integers(0, length)] = 0
-    return rows
-
-
 def training() -> list[NDArray[np.int32]]:
-    return [row[row > 0].astype(np.int32) for row in histories(60, HISTORY)]
+    return [row[row > 0].astype(np.int32) for row in histories(60, HISTORY, ITEMS)]
 
 
 def in_blocks(model: Recommender, bits: int, group_size: int) -> dict[str, Codes]:
@@ -85,15 +79,7 @@ def made(
 
 
 def error(engine: Engine, model: Recommender) -> float:
-    """Largest difference of a best score, in standard deviations of the scores."""
-    found = []
-    for shape in SHAPES:
-        rows = histories(*shape)
-        with torch.inference_mode():
-            scores = model(torch.from_numpy(rows))[:, 1:].numpy()
-        best = -np.sort(-scores, axis=1)[:, :TOP_K]
-        found.append(np.abs(engine.answer(rows)[1] - best).max() / scores.std())
-    return float(max(found))
+    return answers.error(lambda rows: engine.answer(rows)[1], model, SHAPES, ITEMS)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int4"])

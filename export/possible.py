@@ -1,0 +1,178 @@
+"""Whether a model can be exported as asked, told from how it is stored; no torch, no weights.
+
+A recipe is asked before its first step, of the models that its steps will make; the stage is
+asked of the model that it is given.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from slmc.errors import UsageError
+from slmc.export.config import ExportConfig
+
+BLOCKS = (16, 32, 64, 128, 256)
+"""Inputs that may share a scale in MatMulNBits, ONNX Runtime's own product with blocks of codes."""
+TENSORRT_BLOCKS = (16, 32, 64, 128)
+"""Inputs that may share a scale of 4-bit codes in TensorRT."""
+LARGEST_K = 3840
+"""Items that TensorRT's TopK gives at most; more fails only in the build."""
+BLOCKS_FROM = 21
+"""The first opset whose DequantizeLinear takes blocks, and 4-bit codes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What has to be known of the model that an engine is made from."""
+
+    bits: frozenset[int] = frozenset()
+    """Widths of the codes of its linear layers; a float model has none."""
+    group_sizes: frozenset[int] = frozenset()
+    """Inputs that share a scale of these codes."""
+    zero_points: bool = False
+    """Whether 4-bit codes among them have zero points."""
+    table_bits: int | None = None
+    """Width of the codes of its item table, if that is quantized."""
+    on_llm: bool = True
+    """Whether it is a recommender on an LLM, the only one with a padded form."""
+    history: int | None = None
+    """Items that it sees of a history."""
+
+    @property
+    def precision(self) -> str:
+        """The precision that it is in: that of its narrowest codes, ``fp32`` without any."""
+        if not self.bits:
+            return "fp32"
+        return "int4" if min(self.bits) == 4 else "int8-accurate"
+
+
+class Refusal(NamedTuple):
+    """A setting that a model cannot be exported with."""
+
+    key: str
+    """Of the export's config, as in ``tensorrt.precision``."""
+    value: object
+    """What is asked for there, or follows where nothing is."""
+    why: str
+    remedy: str
+
+    def error(self) -> UsageError:
+        """The same as an error."""
+        return UsageError(f"{self.key} {self.value}: {self.why}.", self.remedy)
+
+
+def refusals(config: ExportConfig, source: Source, name: str = "the model") -> list[Refusal]:
+    """Everything that speaks against an export; nothing if it can be tried.
+
+    Args:
+        config: What is asked for.
+        source: The model, as far as it is known.
+        name: What messages call it.
+    """
+    found = [*_of_precision(config, source, name), *_of_form(config, source, name)]
+    if "tensorrt" in config.formats:
+        found += _of_tensorrt(config, source, name)
+    return found
+
+
+def _of_precision(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
+    precision = config.precision or source.precision
+    if precision == "int4" and 4 not in source.bits:
+        yield Refusal(
+            "precision",
+            precision,
+            f"{name} has no 4-bit codes",
+            "Quantize it to 4 bits first, or export it as int8 or fp32.",
+        )
+    elif precision.startswith("int8") and source.bits and source.precision != precision:
+        yield Refusal(
+            "precision",
+            precision,
+            f"{name} is quantized already ({source.precision}), and rounding its codes again "
+            "loses ranking",
+            "Leave precision out, or export the model that it was quantized from.",
+        )
+    standard = config.layout == "padded" or not source.group_sizes <= set(BLOCKS)
+    if precision in ("int4", "int8-accurate") and standard and config.opset < BLOCKS_FROM:
+        yield Refusal(
+            "precision",
+            precision,
+            f"standard operators for blocks of codes need opset {BLOCKS_FROM}, not {config.opset}",
+            f"Raise opset to {BLOCKS_FROM}.",
+        )
+
+
+def _of_form(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
+    if config.layout == "padded" and not source.on_llm:
+        yield Refusal(
+            "layout", "padded", f"{name} has no padded form", "Export it with layout packed."
+        )
+    if source.table_bits is not None and config.table is not None:
+        yield Refusal(
+            "table",
+            config.table,
+            f"the item table of {name} is quantized already",
+            "Leave table out, or export the model that it was quantized from.",
+        )
+    elif config.table == "int8+rescore" and config.layout == "padded":
+        yield Refusal(
+            "table",
+            config.table,
+            "standard operators have no product with 8-bit rows",
+            "Take layout packed, or table fp32.",
+        )
+    if source.table_bits == 4 and config.layout == "padded" and config.opset < BLOCKS_FROM:
+        yield Refusal(
+            "opset",
+            config.opset,
+            f"standard operators for the 4-bit item table of {name} need {BLOCKS_FROM}",
+            f"Raise opset to {BLOCKS_FROM}.",
+        )
+
+
+def _of_tensorrt(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
+    settings = config.tensorrt
+    if not source.on_llm:
+        yield Refusal(
+            "formats",
+            "tensorrt",
+            f"{name} has no padded form, the only one TensorRT takes",
+            "Export it without tensorrt.",
+        )
+    # A smaller catalogue brings top_k down to its size; then the largest k gives the same engine.
+    if config.top_k > LARGEST_K:
+        yield Refusal(
+            "top_k",
+            config.top_k,
+            f"more than the {LARGEST_K} items that TensorRT's TopK gives",
+            f"Take {LARGEST_K} or less.",
+        )
+    longest = max(settings.length, default=0)
+    if source.history is not None and longest > source.history:
+        yield Refusal(
+            "tensorrt.length",
+            longest,
+            f"more than the history of {source.history} that {name} sees",
+            f"Take less than {source.history}; that itself always has a profile.",
+        )
+    precision = settings.precision or ("int4" if 4 in source.bits else "bf16")
+    if precision == "int4":
+        yield from _of_tensorrt_codes(source, name)
+
+
+def _of_tensorrt_codes(source: Source, name: str) -> Iterator[Refusal]:
+    key = "tensorrt.precision"
+    if 4 not in source.bits:
+        why = f"{name} has no 4-bit codes"
+        yield Refusal(key, "int4", why, "Quantize it to 4 bits first, or take bf16.")
+        return
+    if source.zero_points:
+        why = f"{name} has zero points, which TensorRT's 4-bit DequantizeLinear has not"
+        yield Refusal(key, "int4", why, "Quantize it symmetrically, or take bf16.")
+    if misfits := source.group_sizes - set(TENSORRT_BLOCKS):
+        sizes = ", ".join(map(str, TENSORRT_BLOCKS))
+        why = (
+            f"{name} has blocks of {min(misfits)} inputs; TensorRT's 4-bit DequantizeLinear "
+            f"takes {sizes}"
+        )
+        yield Refusal(key, "int4", why, "Quantize with such a group_size, or take bf16.")

@@ -1,0 +1,189 @@
+"""What a recipe asks of an export that its model cannot have is said before the first step."""
+
+from pathlib import Path
+
+import pytest
+from recipe_files import TEACH, TOP, faults, read
+
+from slmc.cli import call
+from slmc.export.config import ExportConfig
+from slmc.recipe import load
+
+FOUR = "quantize: {bits: 4, group_size: 64}"
+EIGHT = "quantize: {bits: 8}"
+MIXED = "quantize: {bits: 8, assign: {'*.down_proj': 4}}"
+TENSORRT = "formats: [tensorrt]"
+NO_CODES = "export.precision: int4: {} has no 4-bit codes. Quantize it to 4 bits first, or export "
+NO_CODES += "it as int8 or fp32."
+TWICE = "export.precision: {}: 'quantize' is quantized already ({}), and rounding its codes again "
+TWICE += "loses ranking. Leave precision out, or export the model that it was quantized from."
+OPSET = "export.precision: {}: standard operators for blocks of codes need opset 21, not 20. "
+OPSET += "Raise opset to 21."
+TABLE = "export.table: {}: the item table of 'quantize' is quantized already. Leave table out, or "
+TABLE += "export the model that it was quantized from."
+
+
+def recipe(steps: list[str]) -> str:
+    return TOP + TEACH + "".join(f"  - {step}\n" for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (["export: {precision: int4}"], NO_CODES.format("'teach'")),
+        ([EIGHT, "export: {precision: int4}"], NO_CODES.format("'quantize'")),
+        ([FOUR, "export: {model: teach, precision: int4}"], NO_CODES.format("'teach'")),
+        (
+            ["quantize: {assign: {'*': 8}}", "export: {precision: int4}"],
+            NO_CODES.format("'quantize'"),
+        ),
+        (
+            [
+                FOUR,
+                "distill: {student: quantize, blocks: 2, layers: 4}",
+                "export: {precision: int4}",
+            ],
+            NO_CODES.format("'distill'"),
+        ),
+        ([FOUR, "export: {precision: int8}"], TWICE.format("int8", "int4")),
+        ([FOUR, "export: {precision: int8-accurate}"], TWICE.format("int8-accurate", "int4")),
+        ([EIGHT, "export: {precision: int8}"], TWICE.format("int8", "int8-accurate")),
+        ([MIXED, "export: {precision: int8}"], TWICE.format("int8", "int4")),
+        ([FOUR, "export: {layout: padded, opset: 20}"], OPSET.format("int4")),
+        (
+            ["export: {precision: int8-accurate, layout: padded, opset: 20}"],
+            OPSET.format("int8-accurate"),
+        ),
+        (["quantize: {group_size: 8}", "export: {opset: 20}"], OPSET.format("int4")),
+        (
+            [
+                "quantize: {item_table: int4, assign: {'*': skip}}",
+                "export: {layout: padded, opset: 20}",
+            ],
+            "export.opset: 20: standard operators for the 4-bit item table of 'quantize' need 21. "
+            "Raise opset to 21.",
+        ),
+        (
+            ["export: {table: int8+rescore, layout: padded}"],
+            "export.table: int8+rescore: standard operators have no product with 8-bit rows. Take "
+            "layout packed, or table fp32.",
+        ),
+        (
+            ["quantize: {item_table: int8}", "export: {table: int8+rescore}"],
+            TABLE.format("int8+rescore"),
+        ),
+        (["quantize: {item_table: int4}", "export: {table: fp32}"], TABLE.format("fp32")),
+        (
+            ["export: {model: sasrec, layout: padded}"],
+            "export.layout: padded: 'sasrec' has no padded form. Export it with layout packed.",
+        ),
+        (
+            [f"export: {{model: sasrec, {TENSORRT}}}"],
+            "export.formats: tensorrt: 'sasrec' has no padded form, the only one TensorRT takes. "
+            "Export it without tensorrt.",
+        ),
+        (
+            [f"export: {{top_k: 3841, {TENSORRT}}}"],
+            "export.top_k: 3841: more than the 3840 items that TensorRT's TopK gives. Take 3840 "
+            "or less.",
+        ),
+        (
+            [f"export: {{{TENSORRT}, tensorrt: {{length: [10, 60]}}}}"],
+            "export.tensorrt.length: 60: more than the history of 50 that 'teach' sees. Take less "
+            "than 50; that itself always has a profile.",
+        ),
+        (
+            [EIGHT, f"export: {{{TENSORRT}, tensorrt: {{precision: int4}}}}"],
+            "export.tensorrt.precision: int4: 'quantize' has no 4-bit codes. Quantize it to 4 bits "
+            "first, or take bf16.",
+        ),
+        (
+            ["quantize: {symmetric: false}", f"export: {{{TENSORRT}}}"],
+            "export.tensorrt.precision: int4: 'quantize' has zero points, which TensorRT's 4-bit "
+            "DequantizeLinear has not. Quantize it symmetrically, or take bf16.",
+        ),
+        (
+            ["quantize: {group_size: 24}", f"export: {{{TENSORRT}}}"],
+            "export.tensorrt.precision: int4: 'quantize' has blocks of 24 inputs; TensorRT's 4-bit "
+            "DequantizeLinear takes 16, 32, 64, 128. Quantize with such a group_size, or take "
+            "bf16.",
+        ),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(file: Path, steps: list[str], message: str) -> None:
+    assert faults(file, recipe(steps)) == [f"./r.yaml:{5 + len(steps)}: {message}"]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["export: {precision: int8}"],
+        ["export: {precision: int8-accurate, opset: 18}"],
+        [FOUR, "export:"],
+        [FOUR, "export: {precision: int4, opset: 18}"],
+        [FOUR, "export: {precision: fp32, layout: padded, opset: 18}"],
+        [FOUR, "export: {model: teach, precision: int8}"],
+        [EIGHT, "export: {precision: int8-accurate}"],
+        ["quantize: {item_table: int8}", "export: {layout: padded}"],
+        ["quantize: {symmetric: false}", f"export: {{{TENSORRT}, tensorrt: {{precision: fp16}}}}"],
+        [FOUR, f"export: {{top_k: 3840, {TENSORRT}, tensorrt: {{precision: int4, length: [50]}}}}"],
+        ["export: {top_k: 5000, tensorrt: {length: [60], precision: int4}}"],
+        ["export: {model: sasrec, precision: int8}"],
+    ],
+)
+def test_an_export_that_can_be_is_not(file: Path, steps: list[str]) -> None:
+    assert read(file, recipe(steps)).steps[-1].stage == "export"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        # Whether down_proj is there, and all that there is, the model alone can tell.
+        [MIXED, "export: {precision: int4}"],
+        [MIXED, "export: {precision: int8-accurate}"],
+        ["quantize: {item_table: int8, assign: {'*_proj': skip}}", "export: {precision: int8}"],
+        ["quantize: {item_table: int8, ignore: [q_proj]}", "export: {precision: int8}"],
+    ],
+)
+def test_what_only_the_model_can_tell_is_left_to_the_stage(file: Path, steps: list[str]) -> None:
+    assert read(file, recipe(steps)).steps[-1].stage == "export"
+
+
+def test_a_model_from_a_path_is_left_to_the_stage(file: Path) -> None:
+    """Of a backbone of one's own nothing is known but that teaching leaves floats."""
+    text = recipe(["export: {precision: int8}"]).replace("random://llama", "./models/mine")
+    assert read(file, text).step("export").inputs["model"] == "teach"
+
+
+def test_every_misfit_is_told_at_once(file: Path) -> None:
+    steps = [
+        "distill: {layers: 5}",
+        "export: {id: small, precision: int4}",
+        "export: {id: whole, model: teach, table: int8+rescore, layout: padded}",
+    ]
+    keys = [line.split(": ")[1] for line in faults(file, recipe(steps))]
+    assert keys == ["distill.layers", "small.precision", "whole.table"]
+
+
+def test_an_option_that_does_not_fit_is_named(file: Path) -> None:
+    told = faults(file, recipe(["export:"]), "export.precision=int4")
+    assert told == [f"--set export.precision=int4: {NO_CODES.format(repr('teach'))}"]
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--plan"], ["recipe", "check"]])
+def test_the_commands_refuse_it_before_anything_is_made(
+    file: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(recipe(["export: {precision: int4}"]))
+    assert call([*command, "./r.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert "./r.yaml:6: export.precision: int4: 'teach' has no 4-bit codes." in told
+    assert "slmc recipe check ./r.yaml" in told
+    assert [path.name for path in Path().iterdir()] == ["r.yaml"]
+
+
+def test_a_smoke_run_has_no_lengths_that_its_histories_lack(file: Path) -> None:
+    steps = [f"export: {{{TENSORRT}, tensorrt: {{length: [10, 40]}}}}"]
+    config = read(file, recipe(steps), smoke=True).step("export").config
+    assert isinstance(config, ExportConfig) and config.tensorrt.length == (10, 20)
+    assert load("./r.yaml").step("export").config.tensorrt.length == (10, 40)  # type: ignore[attr-defined]
