@@ -24,7 +24,7 @@ from transformers import LlamaConfig
 
 from slmc.export import passes
 from slmc.export.bench import Contender, contender
-from slmc.export.onnx import to_onnx
+from slmc.export.graph import to_onnx
 from slmc.export.plain import PlainModel
 from slmc.export.runtime import GRAPH
 from slmc.export.threads import Probe, repeated

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slmc.export.fusion import MICROSOFT, constant, name_nodes, products, put
+from slmc.export.possible import BLOCKS
 from slmc.model.codes import Codes, rounded
 
 RANGE = 127
@@ -34,8 +35,6 @@ TOKENS_AS_FLOATS, TOKENS_IN_BLOCKS = 0, 4
 """Levels of MatMulNBits. On CPUs its 8-bit form is 40 times slower on float tokens than on int8
 ones, a row at a time (docs/log.md); its 4-bit form is as fast, and exact."""
 HALVES = ("bf16", "fp16")
-BLOCKS = (16, 32, 64, 128, 256)
-"""Block sizes that MatMulNBits takes."""
 
 
 def lower(graph: Any, precision: str, own: Mapping[str, Codes], layout: str) -> None:

@@ -39,7 +39,7 @@ def share_table(model: Any) -> None:
     output is called :data:`SCORES`.
 
     Raises:
-        ValueError: The graph does not end as :func:`slmc.export.onnx.to_onnx` makes it.
+        ValueError: The graph does not end as :func:`slmc.export.graph.to_onnx` makes it.
     """
     from onnx import helper, numpy_helper
 

@@ -75,6 +75,23 @@ def refusals(config: ExportConfig, source: Source, name: str = "the model") -> l
     return found
 
 
+def no_gain(precision: str, source: Source) -> str | None:
+    """What a precision does not bring in ONNX Runtime on CPUs, if it is not what one expects."""
+    if precision == "int4":
+        return (
+            "the engine gets smaller, not faster: 4-bit blocks are multiplied with float32 tokens, "
+            "at about the speed of fp32. For speed export the float model as int8."
+        )
+    if precision in ("bf16", "fp16"):
+        return (
+            "16 bits are for GPUs: on a processor the engine gets smaller, and slower than fp32. "
+            "There export it as int8."
+        )
+    if precision == "fp32" and source.bits:
+        return "codes are stored as floats: as large and as slow as before quantizing."
+    return None
+
+
 def _of_precision(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
     precision = config.precision or source.precision
     if precision == "int4" and 4 not in source.bits:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slmc.export.fusion import constant, replace
-from slmc.export.lowering import BLOCKS, nbits_form, nbits_product
+from slmc.export.lowering import nbits_form, nbits_product
 from slmc.export.passes import ALLOWED, EXCLUDE_SEEN, INPUT, SCORES, TOP_ITEMS
+from slmc.export.possible import BLOCKS
 from slmc.model.codes import Codes
 
 FOLDED_SHARE = 0.1

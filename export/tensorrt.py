@@ -143,7 +143,8 @@ def planned(config: ExportConfig, model: Recommender, top_k: int, own: dict[str,
     settings = config.tensorrt
     codes = any(typed.four_bits(one) for one in own.values())
     precision = settings.precision or ("int4" if codes else "bf16")
-    typed.check(model, top_k, precision, own)
+    if precision == "int4":
+        typed.check_blocks(own)
     shapes = profiles(config, model.config.history)
     flavour = FLAVOURS[settings.flavour]
     module = flavours.builder(flavour)

@@ -21,22 +21,16 @@ from slmc.errors import UsageError
 from slmc.export import fusion, passes
 from slmc.export import table as item_table
 from slmc.export.fusion import constant, name_nodes, products, put
+from slmc.export.graph import traced
 from slmc.export.lowering import half_product, half_type, half_weight, joined
-from slmc.export.onnx import traced
+from slmc.export.possible import BLOCKS_FROM, TENSORRT_BLOCKS
 from slmc.export.reference import linear_layers
 from slmc.model.codes import Codes
 from slmc.model.loading import Recommender
-from slmc.model.recommender import SequentialRecommender
 from slmc.model.table import QuantizedTable
 
-OPSET = 21
-"""The first whose DequantizeLinear takes blocks of 4-bit codes."""
 RANGE = 127
 """Largest magnitude of an int8 code."""
-BLOCKS = (16, 32, 64, 128)
-"""Inputs that may share a scale of 4-bit codes."""
-LARGEST_K = 3840
-"""Items that TensorRT's TopK gives at most; more fails only in the build."""
 LACKING = frozenset(["DynamicQuantizeLinear", "MatMulInteger", "NonZero"])
 """Operators that TensorRT has not, or whose outputs have sizes that only data tells."""
 
@@ -52,14 +46,14 @@ def typed_graph(
 
     Args:
         model: In evaluation mode, float32, on the CPU.
-        top_k: Items given back, at most :data:`LARGEST_K`.
+        top_k: Items given back, at most :data:`slmc.export.possible.LARGEST_K`.
         precision: ``bf16``, ``fp16``, ``fp32``, ``int8`` or ``int4``.
         own: The codes of a quantized model, by layer.
         scales: For ``int8``, what one step of a token's codes is worth, by layer.
     """
     import onnx_ir as ir
 
-    made = ir.from_proto(traced(model, "padded", top_k, OPSET))
+    made = ir.from_proto(traced(model, "padded", top_k, BLOCKS_FROM))
     weights = {name: layer.weight.detach().numpy() for name, layer in linear_layers(model).items()}
     fusion.name_products(made.graph, weights)
     fusion.merge_products(made.graph, lambda names: _form(names, precision, own))
@@ -105,44 +99,19 @@ def four_bits(codes: Codes | None) -> bool:
     return codes is not None and codes.bits == 4
 
 
-def check(model: Recommender, top_k: int, precision: str, own: Mapping[str, Codes]) -> None:
-    """Say what TensorRT cannot do before anything is traced or built.
+def check_blocks(own: Mapping[str, Codes]) -> None:
+    """Refuse blocks of 4-bit codes that do not fill their layer: TensorRT has no short block.
 
     Raises:
-        UsageError: The model has no padded form, gives too many items, or has codes in a form
-            that TensorRT has not.
+        UsageError: A layer's inputs are no multiple of its blocks.
     """
-    if not isinstance(model, SequentialRecommender):
-        raise UsageError(
-            f"tensorrt: a {type(model).__name__} has no padded form, the only one TensorRT takes.",
-            "Export it without tensorrt.",
-        )
-    if top_k > LARGEST_K:
-        raise UsageError(
-            f"tensorrt: top_k {top_k} is more than the {LARGEST_K} items that its TopK gives.",
-            f"Take --top-k {LARGEST_K} or less.",
-        )
-    if precision != "int4":
-        return
-    if not any(four_bits(codes) for codes in own.values()):
-        raise UsageError(
-            "tensorrt.precision int4: the model has no 4-bit codes.",
-            "Quantize it first (`slmc quantize --bits 4`), or take bf16.",
-        )
     for name, codes in own.items():
-        if not four_bits(codes):
-            continue
         inputs = codes.codes.shape[1]
-        if codes.zero_point is not None:
-            raise UsageError(
-                f"tensorrt: {name} has zero points, which its 4-bit DequantizeLinear has not.",
-                "Quantize with --symmetric, or take --tensorrt.precision bf16.",
-            )
-        if codes.group_size not in BLOCKS or inputs % codes.group_size:
-            sizes = ", ".join(str(size) for size in BLOCKS if inputs % size == 0) or "none fits"
+        if four_bits(codes) and inputs % codes.group_size:
+            fit = [str(size) for size in TENSORRT_BLOCKS if inputs % size == 0]
             raise UsageError(
                 f"tensorrt: {name} has blocks of {codes.group_size} inputs of {inputs}; its "
-                f"4-bit DequantizeLinear takes {sizes}.",
+                f"4-bit DequantizeLinear takes {', '.join(fit) or 'none'}.",
                 "Quantize with such a --group-size, or take --tensorrt.precision bf16.",
             )
 

@@ -12,7 +12,7 @@ from slmc.data.batches import pad_left
 from slmc.export import passes, tensorrt, twin, typed
 from slmc.export.config import ExportConfig
 from slmc.export.flavours import FLAVOURS
-from slmc.export.onnx import to_onnx
+from slmc.export.graph import to_onnx
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 HISTORY, ITEMS = 12, 30

@@ -18,7 +18,8 @@ from slmc.errors import MissingError, UsageError
 from slmc.export import card, passes
 from slmc.export import onnx as stage
 from slmc.export.config import ExportConfig
-from slmc.export.onnx import export, to_onnx
+from slmc.export.graph import to_onnx
+from slmc.export.onnx import export
 from slmc.export.runtime import GRAPH, Engine
 from slmc.model.loading import load_model
 

@@ -1,6 +1,5 @@
-"""What a recipe is told of an export is what the stage says: the two never come apart."""
+"""What an export is refused for, told from how a model is stored: recipes and the stage ask it."""
 
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -8,108 +7,77 @@ import pytest
 
 from slmc.artefact import Artefact
 from slmc.compress.table import quantize_table
-from slmc.errors import UsageError
-from slmc.export import lowering, possible, typed
-from slmc.export.config import ExportConfig, TensorrtConfig
-from slmc.export.onnx import check_precision, own_precision, table_form
-from slmc.export.possible import Source, refusals
+from slmc.export.config import ExportConfig
+from slmc.export.onnx import source_of
+from slmc.export.possible import LARGEST_K, Source, refusals
 from slmc.model.codes import Codes, rounded
 from slmc.model.loading import load_model
 
-WEIGHT = np.ones((2, 96), np.float32)
+FLOATS = Source()
+FOUR = Source(bits=frozenset([4]), group_sizes=frozenset([32]))
+EIGHT = Source(bits=frozenset([8]), group_sizes=frozenset([32]))
+BOTH = Source(bits=frozenset([4, 8]), group_sizes=frozenset([32]))
+SMALL = Source(bits=frozenset([4]), group_sizes=frozenset([8]))
+ZEROS = Source(bits=frozenset([4]), group_sizes=frozenset([32]), zero_points=True)
+TABLE = Source(table_bits=4)
+SASREC = Source(on_llm=False, history=50)
 
 
-def codes(bits: int, group_size: int) -> Codes:
-    return rounded(WEIGHT, bits=bits, group_size=group_size)
+def keys(source: Source, **config: Any) -> list[str]:
+    return [one.key for one in refusals(ExportConfig.model_validate(config), source)]
 
 
-MODELS: dict[str, list[Codes]] = {
-    "floats": [],
-    "four": [codes(4, 32)],
-    "eight": [codes(8, 32)],
-    "both": [codes(4, 32), codes(8, 32)],
-    "small blocks": [codes(4, 8)],
-}
+@pytest.mark.parametrize(
+    ("source", "config", "expected"),
+    [
+        (FLOATS, {}, []),
+        (FLOATS, {"precision": "int8"}, []),
+        (FLOATS, {"precision": "fp16"}, []),
+        (FLOATS, {"precision": "int4"}, ["precision"]),
+        (EIGHT, {"precision": "int4"}, ["precision"]),
+        (BOTH, {"precision": "int4"}, []),
+        (FOUR, {"precision": "int8"}, ["precision"]),
+        (FOUR, {"precision": "fp32"}, []),
+        (EIGHT, {"precision": "int8"}, ["precision"]),
+        (EIGHT, {"precision": "int8-accurate"}, []),
+        (BOTH, {"precision": "int8-accurate"}, ["precision"]),
+        (FOUR, {"opset": 20}, []),
+        (FOUR, {"opset": 20, "layout": "padded"}, ["precision"]),
+        (SMALL, {"opset": 20}, ["precision"]),
+        (SMALL, {"opset": 21}, []),
+        (FLOATS, {"precision": "int8-accurate", "layout": "padded", "opset": 20}, ["precision"]),
+        (FLOATS, {"table": "int8+rescore"}, []),
+        (FLOATS, {"table": "int8+rescore", "layout": "padded"}, ["table"]),
+        (TABLE, {"table": "fp32"}, ["table"]),
+        (TABLE, {"layout": "padded", "opset": 20}, ["opset"]),
+        (SASREC, {}, []),
+        (SASREC, {"layout": "padded"}, ["layout"]),
+        (SASREC, {"formats": ["tensorrt"]}, ["formats"]),
+        (FLOATS, {"formats": ["tensorrt"], "top_k": LARGEST_K}, []),
+        (FLOATS, {"formats": ["tensorrt"], "top_k": LARGEST_K + 1}, ["top_k"]),
+        (FLOATS, {"top_k": LARGEST_K + 1}, []),
+        (Source(history=50), {"formats": ["tensorrt"], "tensorrt": {"length": [51]}},
+         ["tensorrt.length"]),
+        (FLOATS, {"formats": ["tensorrt"], "tensorrt": {"precision": "int4"}},
+         ["tensorrt.precision"]),
+        (FOUR, {"formats": ["tensorrt"]}, []),
+        (SMALL, {"formats": ["tensorrt"]}, ["tensorrt.precision"]),
+        (ZEROS, {"formats": ["tensorrt"]}, ["tensorrt.precision"]),
+        (ZEROS, {"formats": ["tensorrt"], "tensorrt": {"precision": "bf16"}}, []),
+    ],
+)  # fmt: skip
+def test_what_is_refused(source: Source, config: dict[str, Any], expected: list[str]) -> None:
+    assert keys(source, **config) == expected
 
 
-def source(own: list[Codes]) -> Source:
-    return Source(
-        bits=frozenset(one.bits for one in own),
-        group_sizes=frozenset(one.group_size for one in own),
-        zero_points=any(one.zero_point is not None for one in own),
-    )
-
-
-def said(config: ExportConfig, known: Source, key: str) -> str | None:
-    """What is said of a key: the first reason, as the stage stops at it."""
-    found = [one.error() for one in refusals(config, known) if one.key == key]
-    return str(found[0]) if found else None
-
-
-def raised(check: Any, *given: object) -> str | None:
-    try:
-        check(*given)
-    except UsageError as error:
-        return str(error)
-    return None
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_precisions(name: str) -> None:
-    own = dict(enumerate(MODELS[name]))
-    assert source(MODELS[name]).precision == own_precision(own)  # type: ignore[arg-type]
-    refused = 0
-    for precision, layout, opset in product(
-        ["fp32", "int8", "int8-accurate", "int4", None], ["packed", "padded"], [18, 20, 21]
-    ):
-        config = ExportConfig(precision=precision, layout=layout, opset=opset)  # type: ignore[arg-type]
-        given = precision or own_precision(own)  # type: ignore[arg-type]
-        stage = raised(check_precision, given, own, config)
-        assert said(config, source(MODELS[name]), "precision") == stage
-        refused += stage is not None
-    assert 0 < refused < 30
-
-
-@pytest.mark.parametrize("form", [None, "int4", "int8"])
-def test_tables(form: str | None, model: Artefact) -> None:
+def test_what_is_known_of_a_model(model: Artefact, sasrec: Artefact) -> None:
     loaded = load_model(model)
-    if form is not None:
-        quantize_table(loaded, form)
-    bits = {"int4": 4, "int8": 8}.get(form or "")
-    refused = []
-    for table, layout in product([None, "fp32", "int8+rescore"], ["packed", "padded"]):
-        config = ExportConfig(table=table, layout=layout)  # type: ignore[arg-type]
-        found = said(config, Source(table_bits=bits), "table")
-        assert (found is None) == (raised(table_form, loaded, config) is None)
-        refused.append(found is not None)
-    assert refused == ([False] * 5 + [True] if form is None else [False] * 2 + [True] * 4)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "int4", None])
-@pytest.mark.parametrize("name", [*MODELS, "odd blocks", "zero points"])
-def test_tensorrt(name: str, precision: str | None, model: Artefact) -> None:
-    odd, even = codes(4, 24), codes(4, 32)
-    zeros = Codes(4, 32, even.codes, even.scale, np.zeros_like(even.scale, dtype=np.uint8))
-    own = {**MODELS, "odd blocks": [odd], "zero points": [zeros]}[name]
-    loaded, known = load_model(model), source(own)
-    for top_k in (possible.LARGEST_K, possible.LARGEST_K + 1):
-        tensorrt = TensorrtConfig(precision=precision)  # type: ignore[arg-type]
-        config = ExportConfig(formats=("tensorrt",), tensorrt=tensorrt, top_k=top_k)
-        given = precision or ("int4" if 4 in known.bits else "bf16")
-        stage = raised(typed.check, loaded, top_k, given, dict(enumerate(own)))
-        found = [key for key in ("top_k", "tensorrt.precision") if said(config, known, key)]
-        assert bool(found) == (stage is not None)
-        assert ("top_k" in found) == (top_k > possible.LARGEST_K)
-
-
-def test_a_sasrec_has_no_padded_form(sasrec: Artefact) -> None:
-    config = ExportConfig(formats=("tensorrt",), layout="padded")
-    found = {one.key for one in refusals(config, Source(on_llm=False))}
-    assert found == {"layout", "formats"}
-    assert raised(typed.check, load_model(sasrec), 5, "bf16", {}) is not None
-
-
-def test_the_numbers_are_those_of_the_graphs() -> None:
-    assert possible.BLOCKS == lowering.BLOCKS
-    assert possible.TENSORRT_BLOCKS == typed.BLOCKS
-    assert (possible.LARGEST_K, possible.BLOCKS_FROM) == (typed.LARGEST_K, typed.OPSET)
+    assert source_of(loaded, {}) == Source(history=12)
+    assert not source_of(load_model(sasrec), {}).on_llm
+    weight = np.ones((2, 96), np.float32)
+    plain, eight = (rounded(weight, bits=bits, group_size=32) for bits in (4, 8))
+    zeros = Codes(4, 24, plain.codes, plain.scale, np.zeros_like(plain.scale, dtype=np.uint8))
+    quantize_table(loaded, "int8")
+    found = source_of(loaded, {"a": plain, "b": eight, "c": zeros})
+    assert found == Source(frozenset([4, 8]), frozenset([24, 32]), True, 8, True, 12)
+    assert (found.precision, source_of(loaded, {"b": eight}).precision) == ("int4", "int8-accurate")

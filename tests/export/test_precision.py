@@ -18,7 +18,9 @@ from slmc.compress.quantize import quantize
 from slmc.compress.table import quantize_table
 from slmc.errors import MissingError, UsageError
 from slmc.export.config import ExportConfig, ParityConfig
-from slmc.export.onnx import export, no_gain, to_onnx
+from slmc.export.graph import to_onnx
+from slmc.export.onnx import export
+from slmc.export.possible import Source, no_gain
 from slmc.export.reference import in_precision, linear_layers
 from slmc.export.runtime import GRAPH, Engine
 from slmc.export.twin import runnable
@@ -235,11 +237,11 @@ def test_the_codes_of_a_quantized_model_are_carried_over(
 
 
 def test_what_a_precision_does_not_bring_is_told() -> None:
-    four = {"layer": rounded(np.ones((2, 32), np.float32), bits=4, group_size=32)}
+    four = Source(bits=frozenset([4]))
     assert "smaller, not faster" in str(no_gain("int4", four))
     assert "as large and as slow" in str(no_gain("fp32", four))
-    assert "for GPUs" in str(no_gain("fp16", {}))
-    assert no_gain("fp32", {}) is None and no_gain("int8", {}) is None
+    assert "for GPUs" in str(no_gain("fp16", Source()))
+    assert no_gain("fp32", Source()) is None and no_gain("int8", Source()) is None
 
 
 def test_8_bit_rounding_by_hand() -> None:

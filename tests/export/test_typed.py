@@ -144,29 +144,16 @@ def test_a_quantized_item_table_stays_codes(model: Artefact, packed: Artefact) -
     assert error(twin.engine(graph, packed.path), same) < EXACT
 
 
-def test_what_tensorrt_cannot_do_is_said_before(
-    model: Artefact, sasrec: Artefact, packed: Artefact
-) -> None:
-    loaded = load_model(model)
+def test_what_tensorrt_cannot_do_is_said_before(model: Artefact, packed: Artefact) -> None:
     layer = "backbone.layers.0.mlp.gate_proj"
-    weight = linear_layers(loaded)[layer].weight.detach().numpy()
-    odd = rounded(weight, bits=4, group_size=24)
-    zeros = Codes(4, 32, odd.codes, odd.scale, np.zeros_like(odd.scale, dtype=np.uint8))
-    cases = [
-        (load_model(sasrec), 5, "bf16", {}, "tensorrt: a Sasrec has no padded form, the only one "
-         "TensorRT takes."),
-        (loaded, 3841, "bf16", {}, "tensorrt: top_k 3841 is more than the 3840 items that its "
-         "TopK gives."),
-        (loaded, 5, "int4", {}, "tensorrt.precision int4: the model has no 4-bit codes."),
-        (loaded, 5, "int4", {layer: odd}, f"tensorrt: {layer} has blocks of 24 inputs of 64; its "
-         "4-bit DequantizeLinear takes 16, 32, 64."),
-        (loaded, 5, "int4", {layer: zeros}, f"tensorrt: {layer} has zero points, which its 4-bit "
-         "DequantizeLinear has not."),
-    ]  # fmt: skip
-    for one, top_k, precision, own, said in cases:
-        with pytest.raises(UsageError) as caught:
-            typed.check(one, top_k, precision, own)
-        assert str(caught.value) == said
+    weight = linear_layers(load_model(model))[layer].weight.detach().numpy()
+    typed.check_blocks({layer: rounded(weight, bits=4, group_size=32)})
+    with pytest.raises(UsageError) as caught:
+        typed.check_blocks({layer: rounded(weight, bits=4, group_size=128)})
+    assert str(caught.value) == (
+        f"tensorrt: {layer} has blocks of 128 inputs of 64; its 4-bit DequantizeLinear takes "
+        "16, 32, 64."
+    )
     with pytest.raises(UsageError) as caught:
         typed.check_operators(onnx.load(packed.path / "onnx/model.onnx"))
     assert str(caught.value).startswith("tensorrt: it has no operator NonZero (node ")
