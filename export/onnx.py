@@ -188,6 +188,12 @@ def _describe(order: _Order, made_of: Artefact, work: Draft) -> None:
         "source": made_of.digest,
     }
     (work.path / "engine.json").write_text(_json(engine))
+    if isinstance(model, SequentialRecommender):
+        # Optimum opens no folder without the config of a kind that transformers knows.
+        backbone = model.config.backbone_config.to_dict()
+        known = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        said = {name: backbone[name] for name in known}
+        ((work.path / GRAPH).parent / "config.json").write_text(_json(said))
 
 
 def _serving(folder: Path) -> list[Path]:

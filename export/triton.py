@@ -59,7 +59,8 @@ def write(folder: Path, config: ExportConfig, histories: Histories) -> None:
         (variant / WARMUP).mkdir()
         (variant / WARMUP / "history").write_bytes(data)
         (variant / "config.pbtxt").write_text(text)
-        for file in (folder / GRAPH).parent.iterdir():
+        graph = folder / GRAPH
+        for file in graph.parent.glob(f"{graph.name}*"):  # and its weights, if they lie beside it
             _link(file, variant / VERSION / file.name)
     version = repository / PYTHON / VERSION
     _link(folder / FILE, version / FILE)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,12 +122,7 @@ def test_optimum_gives_the_same_items(
     name: str, load: str, optimum: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     engine: Artefact = request.getfixturevalue(name)
-    (tmp_path / "onnx").mkdir()
-    for file in (engine.path / "onnx").iterdir():
-        (tmp_path / "onnx" / file.name).write_bytes(file.read_bytes())
-    if load is BY_FOLDER:
-        # Optimum opens no folder without a config of a kind that its transformers knows.
-        (tmp_path / "onnx/config.json").write_text(json.dumps({"model_type": "llama"}))
+    shutil.copytree(engine.path / "onnx", tmp_path / "onnx")
     rows = [[0, 0, 5], [0, 7, 1], [2, 30, 9]]
     said = run(optimum, LOAD + load + ANSWER, tmp_path, json.dumps(rows))
     items, scores = json.loads(said.splitlines()[-1])

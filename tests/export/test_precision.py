@@ -3,11 +3,13 @@
 import functools
 from pathlib import Path
 
+import answers
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from answers import histories
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from transformers import AutoConfig
@@ -72,14 +74,6 @@ def session(model: SequentialRecommender, layout: str, **how: object) -> object:
     return onnxruntime.InferenceSession(graph.SerializeToString(), options)
 
 
-def histories(batch: int, length: int) -> NDArray[np.int64]:
-    rng = np.random.default_rng(batch)
-    rows = rng.integers(1, ITEMS + 1, (batch, length))
-    for row in rows:
-        row[: rng.integers(0, length)] = 0
-    return rows
-
-
 def ask(engine: object, rows: NDArray[np.int64], **given: object) -> list[NDArray[np.float32]]:
     return engine.run(None, {"item_ids": rows, **given})  # type: ignore[attr-defined, no-any-return]
 
@@ -88,15 +82,7 @@ SHAPES = [(1, 1), (1, 2), (3, 7), (40, HISTORY)]
 
 
 def error(engine: object, model: SequentialRecommender) -> float:
-    """Largest difference of a best score, in standard deviations of the scores."""
-    found = []
-    for shape in SHAPES:
-        rows = histories(*shape)
-        with torch.inference_mode():
-            scores = model(torch.from_numpy(rows))[:, 1:].numpy()
-        best = -np.sort(-scores, axis=1)[:, :TOP_K]
-        found.append(np.abs(ask(engine, rows)[1] - best).max() / scores.std())
-    return float(max(found))
+    return answers.error(lambda rows: ask(engine, rows)[1], model, SHAPES, ITEMS)
 
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
@@ -145,7 +131,7 @@ def test_an_fp16_engine_is_half_as_large_and_answers(
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 def test_int8_gives_a_user_the_same_bits_alone_and_in_any_batch(layout: str) -> None:
     engine = made("int8", layout)
-    rows = histories(48, HISTORY)
+    rows = histories(48, HISTORY, ITEMS)
     items, scores = ask(engine, rows)
     for size in (1, 2, 7):
         for start in range(0, 48, size):
@@ -179,7 +165,7 @@ def test_rescoring_gives_the_float_tables_best() -> None:
 @pytest.mark.parametrize("table", ["fp32", "int8+rescore"])
 def test_items_are_left_out_when_asked(table: str) -> None:
     engine = made("fp32", "packed") if table == "fp32" else rescoring()
-    rows = histories(5, 9)
+    rows = histories(5, 9, ITEMS)
     plain = ask(engine, rows)[0]
     unseen = ask(engine, rows, exclude_seen=np.array([True]))[0]
     assert not any(set(best) & set(row) for best, row in zip(unseen, rows, strict=True))
@@ -199,7 +185,7 @@ def test_ties_go_to_the_smaller_row() -> None:
     model = recommender()
     with torch.no_grad():
         model.item_embeddings.weight[:] = model.item_embeddings.weight[1].clone()  # type: ignore[index, operator]
-    best = ask(session(model, "packed", table="int8+rescore"), histories(3, 5))[0]
+    best = ask(session(model, "packed", table="int8+rescore"), histories(3, 5, ITEMS))[0]
     assert (best == np.arange(1, TOP_K + 1)).all()
 
 
