@@ -1,9 +1,10 @@
 """Every engine beside the teacher as it is usually run: ``python benchmarks/inference.py``.
 
 The teacher is all 30 layers of SmolLM2's shape in PyTorch (SDPA, padded to 50, as the official
-SLMRec code runs it); beside it the 4-layer student the same way and compiled, and the engines of
-the student and of a pruned one. Weights are random: what an engine loses in ranking stands in
-docs/results.md. ``--json FILE`` writes the numbers; ``--catalogue`` times a million items instead.
+SLMRec code runs it); beside it the 4-layer student the same way, packed, and compiled, and the
+engines of the student and of a pruned one. Weights are random: what an engine loses in ranking
+stands in docs/results.md. ``--json FILE`` writes the numbers; ``--catalogue`` times a million items
+instead.
 
 Lengths are those of Amazon Beauty if ``SLMC_DATA`` names the folder of its log, else drawn like
 them, and 50 for every history. Each round asks all contenders for the same histories in turn.
@@ -23,6 +24,7 @@ from packing import LENGTH, lengths
 from timing import machine, seconds
 from transformers import LlamaConfig
 
+from slmc.data.batches import pad_left
 from slmc.export import passes
 from slmc.export.bench import Contender, contender
 from slmc.export.graph import to_onnx
@@ -76,6 +78,18 @@ def plain(made: SequentialRecommender, compiled: bool = False) -> For:
     return lambda _: (Contender(run.top), "")
 
 
+def packed(made: SequentialRecommender) -> For:
+    """A model in PyTorch that computes no padding."""
+
+    @torch.inference_mode()
+    def top(histories: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        users = made.user_vectors(torch.from_numpy(pad_left(histories)))
+        values, rows = torch.topk(users @ made.item_vectors()[1:].T, TOP_K)
+        return rows.numpy() + 1, values.numpy()
+
+    return lambda _: (Contender(top), "")
+
+
 def engine(folder: Path, made: SequentialRecommender, precision: str, table: str = "fp32") -> For:
     """A packed engine in ONNX Runtime."""
     passes.save(to_onnx(made, "packed", TOP_K, OPSET, precision, table=table), folder / GRAPH)
@@ -109,6 +123,7 @@ def contenders(place: Path) -> dict[str, For]:
         "pruned, ONNX fp32": engine(place / "pruned-fp32", pruned, "fp32"),
         "pruned, ONNX int8": engine(place / "pruned-int8", pruned, "int8"),
         "student, 4 layers, PyTorch": plain(model(4)),
+        "student, packed, PyTorch": packed(model(4)),
     }
     try:
         ready = plain(model(4), compiled=True)
