@@ -54,7 +54,7 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
     """The graph as torch gives it, its item table held once; arguments as :func:`to_onnx`."""
     item_ids = torch.tensor([[0, 1, 1], [1, 1, 1]])
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=2)}
-    with _silence(), quiet(), _float_table(model), known_prefix(model):
+    with _silence(), quiet(), _float_table(model), known_prefix(model), _serving(model):
         program = torch.onnx.export(
             _Ranker(model, layout, top_k),
             (item_ids,),
@@ -160,6 +160,19 @@ def stored_rows(table: QuantizedTable) -> Codes:
     """The codes of a quantized item table, in blocks of a row."""
     codes = table.signed_codes().numpy()
     return item_table.row_codes(codes, table.scale.numpy(), table.bits)
+
+
+@contextmanager
+def _serving(model: Recommender) -> Iterator[None]:
+    """Compute user vectors and nothing besides."""
+    if not isinstance(model, SequentialRecommender):
+        yield
+        return
+    model.serving = True
+    try:
+        yield
+    finally:
+        model.serving = False
 
 
 @contextmanager

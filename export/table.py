@@ -135,7 +135,7 @@ def add_masks(graph: Any, rows: int) -> None:
     """
     import onnx_ir as ir
 
-    last = _top_k(graph)
+    last, product = _top_k(graph), _product(graph)
     scores = last.inputs[0]
     exclude = constant(graph, np.array([False]), EXCLUDE_SEEN)
     allowed = constant(graph, np.ones((1, rows), dtype=bool), ALLOWED)
@@ -143,15 +143,21 @@ def add_masks(graph: Any, rows: int) -> None:
     graph.inputs.extend([exclude, allowed])
     given = next(value for value in graph.inputs if value.name == INPUT)
     lowest = constant(graph, np.array(-np.inf, dtype=np.float32), "lowest")
-    nothing = constant(graph, np.array(0, dtype=np.int64), "no_row")
+    # What is not allowed, and row 0 whatever is, is added -inf to where the product adds anyway.
+    ranked = constant(graph, np.arange(rows)[None] > 0, "ranked")
+    nothing = constant(graph, np.array(0, dtype=np.float32), "nothing")
+    both = ir.node("And", [allowed, ranked])
+    bias = ir.node("Where", [both.outputs[0], nothing, lowest])
+    _insert(graph, product, [both, bias], "allowed")
+    product.replace_input_with(2, bias.outputs[0])
     # Row 0, which is never ranked, takes the place of what is not to be left out.
-    seen = ir.node("Where", [exclude, given, nothing])
+    no_row = constant(graph, np.array(0, dtype=np.int64), "no_row")
+    seen = ir.node("Where", [exclude, given, no_row])
     shape = ir.node("Shape", [seen.outputs[0]])
     floor = ir.node("Expand", [lowest, shape.outputs[0]])
     unseen = ir.node("ScatterElements", [scores, seen.outputs[0], floor.outputs[0]], {"axis": 1})
-    masked = ir.node("Where", [allowed, unseen.outputs[0], lowest])
-    _insert(graph, last, [seen, shape, floor, unseen, masked], "mask")
-    last.replace_input_with(0, masked.outputs[0])
+    _insert(graph, last, [seen, shape, floor, unseen], "mask")
+    last.replace_input_with(0, unseen.outputs[0])
 
 
 def _uses(graph: Any) -> tuple[Any, Any]:

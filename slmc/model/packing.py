@@ -21,10 +21,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 IMPLEMENTATION = "slmc_packed"
 WINDOW = 32
 """Queries of a window: smaller computes fewer masked scores, larger gathers fewer keys twice."""
+SERVING_WINDOW = 16
+"""The same for engines, whose batches may be one short history."""
 
 
 Prefix = tuple[tuple[Tensor, Tensor], ...]
-"""By layer, keys and values ``[P, kv_heads, D]`` of tokens that stand before every history."""
+"""By layer, keys and values ``[kv_heads, P, D]`` of tokens that stand before every history."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,20 @@ class Packing:
     """``[N, S]`` token of each key; ``None`` if a window's keys are its queries' tokens."""
     prefix: Prefix = ()
     """What every query sees besides: the first P of the S keys that mask and distance tell of."""
+    ending: "Ending | None" = None
+    """What the last layer computes instead, where nothing but the last tokens is asked for."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The last layer's attention of each history's last token alone."""
+
+    layer: int
+    """Number of the last layer."""
+    packing: Packing
+    """A window of one query for each history."""
+    row_of_token: Tensor
+    """``[T]`` int64: every token is given what its history's last one is."""
 
 
 def rows(segments: Tensor, positions: Tensor) -> Packing:
@@ -65,20 +81,21 @@ def rows(segments: Tensor, positions: Tensor) -> Packing:
     )
 
 
-def stream(lengths: Tensor, row_of_token: Tensor, longest: int) -> Packing:
-    """Cut a stream of histories, one behind the other, into windows of :data:`WINDOW` queries.
+def stream(lengths: Tensor, row_of_token: Tensor, longest: int, window: int = WINDOW) -> Packing:
+    """Cut a stream of histories, one behind the other, into windows of queries.
 
     Args:
         lengths: ``[B]`` int64 tokens of each history, none of them 0.
         row_of_token: ``[T]`` int64, the history that each token belongs to, ascending.
         longest: An upper bound of ``lengths``; a window sees ``longest - 1`` tokens back.
+        window: Queries of a window.
     """
     device, tokens = lengths.device, row_of_token.shape[0]
     offset = lengths.cumsum(0) - lengths
     token = torch.arange(tokens, device=device)
-    first = torch.arange((tokens + WINDOW - 1) // WINDOW, device=device)[:, None] * WINDOW
-    query = first + torch.arange(WINDOW, device=device)
-    key = first + torch.arange(WINDOW + longest - 1, device=device) - (longest - 1)
+    first = torch.arange((tokens + window - 1) // window, device=device)[:, None] * window
+    query = first + torch.arange(window, device=device)
+    key = first + torch.arange(window + longest - 1, device=device) - (longest - 1)
     query_index = query.clamp(max=tokens - 1)
     begin = offset[row_of_token[query_index]]
     seen = (key[:, None, :] <= query_index[:, :, None]) & (key[:, None, :] >= begin[:, :, None])
@@ -91,19 +108,46 @@ def stream(lengths: Tensor, row_of_token: Tensor, longest: int) -> Packing:
     )
 
 
+def ending(
+    layout: Packing, lengths: Tensor, row_of_token: Tensor, longest: int, layer: int
+) -> Packing:
+    """The same histories, of which the last layer computes the last tokens alone.
+
+    Args:
+        layout: As :func:`stream` gave it for the other arguments.
+        lengths: As there.
+        row_of_token: As there.
+        longest: As there.
+        layer: Number of the last layer.
+    """
+    last = lengths.cumsum(0)[:, None] - 1
+    key = last + torch.arange(longest, device=lengths.device) - (longest - 1)
+    seen = key > last - lengths[:, None]
+    only = Packing(
+        mask=_additive(seen)[:, None, None],
+        distance=(last - key)[:, None, None],
+        positions=layout.positions,
+        query_index=last,
+        key_index=key.clamp(min=0),
+    )
+    return replace(layout, ending=Ending(layer, only, row_of_token))
+
+
 def behind(layout: Packing, prefix: Prefix) -> Packing:
     """The same histories, each behind tokens whose keys and values are known already.
 
     Those tokens need not be computed: in a causal decoder nothing that follows changes them.
     """
-    length, size = prefix[0][0].shape[0], layout.mask.shape[2]
+    length, size = prefix[0][0].shape[1], layout.mask.shape[2]
     positions = layout.positions + length
     index = layout.query_index
     query = positions.reshape(-1, size) if index is None else positions[0][index]
     known = torch.arange(length, device=positions.device)
     distance = query[:, None, :, None] - known
+    end = layout.ending
     return replace(
         layout,
+        ending=end and replace(end, packing=behind(end.packing, prefix)),
         mask=nn.functional.pad(layout.mask, (length, 0)),
         distance=torch.cat([distance, layout.distance], dim=-1),
         positions=positions,
@@ -142,40 +186,59 @@ def packed_attention(
     Returns:
         ``[1, T, heads, D]`` and no weights.
     """
+    layer: Any = getattr(module, "layer_idx", None)
+    end = packing.ending if packing.ending is not None and packing.ending.layer == layer else None
+    packing = packing if end is None else end.packing
     heads, tokens, width = query.shape[1:]
-    kv_heads = key.shape[1]
-    size = packing.mask.shape[2]
+    kv_heads, size = key.shape[1], packing.mask.shape[2]
     q = _windows(query, packing.query_index, size)
     k = _windows(key, packing.key_index, size)
     v = _windows(value, packing.key_index, size)
     if packing.prefix:
-        layer: Any = module.layer_idx
         k, v = (
-            torch.cat([known.expand(seen.shape[0], -1, -1, -1), seen], dim=1)
+            torch.cat([known.expand(seen.shape[0], -1, -1, -1), seen], dim=2)
             for known, seen in zip(packing.prefix[layer], (k, v), strict=True)
         )
     # Query heads of a kv head are laid along the queries, so that no key is repeated.
-    q = q.reshape(-1, size, kv_heads, heads // kv_heads, width).permute(0, 2, 3, 1, 4)
-    q = q.reshape(-1, kv_heads, heads // kv_heads * size, width)
-    scores = torch.matmul(q, k.permute(0, 2, 3, 1)) * (scaling or width**-0.5)
+    group = heads // kv_heads
+    q = q.reshape(-1, kv_heads, group * size, width)
+    scores = torch.matmul(q, k.transpose(2, 3)) * (scaling or width**-0.5)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     mask = packing.mask
     if sliding_window is not None:
         mask = mask.masked_fill(packing.distance >= sliding_window, torch.finfo(mask.dtype).min)
-    scores = scores.reshape(-1, heads, size, mask.shape[3]) + mask
+    scores = scores + mask.repeat(1, 1, group, 1)
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    weights = weights.reshape(-1, kv_heads, heads // kv_heads * size, mask.shape[3])
-    out = torch.matmul(weights, v.permute(0, 2, 1, 3)).reshape(-1, heads, size, width)
-    out = out.permute(0, 2, 1, 3).reshape(-1, heads, width)
-    return out[:tokens][None], None
+    out = torch.matmul(weights, v)
+    if packing.query_index is None:
+        out = out.reshape(-1, heads, size, width).transpose(1, 2)
+        return out.reshape(1, -1, heads, width), None
+    of_token = _first_heads(mask.shape[0], size, heads, out.device)[:tokens]
+    if end is not None:
+        of_token = of_token[end.row_of_token]
+    head = torch.arange(heads, device=out.device) * size
+    return nn.functional.embedding(of_token[None, :, None] + head, out.reshape(-1, width)), None
 
 
 def _windows(x: Tensor, index: Tensor | None, size: int) -> Tensor:
-    """``[1, heads, T, D]`` as ``[N, size, heads, D]``."""
-    x = x[0].transpose(0, 1)
-    return x.reshape(-1, size, *x.shape[1:]) if index is None else x[index]
+    """``[1, heads, T, D]`` as ``[N, heads, size, D]``: consecutive tokens, or those of ``index``.
+
+    Rows are gathered by token and head at once, straight into the order of the products.
+    """
+    heads, _, width = x.shape[1:]
+    x = x.transpose(1, 2)
+    if index is None:
+        return x.reshape(-1, size, heads, width).transpose(1, 2)
+    head = torch.arange(heads, device=x.device)[:, None]
+    return nn.functional.embedding(index[:, None] * heads + head, x.reshape(-1, width))
+
+
+def _first_heads(windows: int, size: int, heads: int, device: torch.device) -> Tensor:
+    """Where each query's first head lies in ``[windows, heads, size]``, one after the other."""
+    window = torch.arange(windows, device=device)[:, None] * (heads * size)
+    return (window + torch.arange(size, device=device)).reshape(-1)
 
 
 def _additive(seen: Tensor) -> Tensor:

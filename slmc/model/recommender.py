@@ -69,6 +69,8 @@ class SequentialRecommender(PreTrainedModel):
     prompt: Tensor
     prefix: Prefix = ()
     """What :meth:`prefix_states` gave: set where weights stay as they are, else empty."""
+    serving: bool = False
+    """Whether :meth:`user_vectors` computes nothing besides, not even states of other tokens."""
 
     def __init__(self, config: RecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
         """Build the modules around ``decoder``, or around a new one of the config's shape."""
@@ -138,7 +140,7 @@ class SequentialRecommender(PreTrainedModel):
             # torch.export specialises sizes 0 and 1; ONNX itself is free of the bound.
             torch._check(place.shape[0] >= 2)
         lengths = real.sum(dim=1)
-        layout = self._behind_prefix(packing.stream(lengths, place[:, 0], longest=ids.shape[1]))
+        layout = self._behind_prefix(self._stream(lengths, place[:, 0], ids.shape[1]))
         states = self.hidden_states(ids[place[:, 0], place[:, 1]], layout)
         return self.head(states[lengths.cumsum(0) - 1])
 
@@ -169,9 +171,13 @@ class SequentialRecommender(PreTrainedModel):
             packing=packing.rows(torch.ones_like(place), place),
         )
         layers: list[Any] = cache.layers
-        return tuple(
-            (layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)) for layer in layers
-        )
+        return tuple((layer.keys[0], layer.values[0]) for layer in layers)
+
+    def _stream(self, lengths: Tensor, row_of_token: Tensor, longest: int) -> Packing:
+        if not self.serving:
+            return packing.stream(lengths, row_of_token, longest)
+        layout = packing.stream(lengths, row_of_token, longest, packing.SERVING_WINDOW)
+        return packing.ending(layout, lengths, row_of_token, longest, len(self.layers) - 1)
 
     def _behind_prefix(self, layout: Packing) -> Packing:
         return packing.behind(layout, self.prefix) if self.prefix else layout

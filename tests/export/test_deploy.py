@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slmc.artefact import Artefact
-from slmc.export import tensorrt_runtime, triton, typed
+from slmc.export import possible, tensorrt_runtime, triton
 from slmc.export.config import ExportConfig
 from slmc.export.runtime import GRAPH
 from slmc.options import settings
@@ -31,7 +31,7 @@ def test_options_and_names_are_there() -> None:
     assert named and named <= options
     for name in (triton.PYTHON, triton.ONNX, triton.TENSORRT):
         assert f"`{name}`" in TEXT
-    assert f"{typed.LARGEST_K} at most" in TEXT
+    assert f"{possible.LARGEST_K} at most" in TEXT
     for method in re.findall(r"engine\.(\w+)\(", TEXT):
         assert hasattr(tensorrt_runtime.TensorrtEngine, method)
 

@@ -70,7 +70,7 @@ def test_a_prompt_before_the_items_is_keys_and_values_in_the_graph(
     made = export(config, {"data": dataset, "model": prompted}, place("engine"))
     model, item_ids = load_model(prompted), histories(7, HISTORY)
     backbone = model.config.backbone_config
-    shape = [2, backbone.num_key_value_heads, backbone.head_dim]
+    shape = [backbone.num_key_value_heads, 2, backbone.head_dim]
     held = [list(tensor.dims) for tensor in onnx.load(made.path / GRAPH).graph.initializer]
     assert held.count(shape) == 2 * backbone.num_hidden_layers
     rows, scores = Engine.open(made).answer(item_ids)
@@ -90,7 +90,7 @@ def test_a_sasrec_is_exported_too(dataset: Artefact, sasrec: Artefact, place: Pl
         assert (rows == expected_rows).all()
     with pytest.raises(UsageError) as caught:
         export(ExportConfig(layout="padded"), inputs, place("padded"))
-    assert str(caught.value) == "layout: a Sasrec has no padded form."
+    assert str(caught.value) == "layout padded: the model has no padded form."
 
 
 def test_ties_go_to_the_smaller_row(padded: Artefact, packed: Artefact) -> None:

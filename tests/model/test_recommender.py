@@ -85,10 +85,24 @@ def test_a_prompt_whose_keys_and_values_are_known_is_the_prompt_itself(
 ) -> None:
     model, ids = recommender(kind, prompt, **sizes), histories()
     expected = model.user_vectors(ids)
+    model.serving = True
+    assert (model.user_vectors(ids) - expected).abs().max() < TOLERANCE
     model.prefix = model.prefix_states()
-    assert [keys.shape[0] for keys, _ in model.prefix] == [prompt[0]] * 2
+    assert [keys.shape[1] for keys, _ in model.prefix] == [prompt[0]] * 2
     assert (model.user_vectors(ids) - expected).abs().max() < TOLERANCE
     assert (model.padded_user_vectors(ids) - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("kind", "sizes"), DECODERS)
+@torch.no_grad()
+def test_what_serving_leaves_out_changes_nothing(kind: str, sizes: dict[str, int]) -> None:
+    model, ids = recommender(kind, **sizes), histories()
+    expected = model.user_vectors(ids)
+    model.serving = True
+    assert (model.user_vectors(ids) - expected).abs().max() < TOLERANCE
+    assert (
+        model.user_vectors(ids[:1, -1:]) - recommender(kind, **sizes).user_vectors(ids[:1, -1:])
+    ).abs().max() < TOLERANCE
 
 
 @torch.no_grad()
