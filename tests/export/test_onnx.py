@@ -178,8 +178,8 @@ def test_nothing_tells_of_the_machine(packed: Artefact) -> None:
 
 def test_the_folder(packed: Artefact, model: Artefact) -> None:
     assert set(packed.manifest.files) == {
-        "README.md", "engine.json", "items.jsonl", "items.parquet", "onnx/model.onnx",
-        "parity.json", "preprocessor.json",
+        "README.md", "engine.json", "items.jsonl", "items.parquet", "onnx/config.json",
+        "onnx/model.onnx", "parity.json", "preprocessor.json",
     }  # fmt: skip
     lines = (packed.path / "items.jsonl").read_text().splitlines()
     assert lines[:2] == [
