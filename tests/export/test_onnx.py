@@ -62,7 +62,7 @@ def test_the_engine_answers_as_the_model(
     assert (rows == expected_rows).all()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_prompt_before_the_items_is_keys_and_values_in_the_graph(
     precision: str, dataset: Artefact, prompted: Artefact, place: Place
 ) -> None:

@@ -88,7 +88,12 @@ def error(engine: object, model: SequentialRecommender) -> float:
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("precision", "allowed"),
-    [("fp32", EXACT), ("int8", FLIPPED), ("int8-accurate", FLIPPED), ("fp16", NEAR)],
+    [
+        ("fp32", EXACT),
+        ("int8", FLIPPED),
+        ("int8-accurate", FLIPPED),
+        pytest.param("fp16", NEAR, marks=pytest.mark.slow),
+    ],
 )
 def test_an_engine_computes_as_the_model_in_its_precision(
     precision: str, allowed: float, layout: str
