@@ -33,9 +33,12 @@ TITLES = {"a": {"title": "Alien"}, "c": {"title": "Überfahrt"}}
 
 def graph(top_k: int) -> onnx.ModelProto:
     constants = {"next": NEXT, "last": np.array(-1), "k": np.array([top_k])}
+    constants["nothing"] = np.zeros(len(NEXT), dtype=np.float32)
     nodes = [
         helper.make_node("Gather", ["item_ids", "last"], ["newest"], axis=1),
-        helper.make_node("Gather", ["next", "newest"], ["scores"]),
+        helper.make_node("Gather", ["next", "newest"], ["after"]),
+        # In an engine it is a Gemm that adds its third input.
+        helper.make_node("Sum", ["after", "nothing", "nothing"], ["scores"]),
         helper.make_node("TopK", ["scores", "k"], ["top_scores", "top_items"]),
     ]
     value = helper.make_tensor_value_info
