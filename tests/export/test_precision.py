@@ -147,7 +147,7 @@ def test_int8_gives_a_user_the_same_bits_alone_and_in_any_batch(layout: str) -> 
     assert (ask(engine, rows[order])[1] == scores[order]).all()
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("form", "width"), [("int8", 64), ("int4", 64), ("int8", 21), ("int4", 21)]
 )
