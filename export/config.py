@@ -6,6 +6,8 @@ from pydantic import AfterValidator, Field
 
 from slmc.config import Seeded, StageConfig
 
+HALVES = ("bf16", "fp16")
+"""Precisions of 16-bit floats, which are for GPUs."""
 Format = Literal["onnx", "triton", "tensorrt"]
 
 

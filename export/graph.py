@@ -55,7 +55,7 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
     item_ids = torch.tensor([[0, 1, 1], [1, 1, 1]])
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=2)}
     with _silence(), quiet(), _float_table(model), known_prefix(model), _serving(model):
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             _Ranker(model, layout, top_k),
             (item_ids,),
             dynamo=True,
@@ -65,7 +65,7 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
             dynamic_shapes={"item_ids": dims},
             verbose=False,
         )
-    graph = program.model_proto  # type: ignore[union-attr]
+    graph = program.model_proto
     passes.share_table(graph)
     return graph
 

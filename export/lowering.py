@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slmc.export.config import HALVES
 from slmc.export.fusion import MICROSOFT, constant, name_nodes, products, put
 from slmc.export.possible import BLOCKS
 from slmc.model.codes import Codes, rounded
@@ -32,9 +33,8 @@ COLUMNS = 16
 ACCURATE_BLOCK = 32
 """Inputs that share a scale in ``int8-accurate``."""
 TOKENS_AS_FLOATS, TOKENS_IN_BLOCKS = 0, 4
-"""Levels of MatMulNBits. On CPUs its 8-bit form is 40 times slower on float tokens than on int8
+"""Levels of MatMulNBits. On CPUs its 8-bit form is far slower on float tokens than on int8
 ones, a row at a time (docs/log.md); its 4-bit form is as fast, and exact."""
-HALVES = ("bf16", "fp16")
 
 
 def lower(graph: Any, precision: str, own: Mapping[str, Codes], layout: str) -> None:

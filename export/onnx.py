@@ -44,7 +44,11 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
         MissingError: A library is not installed, or bf16 finds no GPU.
     """
     order = _order(config, inputs)
-    plan = planned(config, order.model, order.top_k, order.own) if order.plan else None
+    plan = (
+        planned(config, order.model, order.top_k, order.own)
+        if "tensorrt" in config.formats
+        else None
+    )
     with draft(out) as work:
         _write_graph(order, work.path)
         _describe(order, inputs["model"], work)
@@ -78,10 +82,6 @@ class _Order:
     own: dict[str, Codes]
     top_k: int
     precision: str
-
-    @property
-    def plan(self) -> bool:
-        return "tensorrt" in self.config.formats
 
 
 def _order(config: ExportConfig, inputs: dict[str, Artefact]) -> _Order:

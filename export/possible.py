@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from slmc.errors import UsageError
-from slmc.export.config import ExportConfig
+from slmc.export.config import HALVES, ExportConfig
 
 BLOCKS = (16, 32, 64, 128, 256)
 """Inputs that may share a scale in MatMulNBits, ONNX Runtime's own product with blocks of codes."""
@@ -82,7 +82,7 @@ def no_gain(precision: str, source: Source) -> str | None:
             "the engine gets smaller, not faster: 4-bit blocks are multiplied with float32 tokens, "
             "at about the speed of fp32. For speed export the float model as int8."
         )
-    if precision in ("bf16", "fp16"):
+    if precision in HALVES:
         return (
             "16 bits are for GPUs: on a processor the engine gets smaller, and slower than fp32. "
             "There export it as int8."

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slmc.export.lowering import ACCURATE_BLOCK, HALVES, MIDDLE, RANGE, TINY, fits
+from slmc.export.config import HALVES
+from slmc.export.lowering import ACCURATE_BLOCK, MIDDLE, RANGE, TINY, fits
 from slmc.export.possible import BLOCKS
 from slmc.model.codes import Codes, rounded
 from slmc.model.loading import Recommender

@@ -20,6 +20,7 @@ from slmc import artefact
 from slmc.artefact import Artefact
 from slmc.data.batches import pad_left
 from slmc.errors import ArtefactError, MissingError
+from slmc.export.config import HALVES
 from slmc.export.passes import (
     ALLOWED,
     EXCLUDE_SEEN,
@@ -184,7 +185,7 @@ def describe(folder: Path) -> Description:
 
 def wanted(precision: str) -> list[str]:
     """Where ONNX Runtime is to compute: 16 bits on a GPU if it has one, the rest on the CPU."""
-    return [GPU, CPU] if precision in ("bf16", "fp16") else [CPU]
+    return [GPU, CPU] if precision in HALVES else [CPU]
 
 
 def providers(precision: str) -> list[str]:

@@ -149,11 +149,11 @@ def planned(config: ExportConfig, model: Recommender, top_k: int, own: dict[str,
     flavour = FLAVOURS[settings.flavour]
     module = flavours.builder(flavour)
     gpu = flavours.driver().capability
-    bound = gpu is not None and flavour.name == "tensorrt"
-    if bound and gpu < BF16_FROM and precision in ("bf16", "int4"):  # type: ignore[operator]
+    bound = gpu is not None and flavour.name == "tensorrt" and precision in ("bf16", "int4")
+    if gpu is not None and bound and gpu < BF16_FROM:
         raise MissingError(
             f"tensorrt: {precision} needs products in bf16, which compute capability "
-            f"{flavours.dotted(gpu)} has not.",  # type: ignore[arg-type]
+            f"{flavours.dotted(gpu)} has not.",
             "Take --tensorrt.precision fp16.",
         )
     return Planned(config, model, top_k, own, precision, flavour, module, shapes)

@@ -91,10 +91,8 @@ class Pool:
             self.engines,
             shares,
         )
-        found: list[Top] = [None] * len(batches)  # type: ignore[list-item]
-        for way, share in enumerate(answered):
-            found[way::ways] = share
-        return found
+        by_way = list(answered)
+        return [by_way[place % ways][place // ways] for place in range(len(batches))]
 
 
 @dataclass(frozen=True)

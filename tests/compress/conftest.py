@@ -1,13 +1,8 @@
-"""What pruning and quantizing take, and the modules beside the tests that several import."""
-
-import sys
-from pathlib import Path
+"""What pruning and quantizing take."""
 
 import pytest
 
 from slmc.artefact import Artefact
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Random recommenders of every kind that is pruned, their shapes, and artefacts of them."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig
 
-from slmc.artefact import Artefact, draft
+from slmc.artefact import Artefact
 from slmc.compress.units import channels, kv_groups
-from slmc.config import Seeded
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
-from slmc.model.saving import describe, save_model
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "smollm3")
 WITH_HEAD_DIM = ("qwen3", "gemma2", "gemma3_text")
@@ -89,15 +86,3 @@ def shape_of(artefact: Artefact) -> tuple[int, int, int, int]:
     names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     layers, heads, groups, channels = (config[name] for name in names)
     return layers, heads, groups, channels
-
-
-def sealed(model: SequentialRecommender, dataset: Artefact, out: Path) -> Artefact:
-    with draft(out) as work:
-        save_model(model, dataset, work.path)
-        return work.seal(
-            kind="model",
-            stage="teach",
-            config=Seeded(),
-            inputs={"data": dataset},
-            metrics=describe(model, work.path),
-        )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from prunable import HALF, KINDS, Inputs, build, numbers_of, sealed, shape_of
+from prunable import HALF, KINDS, Inputs, build, numbers_of, shape_of
+from sealing import seal_model
 from transformers import AutoModel
 
 from slmc.artefact import Artefact, load
@@ -60,7 +61,7 @@ def test_width(method: str, inputs: Inputs, tmp_path: Path) -> None:
 def test_every_method_on_every_decoder(
     by: str, kind: str, kv_heads: int, dataset: Artefact, tmp_path: Path
 ) -> None:
-    given = sealed(build(kind, kv_heads=kv_heads), dataset, tmp_path / "given")
+    given = seal_model(build(kind, kv_heads=kv_heads), dataset, tmp_path / "given")
     depth = {"layers": 1, "depth_by": by, "calibration": 8}
     settings = depth if by in ("influence", "search") else HALF | {"importance": by}
     inputs = {"data": dataset, "model": given}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from prunable import Inputs, build, sealed, shape_of
+from prunable import Inputs, build, shape_of
+from sealing import seal_model
 
 from slmc.artefact import Artefact, draft
 from slmc.compress import prune as module
@@ -153,7 +154,7 @@ def test_weights_that_are_no_numbers(inputs: Inputs, dataset: Artefact, tmp_path
     model = build("llama")
     with torch.no_grad():
         model.layers[1].get_parameter("mlp.up_proj.weight")[3, 4] = float("nan")
-    given = sealed(model, dataset, tmp_path / "given")
+    given = seal_model(model, dataset, tmp_path / "given")
     with pytest.raises(UsageError) as caught:
         prune(PruneConfig(heads=0.5), inputs | {"model": given}, tmp_path / "p")
     assert caught.value.what == (
@@ -166,7 +167,7 @@ def test_weights_that_are_no_numbers(inputs: Inputs, dataset: Artefact, tmp_path
 def test_another_decoder_is_refused_before_anything_is_measured(
     inputs: Inputs, dataset: Artefact, tmp_path: Path
 ) -> None:
-    given = sealed(build("olmo2"), dataset, tmp_path / "given")
+    given = seal_model(build("olmo2"), dataset, tmp_path / "given")
     with pytest.raises(UsageError) as caught:
         prune(PruneConfig(heads=0.5), inputs | {"model": given}, tmp_path / "p")
     assert "the attention of olmo2 is of a form" in caught.value.what
@@ -177,7 +178,7 @@ def test_another_catalogue(inputs: Inputs, tmp_path: Path, dataset: Artefact) ->
     model = build("llama")
     model.config.num_items = 29
     model.item_embeddings = torch.nn.Embedding(30, 16)
-    given = sealed(model, dataset, tmp_path / "given")
+    given = seal_model(model, dataset, tmp_path / "given")
     with pytest.raises(UsageError) as caught:
         prune(PruneConfig(heads=0.5), inputs | {"model": given}, tmp_path / "p")
     assert caught.value.what == "the model ranks 29 items, the dataset has 30."

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from sealing import seal_model
 from transformers import LlamaConfig, PreTrainedModel
 
 from slmc.artefact import Artefact, draft
@@ -22,7 +23,6 @@ from slmc.export.flavours import FLAVOURS
 from slmc.export.onnx import export
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
-from slmc.model.saving import describe, save_model
 
 ITEMS, HISTORY, WIDTH = 30, 12, 16
 TWINS = (4, 9)
@@ -32,8 +32,6 @@ RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-lib
 RTX_VERSION = "1.7.1.116"
 
 Place = Callable[[str], Path]
-
-sys.path.insert(0, str(Path(__file__).parent))  # answers.py, which several tests import
 
 
 @pytest.fixture(scope="session")
@@ -71,18 +69,6 @@ def dataset(place: Place) -> Artefact:
         preprocessor = {"history": HISTORY, "unknown_ids": "skip"}
         (work.path / "preprocessor.json").write_text(json.dumps(preprocessor))
         return work.seal(kind="dataset", stage="prepare", config=Seeded(), inputs={})
-
-
-def seal_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> Artefact:
-    with draft(out) as work:
-        save_model(model, dataset, work.path)
-        return work.seal(
-            kind="model",
-            stage="teach",
-            config=Seeded(),
-            inputs={"data": dataset},
-            metrics=describe(model, work.path),
-        )
 
 
 def randomise(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Fake stages in the place of the real ones, and the modules beside the tests."""
+"""Fake stages in the place of the real ones."""
 
 import importlib.util
 import sys
@@ -11,7 +11,6 @@ import slmc.report
 from slmc.stages import STAGES
 
 TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS))
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
-"""A file for a recipe, and the module beside the tests that they import."""
+"""A file for a recipe."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -1,0 +1,22 @@
+"""Seal a model that a test has made, as a stage would."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from slmc.artefact import Artefact, draft
+from slmc.config import Seeded
+from slmc.model.saving import describe, save_model
+
+
+def seal_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> Artefact:
+    """A model artefact that ranks the items of ``dataset``."""
+    with draft(out) as work:
+        save_model(model, dataset, work.path)
+        return work.seal(
+            kind="model",
+            stage="teach",
+            config=Seeded(),
+            inputs={"data": dataset},
+            metrics=describe(model, work.path),
+        )
