@@ -209,7 +209,8 @@ def catalogue() -> list[dict[str, object]]:
         asked = {
             "PyTorch": plain(model(4, items=MILLION)),
             "ONNX, float table": engine(Path(place) / "fp32", made, "fp32"),
-            "ONNX, int8+rescore": engine(Path(place) / "int8", made, "fp32", "int8+rescore"),
+            "ONNX, int8+rescore": engine(Path(place) / "table", made, "fp32", "int8+rescore"),
+            "ONNX int8, int8+rescore": engine(Path(place) / "int8", made, "int8", "int8+rescore"),
         }
         for batch in (1, 32):
 

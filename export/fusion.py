@@ -35,6 +35,10 @@ ROW_WISE = frozenset(
 )
 """Operators whose output at a token hangs on nothing but their inputs at that token."""
 
+WORTH_MERGING = 3
+"""Products of one input that ONNX Runtime computes sooner as one: two products are as many
+operators as one product and the Split that copies its parts, three are one more (docs/log.md)."""
+
 
 def fuse(model: Any, forms: Callable[[tuple[str, ...]], Hashable], *, trim: bool = True) -> None:
     """Run every pass on an ``onnx_ir.Model``: the last layer, products of one input, norms.
@@ -48,7 +52,8 @@ def fuse(model: Any, forms: Callable[[tuple[str, ...]], Hashable], *, trim: bool
     divide_in_norms(model)
     if trim:
         select_rows(model.graph)
-    merge_products(model.graph, forms)
+    merge_products(model.graph, forms, fewest=WORTH_MERGING)
+    add_in_norms(model.graph)
 
 
 def products(graph: Any) -> Iterator[Any]:
@@ -73,8 +78,16 @@ def name_products(graph: Any, layers: Mapping[str, NDArray[np.float32]]) -> None
         node.inputs[1].meta["layers"] = (found,) if found else ()
 
 
-def merge_products(graph: Any, forms: Callable[[tuple[str, ...]], Hashable]) -> None:
-    """Multiply what is multiplied by several matrices once: q, k, v, and gate and up."""
+def merge_products(
+    graph: Any, forms: Callable[[tuple[str, ...]], Hashable], *, fewest: int = 2
+) -> None:
+    """Multiply what is multiplied by several matrices once: q, k, v, and gate and up.
+
+    Args:
+        graph: Changed in place.
+        forms: As for :func:`fuse`.
+        fewest: Products that are merged.
+    """
     import onnx_ir as ir
 
     alike: dict[tuple[Any, Hashable], list[Any]] = {}
@@ -82,7 +95,7 @@ def merge_products(graph: Any, forms: Callable[[tuple[str, ...]], Hashable]) -> 
         form = forms(node.inputs[1].meta.get("layers", ()))
         alike.setdefault((node.inputs[0], form), []).append(node)
     for (value, _), nodes in alike.items():
-        if len(nodes) < 2:
+        if len(nodes) < fewest:
             continue
         weights = [node.inputs[1].const_value.numpy() for node in nodes]
         weight = constant(graph, np.concatenate(weights, axis=1), f"{nodes[0].name}_weights")
@@ -145,6 +158,62 @@ def divide_in_norms(model: Any) -> None:
         return op.Div(x, op.Sqrt(squares))
 
     rewrite(model, pattern_rewrite_rules=[pattern.RewriteRule(multiplied, divided)])
+
+
+def add_in_norms(graph: Any) -> None:
+    """Add up the residual stream in the norm that reads it: ``SkipSimplifiedLayerNormalization``.
+
+    Args:
+        graph: Its norms divide (:func:`divide_in_norms`); one of another form stays.
+    """
+    import onnx_ir as ir
+
+    for node in list(graph):
+        found = _norm_of_sum(node)
+        if found is None:
+            continue
+        added, scaled, weight, epsilon = found
+        inputs = [*added.inputs, weight]
+        norm = ir.node(
+            "SkipSimplifiedLayerNormalization",
+            inputs,
+            {"epsilon": epsilon},
+            domain=MICROSOFT,
+            num_outputs=4,
+        )
+        name = added.outputs[0].name
+        norm.name = f"{name}_norm"
+        for out, end in zip(norm.outputs, ("normed", "mean", "variance", "sum"), strict=True):
+            out.name = f"{name}_{end}"
+        graph.insert_after(added, norm)
+        for old, new in ((scaled.outputs[0], norm.outputs[0]), (added.outputs[0], norm.outputs[3])):
+            new.type, new.shape = old.type, old.shape
+            old.replace_all_uses_with(new)
+
+
+def _norm_of_sum(node: Any) -> tuple[Any, Any, Any, float] | None:
+    """Of ``w * (s / sqrt(mean(s^2) + epsilon))``: the nodes of ``s = a + b`` and of ``w *``."""
+    if node.op_type != "Div":
+        return None
+    total, root = node.inputs
+    added, users = total.producer(), [user for user, _ in node.outputs[0].uses()]
+    steps = [root.producer()]
+    for kind in ("Sqrt", "Add", "ReduceMean"):
+        if steps[-1] is None or steps[-1].op_type != kind:
+            return None
+        steps.append(steps[-1].inputs[0].producer())
+    _, plus, mean, power = steps
+    epsilon = plus.inputs[1].const_value
+    if added is None or added.op_type != "Add" or not all(map(_has_tokens, added.inputs)):
+        return None
+    if power is None or power.op_type != "Pow" or power.inputs[0] is not total:
+        return None
+    if epsilon is None or not _is_last_axis(mean) or len(users) != 1 or users[0].op_type != "Mul":
+        return None
+    weights = [value for value in users[0].inputs if value is not node.outputs[0]]
+    if len(weights) != 1 or weights[0].const_value is None or len(weights[0].shape) != 1:
+        return None
+    return added, users[0], weights[0], float(epsilon.numpy())
 
 
 def constant(graph: Any, array: Any, name: str, kind: Any = None) -> Any:
@@ -240,9 +309,14 @@ def _per_token(node: Any) -> list[Any] | None:
     if node.op_type in ("Split", "Slice"):
         return given[:1] if _cuts_widths(node) else None
     if node.op_type == "ReduceMean":
-        axes = node.inputs[1].const_value
-        return given if axes is not None and axes.numpy().tolist() == [-1] else None
+        return given if _is_last_axis(node) else None
     return None
+
+
+def _is_last_axis(node: Any) -> bool:
+    """Whether a ReduceMean works along the last axis."""
+    axes = node.inputs[1].const_value
+    return axes is not None and axes.numpy().tolist() == [-1]
 
 
 def _cuts_widths(node: Any) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from slmc.export import fusion, lowering, passes
 from slmc.export import table as item_table
+from slmc.export.masks import add_masks
 from slmc.export.reference import known_prefix, linear_layers
+from slmc.export.rotary import known_positions, turn
 from slmc.model.codes import Codes
 from slmc.model.loading import Recommender, quiet
 from slmc.model.recommender import SequentialRecommender
@@ -54,7 +56,11 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
     """The graph as torch gives it, its item table held once; arguments as :func:`to_onnx`."""
     item_ids = torch.tensor([[0, 1, 1], [1, 1, 1]])
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=2)}
-    with _silence(), quiet(), _float_table(model), known_prefix(model), _serving(model):
+    with ExitStack() as stack:
+        for known in (_silence(), quiet(), _float_table(model), known_prefix(model)):
+            stack.enter_context(known)
+        for known in (known_positions(model), _serving(model)):
+            stack.enter_context(known)
         program: Any = torch.onnx.export(
             _Ranker(model, layout, top_k),
             (item_ids,),
@@ -94,14 +100,14 @@ def _optimized(
         return (codes.bits, codes.group_size, codes.zero_point is None)
 
     if layout == "packed":
+        turn(made.graph)
         fusion.fuse(made, form, trim=isinstance(model, SequentialRecommender))
     else:
-        fusion.merge_products(made.graph, form)
+        fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING)
     if precision != "fp32":
         lowering.lower(made.graph, precision, own, layout)
     if precision == "int8":
         lowering.steady_softmax(made.graph)
-    item_table.add_masks(made.graph, model.config.num_items + 1)
     stored_table = model.item_embeddings
     if isinstance(stored_table, QuantizedTable):
         item_table.place_codes(made.graph, stored_rows(stored_table), layout)
@@ -111,6 +117,7 @@ def _optimized(
     if table == "int8+rescore":
         rows = item_table.rounded_rows(model.item_vectors().detach().numpy())
         item_table.rescore(made.graph, rows, top_k)
+    add_masks(made.graph)
     if any(node.domain == fusion.MICROSOFT for node in made.graph):
         made.graph.opset_imports[fusion.MICROSOFT] = 1
     fusion.drop_unused(made)

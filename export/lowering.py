@@ -28,6 +28,8 @@ MIDDLE = 128
 """What stands for 0 among a token's uint8 codes."""
 TINY = np.float32(1e-8)
 """Largest entry that stands for a token of zeros."""
+STEP = "step"
+"""Mark of a product's value: the step of its tokens, which it was multiplied with last."""
 COLUMNS = 16
 """Copies of a sum that are computed: a product with one column adds in lanes again."""
 ACCURATE_BLOCK = 32
@@ -157,45 +159,79 @@ def _per_token(
 
     x, name = node.inputs[0], node.outputs[0].name
     if x not in tokens:
-        tokens[x] = _quantized_tokens(graph, node, x)
-    quantized, largest = tokens[x]
+        tokens[x] = _quantized_tokens(graph, node, *_unscaled(graph, node, x))
+    quantized, step = tokens[x]
     scale = np.abs(weight).max(axis=1) / np.float32(RANGE)
     scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
     codes = np.clip(np.rint(weight / scale[:, None]), -RANGE, RANGE).astype(np.int8).T
     stored = constant(graph, np.ascontiguousarray(codes), f"{name}_codes")
     zero = constant(graph, np.array(MIDDLE, dtype=np.uint8), f"{name}_zero")
+    each = constant(graph, scale, f"{name}_scale")
     if layout == "packed":
-        unit = constant(graph, np.array(1 / RANGE, dtype=np.float32), f"{name}_unit")
-        each = constant(graph, scale, f"{name}_scale")
-        nodes = [
-            ir.node("MatMulIntegerToFloat", [quantized, stored, unit, each, zero], domain=MICROSOFT)
-        ]
+        unit = constant(graph, np.array(1, dtype=np.float32), f"{name}_unit")
+        inputs = [quantized, stored, unit, each, zero]
+        nodes = [ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT)]
     else:
-        each = constant(graph, scale / np.float32(RANGE), f"{name}_scale")
         whole = ir.node("MatMulInteger", [quantized, stored, zero])
         cast = ir.node("Cast", whole.outputs, {"to": ir.DataType.FLOAT})
         nodes = [whole, cast, ir.node("Mul", [cast.outputs[0], each])]
-    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], largest]))
+    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], step]))
+    nodes[-1].outputs[0].meta[STEP] = step
     put(graph, node, nodes)
 
 
-def _quantized_tokens(graph: Any, node: Any, x: Any) -> tuple[Any, Any]:
-    """Tokens ``[..., K]`` as uint8 around :data:`MIDDLE`, and the largest entry of each."""
+def _unscaled(graph: Any, node: Any, x: Any) -> tuple[Any, Any]:
+    """What has the codes of ``x``, and the step that ``x`` is larger by, if there is any.
+
+    The up projection's step does not change the codes of ``gate * up``, only what they are
+    worth: it is multiplied with the step of those, not with every one of their entries.
+    """
+    import onnx_ir as ir
+
+    made = x.producer()
+    if made is None or made.op_type != "Mul" or len(x.uses()) > 1:
+        return x, None
+    for index, factor in enumerate(made.inputs):
+        step = factor.meta.get(STEP)
+        if step is not None and len(factor.uses()) == 1:
+            inputs = [made.inputs[1 - index], factor.producer().inputs[0]]
+            product = ir.node("Mul", inputs)
+            name_nodes([product], f"{x.name}_unscaled")
+            graph.insert_before(node, [product])
+            return product.outputs[0], step
+    return x, None
+
+
+def _quantized_tokens(graph: Any, node: Any, x: Any, step: Any) -> tuple[Any, Any]:
+    """Tokens ``[..., T, K]`` as uint8 around :data:`MIDDLE`, and the step of each ``[..., T, 1]``.
+
+    Axes before the tokens are of size 1. The largest entry is found without writing absolute
+    values, and one operator divides and rounds: two and a half times as fast as Abs, ReduceMax,
+    Div and QuantizeLinear (docs/log.md).
+    """
     import onnx_ir as ir
 
     axis = constant(graph, np.array([-1], dtype=np.int64), f"{x.name}_axis")
-    absolute = ir.node("Abs", [x])
-    greatest = ir.node("ReduceMax", [absolute.outputs[0], axis], {"keepdims": 1})
-    least = constant(graph, np.array(TINY), f"{x.name}_least")
-    largest = ir.node("Max", [greatest.outputs[0], least])
-    share = ir.node("Div", [x, largest.outputs[0]])
+    most = ir.node("ReduceMax", [x, axis], {"keepdims": 1})
+    least = ir.node("ReduceMin", [x, axis], {"keepdims": 1})
+    turned = ir.node("Neg", least.outputs)
+    tiny = constant(graph, np.array(TINY), f"{x.name}_tiny")
+    largest = ir.node("Max", [most.outputs[0], turned.outputs[0], tiny])
     unit = constant(graph, np.array(1 / RANGE, dtype=np.float32), f"{x.name}_unit")
-    zero = constant(graph, np.array(MIDDLE, dtype=np.uint8), f"{x.name}_zero")
-    codes = ir.node("QuantizeLinear", [share.outputs[0], unit, zero])
-    nodes = [absolute, greatest, largest, share, codes]
+    steps = ir.node("Mul", [largest.outputs[0], unit])
+    flat = ir.node("Reshape", [steps.outputs[0], axis])
+    # Without zero points codes would be int8, which is far slower to multiply.
+    middle = constant(graph, np.array(MIDDLE, dtype=np.uint8), f"{x.name}_middle")
+    number = ir.node("Shape", flat.outputs)
+    zeros = ir.node("Expand", [middle, number.outputs[0]])
+    inputs = [x, flat.outputs[0], zeros.outputs[0]]
+    codes = ir.node("QuantizeLinear", inputs, {"axis": -2})
+    nodes = [most, least, turned, largest, steps, flat, number, zeros, codes]
+    if step is not None:
+        nodes.append(ir.node("Mul", [steps.outputs[0], step]))
     name_nodes(nodes, x.name)
     graph.insert_before(node, nodes)
-    return codes.outputs[0], largest.outputs[0]
+    return codes.outputs[0], (steps if step is None else nodes[-1]).outputs[0]
 
 
 def _blocks(graph: Any, node: Any, codes: Codes, layout: str) -> None:

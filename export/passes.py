@@ -4,7 +4,7 @@ The graph that torch gives carries stack traces with paths of the machine, and t
 twice; both go. Letters: B histories, V items, d item width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def keep_newest(model: Any, history: int) -> None:
     from onnx import helper, numpy_helper
 
     graph, cut = model.graph, f"newest_{INPUT}"
-    for node in graph.node:
+    for node in _nodes(graph):
         node.input[:] = [cut if name == INPUT else name for name in node.input]
     bounds = {"newest_start": -history, "newest_end": np.iinfo(np.int64).max, "newest_axis": 1}
     for name, value in bounds.items():
@@ -121,6 +121,15 @@ def save(model: Any, file: Path) -> None:
         )
     else:
         file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph, and of the branches in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
 
 
 def _rename(graph: Any, old: str, new: str) -> None:

@@ -16,7 +16,7 @@ from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
 
 UNIT = float(np.float32(1 / RANGE))
-"""Scale of a token's codes, as float32 has it."""
+"""Step of codes whose largest stands for 1, as float32 has it."""
 
 
 def linear_layers(model: Recommender) -> dict[str, nn.Linear]:
@@ -100,12 +100,11 @@ class PerToken(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``."""
-        largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=float(TINY))
-        steps = (x / largest / UNIT).round()
-        tokens = steps.clamp(-MIDDLE, MIDDLE - 1)
+        step = x.abs().amax(dim=-1, keepdim=True).clamp(min=float(TINY)) * UNIT
+        tokens = (x / step).round().clamp(-MIDDLE, MIDDLE - 1)
         # Products of 8-bit codes are exact in float64, and their sums too.
         whole = (tokens.double() @ self.codes.double().T).float()
-        found = whole * (self.scale / RANGE) * largest
+        found = whole * self.scale * step
         return found if self.bias is None else found + self.bias
 
 

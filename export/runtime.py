@@ -127,6 +127,8 @@ class Engine:
         if exclude_seen:
             given[EXCLUDE_SEEN] = np.array([True])
         if allowed is not None:
+            if allowed.shape[-1] != self.described.num_items + 1:
+                raise ValueError(f"allowed must have {self.described.num_items + 1} columns")
             given[ALLOWED] = allowed
         items, scores = self._run([TOP_ITEMS, TOP_SCORES], item_ids, given)
         return items, scores
@@ -273,10 +275,9 @@ def _with_scores(file: Path) -> bytes:
     onnx = needed("onnx")
     try:
         model = onnx.load(file, load_external_data=False)
-        next(node for node in model.graph.node if node.op_type == "TopK")
-    except (OSError, StopIteration, needed("google.protobuf.message").DecodeError):
+    except (OSError, needed("google.protobuf.message").DecodeError):
         raise ArtefactError(
-            f"{file} is not a graph that ends in a TopK.",
+            f"{file} is not an ONNX graph.",
             "Make the engine again with `slmc export`.",
         ) from None
     if not any(SCORES in node.output for node in model.graph.node):

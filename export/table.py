@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from slmc.export.fusion import constant, replace
 from slmc.export.lowering import nbits_form, nbits_product
-from slmc.export.passes import ALLOWED, EXCLUDE_SEEN, INPUT, SCORES, TOP_ITEMS
+from slmc.export.passes import SCORES, TOP_ITEMS
 from slmc.export.possible import BLOCKS
 from slmc.model.codes import Codes
 
@@ -88,7 +88,7 @@ def rescore(graph: Any, codes: Codes, top_k: int) -> None:
     """Score all items by an 8-bit table, and the best of them again by the float table.
 
     Args:
-        graph: Ends in a TopK of the scores, masked or not.
+        graph: Ends in a TopK of the scores.
         codes: The table in 8 bits.
         top_k: k.
     """
@@ -110,7 +110,8 @@ def rescore(graph: Any, codes: Codes, top_k: int) -> None:
     across = ir.node("Unsqueeze", [users, _whole(graph, -1, "across")])
     exact = ir.node("MatMul", [vectors.outputs[0], across.outputs[0]])
     flat = ir.node("Squeeze", [exact.outputs[0], _whole(graph, -1, "across")])
-    known = ir.node("GatherElements", [scores, rows], {"axis": 1})
+    # What may not be given keeps its -inf.
+    known = ir.node("GatherElements", [first.outputs[0], order.outputs[1]], {"axis": 1})
     lowest = constant(graph, np.array(-np.inf, dtype=np.float32), "lowest")
     barred = ir.node("Equal", [known.outputs[0], lowest])
     again = ir.node("Where", [barred.outputs[0], lowest, flat.outputs[0]])
@@ -124,40 +125,6 @@ def rescore(graph: Any, codes: Codes, top_k: int) -> None:
     given.outputs[0].type, given.outputs[0].shape = places.type, places.shape
     graph.insert_after(last, given)
     graph.outputs[[out.name for out in graph.outputs].index("top_places")] = given.outputs[0]
-
-
-def add_masks(graph: Any, rows: int) -> None:
-    """Take two more inputs that may be left out: leave out seen items, allow only some.
-
-    Args:
-        graph: Ends in a TopK of the scores.
-        rows: R.
-    """
-    import onnx_ir as ir
-
-    last, product = _top_k(graph), _product(graph)
-    scores = last.inputs[0]
-    exclude = constant(graph, np.array([False]), EXCLUDE_SEEN)
-    allowed = constant(graph, np.ones((1, rows), dtype=bool), ALLOWED)
-    allowed.shape = ir.Shape(["requests", rows])
-    graph.inputs.extend([exclude, allowed])
-    given = next(value for value in graph.inputs if value.name == INPUT)
-    lowest = constant(graph, np.array(-np.inf, dtype=np.float32), "lowest")
-    # What is not allowed, and row 0 whatever is, is added -inf to where the product adds anyway.
-    ranked = constant(graph, np.arange(rows)[None] > 0, "ranked")
-    nothing = constant(graph, np.array(0, dtype=np.float32), "nothing")
-    both = ir.node("And", [allowed, ranked])
-    bias = ir.node("Where", [both.outputs[0], nothing, lowest])
-    _insert(graph, product, [both, bias], "allowed")
-    product.replace_input_with(2, bias.outputs[0])
-    # Row 0, which is never ranked, takes the place of what is not to be left out.
-    no_row = constant(graph, np.array(0, dtype=np.int64), "no_row")
-    seen = ir.node("Where", [exclude, given, no_row])
-    shape = ir.node("Shape", [seen.outputs[0]])
-    floor = ir.node("Expand", [lowest, shape.outputs[0]])
-    unseen = ir.node("ScatterElements", [scores, seen.outputs[0], floor.outputs[0]], {"axis": 1})
-    _insert(graph, last, [seen, shape, floor, unseen], "mask")
-    last.replace_input_with(0, unseen.outputs[0])
 
 
 def _uses(graph: Any) -> tuple[Any, Any]:
@@ -184,11 +151,11 @@ def _constants(graph: Any, codes: Codes) -> tuple[Any, Any]:
 def _score_codes(graph: Any, product: Any, stored: Any, scale: Any, codes: Codes) -> None:
     import onnx_ir as ir
 
-    users, padding = product.inputs[0], product.inputs[2]
-    scored = nbits_product([users, stored, scale], codes)
-    added = ir.node("Add", [scored.outputs[0], padding])
-    _insert(graph, product, [scored, added], "items")
-    _hand_over(graph, product, added)
+    users, _, padding = product.inputs
+    bias = constant(graph, padding.const_value.numpy().reshape(-1), "item_bias")
+    scored = nbits_product([users, stored, scale, None, None, bias], codes)
+    _insert(graph, product, [scored], "items")
+    _hand_over(graph, product, scored)
 
 
 def _look_up(graph: Any, lookup: Any, stored: Any, scale: Any, codes: Codes) -> None:
