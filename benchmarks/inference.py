@@ -210,7 +210,9 @@ def catalogue() -> list[dict[str, object]]:
             "PyTorch": plain(model(4, items=MILLION)),
             "ONNX, float table": engine(Path(place) / "fp32", made, "fp32"),
             "ONNX, int8+rescore": engine(Path(place) / "table", made, "fp32", "int8+rescore"),
-            "ONNX int8, int8+rescore": engine(Path(place) / "int8", made, "int8", "int8+rescore"),
+            "ONNX, int4+rescore": engine(Path(place) / "four", made, "fp32", "int4+rescore"),
+            "ONNX int8, float table": engine(Path(place) / "int8-table", made, "int8"),
+            "ONNX int8, int4+rescore": engine(Path(place) / "int8", made, "int8", "int4+rescore"),
         }
         for batch in (1, 32):
 
@@ -224,18 +226,24 @@ def catalogue() -> list[dict[str, object]]:
 
 
 def overlaps(asked: Mapping[str, For], batches: list[list[np.ndarray]]) -> list[dict[str, object]]:
-    """How many of PyTorch's best items each gives."""
+    """How many of PyTorch's best items each gives, and of those over the table in floats."""
     answers = {}
     for name, one in asked.items():
         ready, _ = one(lambda: batches[0])
         answers[name] = np.concatenate([ready.top(histories)[0] for histories in batches])
     rows: list[dict[str, object]] = []
     for name, found in answers.items():
-        shared = [len(set(a) & set(b)) for a, b in zip(found, answers["PyTorch"], strict=True)]
-        same = float(np.mean(shared)) / TOP_K
-        print(f"  {name:28} overlap@{TOP_K} {same:.4f} (n = {len(found)})")
-        rows.append({"contender": name, "overlap": same, "n": len(found)})
+        floats = answers.get(f"{name.split(',')[0]}, float table", found)
+        same, table = shared(found, answers["PyTorch"]), shared(found, floats)
+        print(f"  {name:28} overlap@{TOP_K} {same:.4f}, of its decoder over floats {table:.4f}")
+        rows.append({"contender": name, "overlap": same, "table_overlap": table, "n": len(found)})
     return rows
+
+
+def shared(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The share of best items ``[B, k]`` that two have in common."""
+    both = [len(set(a) & set(b)) for a, b in zip(ours, theirs, strict=True)]
+    return float(np.mean(both)) / TOP_K
 
 
 if __name__ == "__main__":

@@ -74,9 +74,10 @@ class ExportConfig(Seeded):
     """null: the model's own. fp32; int8: weights and tokens in 8 bits, a scale a token;
     int8-accurate: weights in 8-bit blocks; int4: the codes of a model that was quantized to 4;
     bf16, fp16: weights in 16 bits, for GPUs (bf16 runs nowhere else)."""
-    table: Literal["fp32", "int8+rescore"] | None = None
-    """Float item table. fp32: multiplied as it is; int8+rescore: all items by an 8-bit copy, the
-    best again in float32 (large catalogues); null: by its size. Codes stay what they are."""
+    table: Literal["fp32", "int8+rescore", "int4+rescore"] | None = None
+    """Float item table. fp32: multiplied as it is; int8+rescore, int4+rescore: all items by a copy
+    in 8 or 4 bits, the best again in float32 (large catalogues; 4 bits answer one user sooner, 8
+    bits a batch); null: fp32 or int8+rescore, by its size. Codes stay what they are."""
     top_k: int = Field(100, ge=1)
     """Items that the engine returns for a history."""
     outputs: tuple[Literal["topk", "scores", "user_vectors"], ...] = ("topk",)

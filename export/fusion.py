@@ -40,22 +40,6 @@ WORTH_MERGING = 3
 operators as one product and the Split that copies its parts, three are one more (docs/log.md)."""
 
 
-def fuse(model: Any, forms: Callable[[tuple[str, ...]], Hashable], *, trim: bool = True) -> None:
-    """Run every pass on an ``onnx_ir.Model``: the last layer, products of one input, norms.
-
-    Args:
-        model: Changed in place.
-        forms: Names of layers -> the form that their weights are to have; only products of one
-            form are merged.
-        trim: Whether the graph selects the last tokens of packed histories.
-    """
-    divide_in_norms(model)
-    if trim:
-        select_rows(model.graph)
-    merge_products(model.graph, forms, fewest=WORTH_MERGING)
-    add_in_norms(model.graph)
-
-
 def products(graph: Any) -> Iterator[Any]:
     """Every product with a constant matrix: ``MatMul(x [..., K], W [K, N])``."""
     for node in graph:
@@ -85,7 +69,8 @@ def merge_products(
 
     Args:
         graph: Changed in place.
-        forms: As for :func:`fuse`.
+        forms: Names of layers -> the form that their weights are to have; only products of one
+            form are merged.
         fewest: Products that are merged.
     """
     import onnx_ir as ir
@@ -145,75 +130,6 @@ def select_rows(graph: Any) -> None:
     graph.insert_before(selected, squeeze)
     replace(graph, selected, squeeze.outputs[0])
     graph.sort()
-
-
-def divide_in_norms(model: Any) -> None:
-    """Write ``x * (1 / sqrt(m))`` as ``x / sqrt(m)``: ONNX Runtime sees a norm in it then."""
-    from onnxscript.rewriter import pattern, rewrite
-
-    def multiplied(op: Any, x: Any, squares: Any) -> Any:
-        return op.Mul(x, op.Reciprocal(op.Sqrt(squares)))
-
-    def divided(op: Any, x: Any, squares: Any) -> Any:
-        return op.Div(x, op.Sqrt(squares))
-
-    rewrite(model, pattern_rewrite_rules=[pattern.RewriteRule(multiplied, divided)])
-
-
-def add_in_norms(graph: Any) -> None:
-    """Add up the residual stream in the norm that reads it: ``SkipSimplifiedLayerNormalization``.
-
-    Args:
-        graph: Its norms divide (:func:`divide_in_norms`); one of another form stays.
-    """
-    import onnx_ir as ir
-
-    for node in list(graph):
-        found = _norm_of_sum(node)
-        if found is None:
-            continue
-        added, scaled, weight, epsilon = found
-        inputs = [*added.inputs, weight]
-        norm = ir.node(
-            "SkipSimplifiedLayerNormalization",
-            inputs,
-            {"epsilon": epsilon},
-            domain=MICROSOFT,
-            num_outputs=4,
-        )
-        name = added.outputs[0].name
-        norm.name = f"{name}_norm"
-        for out, end in zip(norm.outputs, ("normed", "mean", "variance", "sum"), strict=True):
-            out.name = f"{name}_{end}"
-        graph.insert_after(added, norm)
-        for old, new in ((scaled.outputs[0], norm.outputs[0]), (added.outputs[0], norm.outputs[3])):
-            new.type, new.shape = old.type, old.shape
-            old.replace_all_uses_with(new)
-
-
-def _norm_of_sum(node: Any) -> tuple[Any, Any, Any, float] | None:
-    """Of ``w * (s / sqrt(mean(s^2) + epsilon))``: the nodes of ``s = a + b`` and of ``w *``."""
-    if node.op_type != "Div":
-        return None
-    total, root = node.inputs
-    added, users = total.producer(), [user for user, _ in node.outputs[0].uses()]
-    steps = [root.producer()]
-    for kind in ("Sqrt", "Add", "ReduceMean"):
-        if steps[-1] is None or steps[-1].op_type != kind:
-            return None
-        steps.append(steps[-1].inputs[0].producer())
-    _, plus, mean, power = steps
-    epsilon = plus.inputs[1].const_value
-    if added is None or added.op_type != "Add" or not all(map(_has_tokens, added.inputs)):
-        return None
-    if power is None or power.op_type != "Pow" or power.inputs[0] is not total:
-        return None
-    if epsilon is None or not _is_last_axis(mean) or len(users) != 1 or users[0].op_type != "Mul":
-        return None
-    weights = [value for value in users[0].inputs if value is not node.outputs[0]]
-    if len(weights) != 1 or weights[0].const_value is None or len(weights[0].shape) != 1:
-        return None
-    return added, users[0], weights[0], float(epsilon.numpy())
 
 
 def constant(graph: Any, array: Any, name: str, kind: Any = None) -> Any:
@@ -303,17 +219,17 @@ def _per_token(node: Any) -> list[Any] | None:
     """The inputs of a node that hold a row a token; ``None`` if it mixes tokens."""
     given = [value for value in node.inputs if value is not None and value.const_value is None]
     if node.op_type in ROW_WISE and node.domain == "":
-        return [value for value in given if _has_tokens(value)]
+        return [value for value in given if has_tokens(value)]
     if node.op_type == "MatMul":
         return given if node.inputs[1].const_value is not None else None
     if node.op_type in ("Split", "Slice"):
         return given[:1] if _cuts_widths(node) else None
     if node.op_type == "ReduceMean":
-        return given if _is_last_axis(node) else None
+        return given if is_last_axis(node) else None
     return None
 
 
-def _is_last_axis(node: Any) -> bool:
+def is_last_axis(node: Any) -> bool:
     """Whether a ReduceMean works along the last axis."""
     axes = node.inputs[1].const_value
     return axes is not None and axes.numpy().tolist() == [-1]
@@ -334,7 +250,8 @@ def _all_constant(values: Any) -> bool:
     return all(value is None or value.const_value is not None for value in values)
 
 
-def _has_tokens(value: Any) -> bool:
+def has_tokens(value: Any) -> bool:
+    """Whether a value is, as far as is known, ``[1, T, width]`` of some T."""
     shape = value.shape
     return shape is None or (len(shape) == 3 and not isinstance(shape[1], int))
 

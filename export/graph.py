@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slmc.export import fusion, lowering, passes
+from slmc.export import fusion, lowering, norms, passes
 from slmc.export import table as item_table
 from slmc.export.masks import add_masks
 from slmc.export.reference import known_prefix, linear_layers
@@ -40,7 +40,8 @@ def to_onnx(
         opset: Of the default domain.
         precision: Of the decoder's products.
         own: The codes of a quantized model, by layer.
-        table: ``fp32`` or ``int8+rescore``; a quantized item table stays as it is stored.
+        table: ``fp32``, or a form of :data:`slmc.export.table.RESCORED`; a quantized item table
+            stays as it is stored.
 
     Raises:
         TypeError: The model has no such layout; :mod:`slmc.export.possible` says so before.
@@ -100,10 +101,13 @@ def _optimized(
         return (codes.bits, codes.group_size, codes.zero_point is None)
 
     if layout == "packed":
+        norms.divide(made)
+        if isinstance(model, SequentialRecommender):
+            fusion.select_rows(made.graph)
         turn(made.graph)
-        fusion.fuse(made, form, trim=isinstance(model, SequentialRecommender))
-    else:
-        fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING)
+    fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING)
+    if layout == "packed":
+        norms.add(made.graph)
     if precision != "fp32":
         lowering.lower(made.graph, precision, own, layout)
     if precision == "int8":
@@ -114,9 +118,9 @@ def _optimized(
     elif isinstance(model, SequentialRecommender):
         fusion.drop_unused(made)  # what is small is told by the weights that are left
         item_table.fold_inputs(made.graph)
-    if table == "int8+rescore":
-        rows = item_table.rounded_rows(model.item_vectors().detach().numpy())
-        item_table.rescore(made.graph, rows, top_k)
+    if table in item_table.RESCORED:
+        vectors = model.item_vectors().detach().numpy()
+        item_table.rescore(made.graph, vectors, table, top_k)
     add_masks(made.graph)
     if any(node.domain == fusion.MICROSOFT for node in made.graph):
         made.graph.opset_imports[fusion.MICROSOFT] = 1

@@ -250,16 +250,23 @@ def _blocks(graph: Any, node: Any, codes: Codes, layout: str) -> None:
     put(graph, node, [nbits_product(inputs, codes)])
 
 
-def nbits_product(inputs: list[Any], codes: Codes) -> Any:
-    """A MatMulNBits node; ``inputs`` are tokens and the constants of :func:`nbits_form`."""
+def nbits_product(inputs: list[Any], codes: Codes, level: int | None = None) -> Any:
+    """A MatMulNBits node.
+
+    Args:
+        inputs: Tokens and the constants of :func:`nbits_form`.
+        codes: What those constants are.
+        level: :data:`TOKENS_AS_FLOATS` or :data:`TOKENS_IN_BLOCKS`; by the bits if not given.
+    """
     import onnx_ir as ir
 
+    usual = TOKENS_IN_BLOCKS if codes.bits == 8 else TOKENS_AS_FLOATS
     attributes = {
         "K": codes.codes.shape[1],
         "N": codes.codes.shape[0],
         "bits": codes.bits,
         "block_size": codes.group_size,
-        "accuracy_level": TOKENS_IN_BLOCKS if codes.bits == 8 else TOKENS_AS_FLOATS,
+        "accuracy_level": usual if level is None else level,
     }
     return ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
 

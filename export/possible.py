@@ -131,11 +131,11 @@ def _of_form(config: ExportConfig, source: Source, name: str) -> Iterator[Refusa
             f"the item table of {name} is quantized already",
             "Leave table out, or export the model that it was quantized from.",
         )
-    elif config.table == "int8+rescore" and config.layout == "padded":
+    elif config.table not in (None, "fp32") and config.layout == "padded":
         yield Refusal(
             "table",
             config.table,
-            "standard operators have no product with 8-bit rows",
+            "standard operators have no product with rows of codes",
             "Take layout packed, or table fp32.",
         )
     if source.table_bits == 4 and config.layout == "padded" and config.opset < BLOCKS_FROM:

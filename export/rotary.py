@@ -16,6 +16,11 @@ from slmc.export.fusion import MICROSOFT, constant, name_nodes, replace
 from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
 
+EVERY = "every"
+"""Stands for the kind of layer, where all layers turn alike."""
+HEADS_FIRST = (0, 2, 1, 3)
+"""Turns ``[1, T, heads, D]`` into ``[1, heads, T, D]``, and back."""
+
 
 class RotaryTables(nn.Module):
     """A decoder's rotary module whose cosines and sines are looked up, not computed."""
@@ -33,8 +38,8 @@ class RotaryTables(nn.Module):
         """
         super().__init__()
         self.kinds = tuple(getattr(computed, "layer_types", ()))
-        for kind in self.kinds or (None,):
-            given = () if kind is None else (kind,)
+        for kind in self.kinds or (EVERY,):
+            given = (kind,) if self.kinds else ()
             short, long = (
                 computed(torch.zeros(1), torch.arange(length)[None], *given)
                 for length in (2, positions)
@@ -45,13 +50,14 @@ class RotaryTables(nn.Module):
                 self.register_buffer(f"{kind}_{name}", part[0].detach().clone())
 
     def forward(
-        self, _: Tensor, position_ids: Tensor, layer_type: str | None = None
+        self, _: Tensor, position_ids: Tensor, layer_type: str = EVERY
     ) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[1, T, R]`` of positions ``[1, T]``."""
-        cos, sin = (self.get_buffer(f"{layer_type}_{name}") for name in ("cos", "sin"))
-        return nn.functional.embedding(position_ids, cos), nn.functional.embedding(
-            position_ids, sin
+        cos, sin = (
+            nn.functional.embedding(position_ids, self.get_buffer(f"{layer_type}_{name}"))
+            for name in ("cos", "sin")
         )
+        return cos, sin
 
 
 @contextmanager
@@ -89,8 +95,7 @@ def turn(graph: Any) -> None:
         found = _rotation(node)
         if found is None:
             continue
-        x, cos, sin = found
-        (cosines, positions), (sines, _) = (_looked_up(value) for value in (cos, sin))
+        x, (cosines, positions), (sines, _) = found
         for table in (cosines, sines):
             if table not in halves:
                 array = table.const_value.numpy()
@@ -107,10 +112,16 @@ def turn(graph: Any) -> None:
 def _put_operator(graph: Any, node: Any, x: Any, tables: list[Any]) -> None:
     import onnx_ir as ir
 
-    by_head = x.producer().inputs[0]
-    heads, width = by_head.shape[2:]
-    made = by_head.producer()
-    source = made.inputs[0] if made is not None and made.op_type == "Reshape" else by_head
+    heads, width = x.shape[1], x.shape[3]
+    made = x.producer()
+    if made.op_type == "Transpose" and made.attributes["perm"].as_ints() == HEADS_FIRST:
+        nodes, source = [], made.inputs[0]
+    else:
+        nodes = [ir.node("Transpose", [x], {"perm": HEADS_FIRST})]
+        source = nodes[0].outputs[0]
+    parts = source.producer()
+    if parts is not None and parts.op_type == "Reshape":
+        source = parts.inputs[0]
     # A token is a batch of its own: the operator takes no sequence longer than its tables.
     apart = _sizes(graph, [-1, 1, heads * width], f"apart_{heads}")
     back = _sizes(graph, [1, -1, heads, width], f"by_head_{heads}")
@@ -119,8 +130,8 @@ def _put_operator(graph: Any, node: Any, x: Any, tables: list[Any]) -> None:
         "RotaryEmbedding", [tokens.outputs[0], *tables], {"num_heads": heads}, domain=MICROSOFT
     )
     shaped = ir.node("Reshape", [turned.outputs[0], back])
-    first = ir.node("Transpose", [shaped.outputs[0]], {"perm": [0, 2, 1, 3]})
-    nodes = [tokens, turned, shaped, first]
+    first = ir.node("Transpose", [shaped.outputs[0]], {"perm": HEADS_FIRST})
+    nodes += [tokens, turned, shaped, first]
     name_nodes(nodes, f"{node.outputs[0].name}_turned")
     graph.insert_before(node, nodes)
     replace(graph, node, first.outputs[0])
@@ -131,15 +142,16 @@ def _sizes(graph: Any, sizes: list[int], name: str) -> Any:
     return known or constant(graph, np.array(sizes, dtype=np.int64), f"rotary_{name}")
 
 
-def _rotation(node: Any) -> tuple[Any, Any, Any] | None:
-    """``x [1, heads, T, D]``, cos and sin, if the node adds up their rotation."""
+def _rotation(node: Any) -> tuple[Any, tuple[Any, Any], tuple[Any, Any]] | None:
+    """``x [1, heads, T, D]`` and how cos and sin were looked up, if the node adds it up turned."""
     if node.op_type != "Add":
         return None
     for plain, crossed in (node.inputs, node.inputs[::-1]):
         for x, cos in _factors(plain):
             for rotated, sin in _factors(crossed):
-                if _is_rotated(rotated, x) and _by_head(x) and _looked_up(cos) and _looked_up(sin):
-                    return x, cos, sin
+                tables = _looked_up(cos), _looked_up(sin)
+                if tables[0] and tables[1] and _is_rotated(rotated, x) and _by_head(x):
+                    return x, tables[0], tables[1]
     return None
 
 
@@ -179,13 +191,11 @@ def _cut(node: Any, x: Any) -> tuple[int, int] | None:
 
 
 def _by_head(x: Any) -> bool:
-    node = x.producer()
-    shape = node.inputs[0].shape if node is not None and node.op_type == "Transpose" else None
-    return (
-        shape is not None
-        and node.attributes["perm"].as_ints() == (0, 2, 1, 3)
-        and all(isinstance(size, int) for size in shape[2:])
-    )
+    """Whether ``x`` is ``[1, heads, T, D]``, heads and D known."""
+    shape = x.shape
+    if shape is None or len(shape) != 4 or x.producer() is None:
+        return False
+    return isinstance(shape[1], int) and isinstance(shape[3], int)
 
 
 def _looked_up(value: Any) -> tuple[Any, Any] | None:

@@ -134,8 +134,16 @@ class Engine:
         return items, scores
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """Scores ``[B, V]`` of the rows 1..V; only of a session with ``scores=True``."""
-        (scores,) = self._run([SCORES], self.padded(histories))
+        """Scores ``[B, V]`` of the rows 1..V; only of a session with ``scores=True``.
+
+        Those of the best items are what the engine gives of them, and all others are lower or
+        tied: an engine that scores items twice ranks by its second scores.
+        """
+        outputs = [SCORES, TOP_ITEMS, TOP_SCORES]
+        scores, items, best = self._run(outputs, self.padded(histories))
+        last = best[:, -1:]
+        scores = np.where(scores > last, np.nextafter(last, -np.inf), scores)
+        np.put_along_axis(scores, items, best, axis=1)
         return scores[:, 1:]
 
     def padded(self, histories: Histories) -> NDArray[np.int64]:

@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slmc.export.fusion import constant, replace
-from slmc.export.lowering import nbits_form, nbits_product
+from slmc.export.lowering import TOKENS_IN_BLOCKS, nbits_form, nbits_product
 from slmc.export.passes import SCORES, TOP_ITEMS
 from slmc.export.possible import BLOCKS
 from slmc.model.codes import Codes
 
 FOLDED_SHARE = 0.1
 """Of all weights, that a second table may add."""
-CANDIDATES = 4
-"""Times k that are scored a second time, from the float table."""
+RESCORED = {"int8+rescore": (8, 4), "int4+rescore": (4, 8)}
+"""Forms of a float table: bits of the copy that all items are scored by, and how many times k of
+them are scored a second time, from the float table."""
 
 
 def row_codes(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) -> Codes:
@@ -29,11 +30,12 @@ def row_codes(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) ->
     return Codes(bits, block, stored, np.repeat(scale, blocks, axis=1))
 
 
-def rounded_rows(table: NDArray[np.float32]) -> Codes:
-    """A float table ``[R, d]`` in 8 bits, a scale a row."""
-    scale = np.abs(table).max(axis=1, keepdims=True) / np.float32(127)
+def rounded_rows(table: NDArray[np.float32], bits: int) -> Codes:
+    """A float table ``[R, d]`` in 8 or 4 bits, a scale a row."""
+    largest = np.float32(2 ** (bits - 1) - 1)
+    scale = np.abs(table).max(axis=1, keepdims=True) / largest
     scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
-    return row_codes(np.rint(table / scale).astype(np.int8), scale, 8)
+    return row_codes(np.rint(table / scale).astype(np.int8), scale, bits)
 
 
 def place_codes(graph: Any, codes: Codes, layout: str) -> None:
@@ -84,29 +86,32 @@ def place_signed(graph: Any, codes: NDArray[np.int8], scale: NDArray[np.float32]
     _dequantize(graph, lookup, product, inputs)
 
 
-def rescore(graph: Any, codes: Codes, top_k: int) -> None:
-    """Score all items by an 8-bit table, and the best of them again by the float table.
+def rescore(graph: Any, table: NDArray[np.float32], form: str, top_k: int) -> None:
+    """Score all items by a table of codes, and the best of them again by the float table.
 
     Args:
         graph: Ends in a TopK of the scores.
-        codes: The table in 8 bits.
+        table: ``[R, d]``.
+        form: Of :data:`RESCORED`.
         top_k: k.
     """
     import onnx_ir as ir
 
     product = _product(graph)
-    users, table = product.inputs[0], product.inputs[1]
+    users, floats = product.inputs[0], product.inputs[1]
+    bits, times = RESCORED[form]
+    codes = rounded_rows(table, bits)
     stored, scale = _constants(graph, codes)
-    _score_codes(graph, product, stored, scale, codes)
+    _score_codes(graph, product, stored, scale, codes, TOKENS_IN_BLOCKS)
     last = _top_k(graph)
     scores = last.inputs[0]
-    number = min(CANDIDATES * top_k, codes.codes.shape[0])
+    number = min(times * top_k, len(table))
     wide = _whole(graph, number, "candidates")
     first = ir.node("TopK", [scores, wide], num_outputs=2)
     # In the order of their rows, so that of equal items the smaller row is given.
     order = ir.node("TopK", [first.outputs[1], wide], {"largest": 0}, num_outputs=2)
     rows = order.outputs[0]
-    vectors = ir.node("Gather", [table, rows], {"axis": 0})
+    vectors = ir.node("Gather", [floats, rows], {"axis": 0})
     across = ir.node("Unsqueeze", [users, _whole(graph, -1, "across")])
     exact = ir.node("MatMul", [vectors.outputs[0], across.outputs[0]])
     flat = ir.node("Squeeze", [exact.outputs[0], _whole(graph, -1, "across")])
@@ -148,12 +153,12 @@ def _constants(graph: Any, codes: Codes) -> tuple[Any, Any]:
     return constant(graph, stored, "item_codes"), constant(graph, scale, "item_scale")
 
 
-def _score_codes(graph: Any, product: Any, stored: Any, scale: Any, codes: Codes) -> None:
-    import onnx_ir as ir
-
+def _score_codes(
+    graph: Any, product: Any, stored: Any, scale: Any, codes: Codes, level: int | None = None
+) -> None:
     users, _, padding = product.inputs
     bias = constant(graph, padding.const_value.numpy().reshape(-1), "item_bias")
-    scored = nbits_product([users, stored, scale, None, None, bias], codes)
+    scored = nbits_product([users, stored, scale, None, None, bias], codes, level)
     _insert(graph, product, [scored], "items")
     _hand_over(graph, product, scored)
 

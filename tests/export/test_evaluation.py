@@ -10,8 +10,9 @@ from slmc.artefact import Artefact, draft
 from slmc.data.config import EvaluateConfig
 from slmc.errors import UsageError
 from slmc.evaluate import evaluate
-from slmc.export.config import ExportConfig
+from slmc.export.config import ExportConfig, ParityConfig
 from slmc.export.evaluation import evaluate_engine
+from slmc.export.onnx import export
 
 Place = Callable[[str], Path]
 
@@ -38,6 +39,24 @@ def test_an_engine_ranks_as_its_model(
     assert summary["n"] == 40
     assert of_engine.manifest.kind == "report"
     assert of_engine.manifest.stage == "evaluate_engine"
+
+
+def test_an_engine_that_scores_twice_ranks_by_its_second_scores(
+    dataset: Artefact, model: Artefact, place: Place
+) -> None:
+    given = ExportConfig(table="int4+rescore", top_k=5, parity=ParityConfig(histories=8))
+    engine = export(given, {"data": dataset, "model": model}, place("engine"))
+    config = EvaluateConfig()
+    of_engine = evaluate_engine(config, {"data": dataset, "engine": engine}, place("report"))
+    of_model = evaluate(config, {"data": dataset, "model": model}, place("model-report"))
+    ours, theirs = (
+        pl.read_parquet(report.path / "per_user.parquet") for report in (of_engine, of_model)
+    )
+    best = theirs["rank"] <= 5
+    assert ours.filter(best)["rank"].equals(theirs.filter(best)["rank"])
+    assert 0 < best.sum() < (ours["rank"] > 5).sum() == (~best).sum()
+    tops = (report["top_items"].list.head(5) for report in (ours, theirs))
+    assert next(tops).equals(next(tops))
 
 
 def test_another_catalogue_is_refused(dataset: Artefact, packed: Artefact, tmp_path: Path) -> None:

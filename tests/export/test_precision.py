@@ -159,17 +159,18 @@ def test_a_quantized_item_table_stays_codes(form: str, width: int, layout: str) 
 
 
 @functools.cache
-def rescoring() -> object:
-    return session(recommender(), "packed", table="int8+rescore")
+def rescoring(table: str) -> object:
+    return session(recommender(), "packed", table=table)
 
 
-def test_rescoring_gives_the_float_tables_best() -> None:
-    assert error(rescoring(), recommender()) < EXACT
+@pytest.mark.parametrize("table", ["int8+rescore", "int4+rescore"])
+def test_rescoring_gives_the_float_tables_best(table: str) -> None:
+    assert error(rescoring(table), recommender()) < EXACT
 
 
-@pytest.mark.parametrize("table", ["fp32", "int8+rescore"])
+@pytest.mark.parametrize("table", ["fp32", "int8+rescore", "int4+rescore"])
 def test_items_are_left_out_when_asked(table: str) -> None:
-    engine = made("fp32", "packed") if table == "fp32" else rescoring()
+    engine = made("fp32", "packed") if table == "fp32" else rescoring(table)
     rows = histories(5, 9, ITEMS)
     plain = ask(engine, rows)[0]
     unseen = ask(engine, rows, exclude_seen=np.array([True]))[0]
@@ -252,7 +253,7 @@ def test_8_bit_rounding_by_hand() -> None:
         ),
         (
             {"table": "int8+rescore", "layout": "padded"},
-            "table int8+rescore: standard operators have no product with 8-bit rows.",
+            "table int8+rescore: standard operators have no product with rows of codes.",
         ),
     ],
 )

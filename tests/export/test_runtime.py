@@ -51,6 +51,11 @@ def test_rows_outside_the_catalogue_are_refused(packed: Artefact) -> None:
             engine.top([wrong])
 
 
+def test_a_mask_of_another_catalogue_is_refused(packed: Artefact) -> None:
+    with pytest.raises(ValueError, match="allowed must have"):
+        Engine.open(packed).top([rows(1, 2)], allowed=np.ones((1, 1), dtype=bool))
+
+
 def test_the_scores_are_those_that_the_top_is_taken_of(packed: Artefact) -> None:
     tapped, engine = Engine.open(packed, scores=True), Engine.open(packed)
     histories = [rows(*range(1, n)) for n in range(2, 20)]

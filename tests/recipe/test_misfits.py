@@ -65,8 +65,8 @@ def recipe(steps: list[str]) -> str:
         ),
         (
             ["export: {table: int8+rescore, layout: padded}"],
-            "export.table: int8+rescore: standard operators have no product with 8-bit rows. Take "
-            "layout packed, or table fp32.",
+            "export.table: int8+rescore: standard operators have no product with rows of codes. "
+            "Take layout packed, or table fp32.",
         ),
         (
             ["quantize: {item_table: int8}", "export: {table: int8+rescore}"],
