@@ -137,6 +137,7 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.export.evaluation:evaluate_engine",
+        schema=2,
         libraries=("numpy", "onnxruntime"),
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
