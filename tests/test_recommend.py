@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
 from slmc.errors import ArtefactError, UsageError
+from slmc.export.masks import add_masks
 from slmc.export.runtime import GRAPH, Engine
-from slmc.export.table import add_masks
 from slmc.recommend import Recommendation, recommend
 
 NOTHING = -np.inf
@@ -33,12 +33,9 @@ TITLES = {"a": {"title": "Alien"}, "c": {"title": "Überfahrt"}}
 
 def graph(top_k: int) -> onnx.ModelProto:
     constants = {"next": NEXT, "last": np.array(-1), "k": np.array([top_k])}
-    constants["nothing"] = np.zeros(len(NEXT), dtype=np.float32)
     nodes = [
         helper.make_node("Gather", ["item_ids", "last"], ["newest"], axis=1),
-        helper.make_node("Gather", ["next", "newest"], ["after"]),
-        # In an engine it is a Gemm that adds its third input.
-        helper.make_node("Sum", ["after", "nothing", "nothing"], ["scores"]),
+        helper.make_node("Gather", ["next", "newest"], ["scores"]),
         helper.make_node("TopK", ["scores", "k"], ["top_scores", "top_items"]),
     ]
     value = helper.make_tensor_value_info
@@ -54,7 +51,7 @@ def graph(top_k: int) -> onnx.ModelProto:
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     masked = ir.from_proto(model)
-    add_masks(masked.graph, rows=len(NEXT))
+    add_masks(masked.graph)
     return ir.to_proto(masked)
 
 

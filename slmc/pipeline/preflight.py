@@ -9,6 +9,7 @@ from slmc import cache
 from slmc.config import OnDevice
 from slmc.distill.config import TeachConfig
 from slmc.errors import MissingError
+from slmc.export.config import ExportConfig
 from slmc.recipe.steps import Step
 from slmc.stages import STAGES
 
@@ -58,6 +59,29 @@ def check_devices(steps: Sequence[Step]) -> None:
         from slmc.model.device import choose
 
         choose(device, "fp32")
+
+
+def check_engines(steps: Sequence[Step]) -> None:
+    """See that what the exports ask for besides libraries is there: a GPU, or a builder of plans.
+
+    Raises:
+        MissingError: It is not.
+    """
+    for step in steps:
+        config = step.config
+        if not isinstance(config, ExportConfig):
+            continue
+        # Only where there is an export: they load more than a plan of steps needs.
+        from slmc.export.flavours import FLAVOURS, builder
+        from slmc.export.runtime import providers
+
+        try:
+            if config.precision is not None:
+                providers(config.precision)
+            if "tensorrt" in config.formats:
+                builder(FLAVOURS[config.tensorrt.flavour])
+        except MissingError as error:
+            raise MissingError(f"{step.id}: {error}", error.remedy) from None
 
 
 def check_disk(steps: Sequence[Step]) -> None:

@@ -25,7 +25,7 @@ from slmc.pipeline import store
 from slmc.pipeline.judging import check_power, described, judge_gates
 from slmc.pipeline.keys import Key, Outside, key_of
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
-from slmc.pipeline.preflight import check_devices, check_disk, check_extras
+from slmc.pipeline.preflight import check_devices, check_disk, check_engines, check_extras
 from slmc.pipeline.rundir import RunDir
 from slmc.pipeline.store import Status
 from slmc.recipe import Recipe, resolved_yaml
@@ -105,6 +105,7 @@ def run(
     to_run = [step for step in order if planned[step.id].status != "hit"]
     if to_run:
         check_devices(to_run)
+        check_engines(to_run)
         check_disk(to_run)
     folder.open(resolved_yaml(recipe))
     result = RunResult(recipe, folder.path, until=until)
