@@ -108,14 +108,16 @@ def source_of(model: Recommender, own: Mapping[str, Codes]) -> Source:
         model: As it was loaded.
         own: The codes that its layers are stored as.
     """
-    table = model.item_embeddings
+    table, config = model.item_embeddings, model.config
+    prompt = getattr(config, "prefix_length", 0) + getattr(config, "suffix_length", 0)
     return Source(
         bits=frozenset(codes.bits for codes in own.values()),
         group_sizes=frozenset(codes.group_size for codes in own.values()),
         zero_points=any(c.bits == 4 and c.zero_point is not None for c in own.values()),
         table_bits=table.bits if isinstance(table, QuantizedTable) else None,
         on_llm=isinstance(model, SequentialRecommender),
-        history=model.config.history,
+        history=config.history,
+        prompt=prompt,
     )
 
 

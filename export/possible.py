@@ -19,6 +19,9 @@ LARGEST_K = 3840
 """Items that TensorRT's TopK gives at most; more fails only in the build."""
 BLOCKS_FROM = 21
 """The first opset whose DequantizeLinear takes blocks, and 4-bit codes."""
+STEADY_TOKENS = 241
+"""Tokens of a history and its prompt whose attention int8 adds up in one go, wherever they stand in
+a batch: a product cuts sums at 256, and a window of queries has 15 keys besides."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Source:
     """Whether it is a recommender on an LLM, the only one with a padded form."""
     history: int | None = None
     """Items that it sees of a history."""
+    prompt: int = 0
+    """Tokens around them."""
 
     @property
     def precision(self) -> str:
@@ -77,6 +82,12 @@ def refusals(config: ExportConfig, source: Source, name: str = "the model") -> l
 
 def no_gain(precision: str, source: Source) -> str | None:
     """What a precision does not bring in ONNX Runtime on CPUs, if it is not what one expects."""
+    tokens = (source.history or 0) + source.prompt
+    if precision == "int8" and tokens > STEADY_TOKENS:
+        return (
+            f"histories and prompt of more than {STEADY_TOKENS} tokens are added up in parts, so "
+            "the last bits of a user's scores can hang on who else is asked about."
+        )
     if precision == "int4":
         return (
             "the engine gets smaller, not faster: 4-bit blocks are multiplied with float32 tokens, "

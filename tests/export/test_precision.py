@@ -22,7 +22,7 @@ from slmc.errors import MissingError, UsageError
 from slmc.export.config import ExportConfig, ParityConfig
 from slmc.export.graph import to_onnx
 from slmc.export.onnx import export
-from slmc.export.possible import Source, no_gain
+from slmc.export.possible import STEADY_TOKENS, Source, no_gain
 from slmc.export.reference import in_precision, linear_layers
 from slmc.export.runtime import GRAPH, Engine
 from slmc.export.twin import runnable
@@ -40,7 +40,9 @@ NEAR = 1e-3
 """As much in 16 bits: a last bit that differs is 2^-11 of a value."""
 
 
-def recommender(heads: int = 3, kv_heads: int = 1, item_dim: int = 64) -> SequentialRecommender:
+def recommender(
+    heads: int = 3, kv_heads: int = 1, item_dim: int = 64, history: int = HISTORY, prompt: int = 0
+) -> SequentialRecommender:
     torch.manual_seed(0)
     backbone = AutoConfig.for_model(
         "llama",
@@ -54,8 +56,9 @@ def recommender(heads: int = 3, kv_heads: int = 1, item_dim: int = 64) -> Sequen
         bos_token_id=None,
         eos_token_id=None,
     )
-    config = RecommenderConfig(backbone, num_items=ITEMS, item_dim=item_dim, history=HISTORY)
-    model = SequentialRecommender(config).eval()
+    shape = {"num_items": ITEMS, "item_dim": item_dim, "history": history, "prefix_length": prompt}
+    model = SequentialRecommender(RecommenderConfig(backbone, **shape)).eval()
+    model.prompt.normal_()
     with torch.no_grad():
         model.item_embeddings.weight[1:].normal_()  # type: ignore[operator]
     return model
@@ -135,8 +138,17 @@ def test_an_fp16_engine_is_half_as_large_and_answers(
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 def test_int8_gives_a_user_the_same_bits_alone_and_in_any_batch(layout: str) -> None:
-    engine = made("int8", layout)
-    rows = histories(48, HISTORY, ITEMS)
+    check_bits(made("int8", layout), histories(48, HISTORY, ITEMS))
+
+
+@pytest.mark.slow
+def test_int8_gives_the_same_bits_for_long_histories_behind_a_prompt() -> None:
+    length = STEADY_TOKENS - 60
+    model = recommender(history=length, prompt=60)
+    check_bits(session(model, "packed", precision="int8"), histories(48, length, ITEMS))
+
+
+def check_bits(engine: object, rows: NDArray[np.int64]) -> None:
     items, scores = ask(engine, rows)
     for size in (1, 2, 7):
         for start in range(0, 48, size):
@@ -233,7 +245,8 @@ def test_what_a_precision_does_not_bring_is_told() -> None:
     assert "smaller, not faster" in str(no_gain("int4", four))
     assert "as large and as slow" in str(no_gain("fp32", four))
     assert "for GPUs" in str(no_gain("fp16", Source()))
-    assert no_gain("fp32", Source()) is None and no_gain("int8", Source()) is None
+    assert no_gain("fp32", Source()) is None and no_gain("int8", Source(history=50)) is None
+    assert "who else is asked" in str(no_gain("int8", Source(history=200, prompt=42)))
 
 
 def test_8_bit_rounding_by_hand() -> None:
