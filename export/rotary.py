@@ -6,6 +6,7 @@ T tokens, D width of a head, R the part of it that is turned.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ HEADS_FIRST = (0, 2, 1, 3)
 class RotaryTables(nn.Module):
     """A decoder's rotary module whose cosines and sines are looked up, not computed."""
 
-    def __init__(self, computed: nn.Module, positions: int) -> None:
+    def __init__(self, computed: Any, positions: int) -> None:
         """Ask ``computed`` once for all positions.
 
         Args:
@@ -37,7 +38,8 @@ class RotaryTables(nn.Module):
             ValueError: What it gives hangs on how long a history is.
         """
         super().__init__()
-        self.kinds = tuple(getattr(computed, "layer_types", ()))
+        differs = "layer_type" in signature(computed.forward).parameters
+        self.kinds = tuple(computed.layer_types) if differs else ()
         for kind in self.kinds or (EVERY,):
             given = (kind,) if self.kinds else ()
             short, long = (
@@ -199,9 +201,10 @@ def _by_head(x: Any) -> bool:
 
 
 def _looked_up(value: Any) -> tuple[Any, Any] | None:
-    """The table and the positions that ``value`` was looked up by."""
+    """The table ``[P, R]``, both halves alike, and the positions that ``value`` is looked up by."""
     node = value.producer()
     found = node.inputs[0].producer() if node is not None and node.op_type == "Unsqueeze" else None
     if found is None or found.op_type != "Gather" or found.inputs[0].const_value is None:
         return None
-    return found.inputs[0], found.inputs[1]
+    first, second = np.split(found.inputs[0].const_value.numpy(), 2, axis=-1)
+    return (found.inputs[0], found.inputs[1]) if np.array_equal(first, second) else None

@@ -187,6 +187,10 @@ def test_items_are_left_out_when_asked(table: str) -> None:
     plain = ask(engine, rows)[0]
     unseen = ask(engine, rows, exclude_seen=np.array([True]))[0]
     assert not any(set(best) & set(row) for best, row in zip(unseen, rows, strict=True))
+    newest = histories(3, HISTORY, ITEMS)
+    known, asked = ask(engine, newest)[0], {"exclude_seen": np.array([True])}
+    longer = np.concatenate([known[:, :4], newest], axis=1)  # its oldest do not count
+    assert (ask(engine, longer, **asked)[0] == ask(engine, newest, **asked)[0]).all()
     some = np.zeros((1, ITEMS + 1), dtype=bool)
     some[:, [5, 7, 9]] = True
     best, scores = ask(engine, rows, allowed=some)

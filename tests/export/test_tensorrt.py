@@ -16,10 +16,11 @@ from slmc.artefact import Artefact, sha256
 from slmc.compress.config import QuantizeConfig
 from slmc.compress.quantize import quantize
 from slmc.errors import ArtefactError, BrokenRunError, MissingError, UsageError
-from slmc.export import flavours, tensorrt, triton, typed
+from slmc.export import flavours, tensorrt, triton
 from slmc.export.config import ExportConfig, ParityConfig, TensorrtConfig, TritonConfig
 from slmc.export.flavours import FLAVOURS, Driver
 from slmc.export.onnx import export
+from slmc.export.possible import LARGEST_K
 from slmc.export.runtime import describe
 from slmc.export.tensorrt import TYPED, Profile, profiles
 from slmc.export.tensorrt_runtime import Entry, TensorrtEngine
@@ -223,7 +224,7 @@ def test_what_the_parser_and_the_build_say_is_told(rtx: Any, tmp_path: Path) -> 
         build(node("Det", ["x"], ["out"]))
     assert str(refused.value).startswith("tensorrt: its parser refuses Det: ")
     with pytest.raises(BrokenRunError) as broken:
-        build(node("TopK", ["x", "k"], ["out", "rows"]), k=typed.LARGEST_K + 1)
+        build(node("TopK", ["x", "k"], ["out", "rows"]), k=LARGEST_K + 1)
     assert str(broken.value).startswith("tensorrt builds no plan: ")
     assert "K exceeds the maximum value allowed (3840)" in str(broken.value)
 
