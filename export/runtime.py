@@ -142,7 +142,7 @@ class Engine:
         outputs = [SCORES, TOP_ITEMS, TOP_SCORES]
         scores, items, best = self._run(outputs, self.padded(histories))
         last = best[:, -1:]
-        scores = np.where(scores > last, np.nextafter(last, -np.inf), scores)
+        np.copyto(scores, np.nextafter(last, -np.inf), where=scores > last)
         np.put_along_axis(scores, items, best, axis=1)
         return scores[:, 1:]
 

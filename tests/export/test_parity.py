@@ -33,8 +33,9 @@ def test_the_report(packed: Artefact) -> None:
     assert packed.manifest.metrics["parity"] == {"max_error": report["max_error"], "overlap": 1.0}
 
 
-WEIGHTS = 11
-"""Matrices of the graph: the item table, in and out projections, four of each of two layers."""
+WEIGHTS = 15
+"""Matrices of the graph: the item table, in and out projections, cosines and sines of positions,
+five of each of two layers."""
 
 
 def damaged(graph: onnx.ModelProto, which: int) -> onnx.ModelProto:
