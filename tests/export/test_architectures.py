@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
+from families import small
 
 from slmc.data.batches import pad_left
 from slmc.export import passes, tensorrt, twin, typed
 from slmc.export.config import ExportConfig
 from slmc.export.flavours import FLAVOURS
 from slmc.export.graph import to_onnx
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.recommender import SequentialRecommender
 
 HISTORY, ITEMS = 12, 30
 SAME = 1e-3
@@ -32,27 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def recommender(family: str) -> SequentialRecommender:
-    backbone = AutoConfig.for_model(
-        family,
-        vocab_size=1,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        **SHAPES[family],
-    )
-    torch.manual_seed(0)
-    config = RecommenderConfig(backbone, num_items=ITEMS, item_dim=16, history=HISTORY)
-    model = SequentialRecommender(config).eval()
-    with torch.no_grad():
-        model.item_embeddings.weight[1:].normal_()
-        model.output_proj.weight.normal_()
-    return model
+    return small(family, ITEMS, HISTORY, **SHAPES[family])
 
 
 @pytest.mark.slow

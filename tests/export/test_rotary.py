@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 import torch
 from answers import error
+from families import small
 from transformers import AutoConfig
 
 from slmc.export.graph import to_onnx
@@ -14,25 +15,10 @@ ITEMS, HISTORY = 30, 12
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 
 
-def recommender(positions: int, history: int = HISTORY) -> SequentialRecommender:
+def recommender(positions: int) -> SequentialRecommender:
     """With frequencies that change beyond so many positions."""
-    torch.manual_seed(0)
-    backbone = AutoConfig.for_model(
-        "llama",
-        vocab_size=1,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=positions,
-        rope_parameters=DYNAMIC,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    config = RecommenderConfig(backbone, num_items=ITEMS, item_dim=16, history=history)
-    return SequentialRecommender(config).eval()
+    changing = {"max_position_embeddings": positions, "rope_parameters": DYNAMIC}
+    return small("llama", ITEMS, HISTORY, **changing)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
