@@ -10,7 +10,7 @@ from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 def small(family: str, items: int, history: int, **options: Any) -> SequentialRecommender:
     """Two layers of width 64; ``options`` are the decoder's."""
-    shape = {"max_position_embeddings": 256} | options
+    shape = {"max_position_embeddings": 256, "num_key_value_heads": 2} | options
     backbone = AutoConfig.for_model(
         family,
         vocab_size=1,
@@ -18,7 +18,6 @@ def small(family: str, items: int, history: int, **options: Any) -> SequentialRe
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,

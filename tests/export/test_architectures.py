@@ -1,5 +1,6 @@
 """Decoders of other families, with random weights, in both layouts."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 5},
     "qwen2": {},
     "qwen3": {"head_dim": 16},
+    "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5},
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5},
     "phi3": {},
@@ -31,16 +33,23 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def recommender(family: str) -> SequentialRecommender:
-    return small(family, ITEMS, HISTORY, **SHAPES[family])
+QUICK = ("qwen3", "packed", 2)
+"""With Llama, which most tests are about, the second family of the default suite."""
+CASES = [
+    pytest.param(*case, marks=() if case == QUICK else pytest.mark.slow)
+    for case in product(SHAPES, ("packed", "padded"), (2, 4))
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("family", SHAPES)
-def test_a_family_is_exported(family: str, layout: str, tmp_path: Path) -> None:
+def recommender(family: str, kv_heads: int = 2) -> SequentialRecommender:
+    options = SHAPES[family] | {"num_key_value_heads": kv_heads}
+    return small(family, ITEMS, HISTORY, **options)
+
+
+@pytest.mark.parametrize(("family", "layout", "kv_heads"), CASES)
+def test_a_family_is_exported(family: str, layout: str, kv_heads: int, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = recommender(family)
+    model = recommender(family, kv_heads)
     graph = to_onnx(model, layout, ITEMS, opset=20)
     if layout == "packed":  # q and k of two layers; each norm but the first adds what it reads
         kinds = [node.op_type for node in graph.graph.node]
