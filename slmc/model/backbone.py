@@ -102,6 +102,7 @@ def load(name: str, *, revision: str | None = None, layers: int | None = None) -
     config = truncated(config, layers, name)
     with no_init_weights():
         model = AutoModel.from_config(config, dtype=torch.float32)
+    _check_rotary(model, name)
     with Weights.open(directory) as weights:
         _fill(model, weights, name)
         rows = weights.slice(weights.prefix + EMBEDDING)[:RMS_ROWS].float()
@@ -140,6 +141,19 @@ def truncated(config: PreTrainedConfig, layers: int | None, name: str) -> PreTra
     return config
 
 
+def _check_rotary(model: PreTrainedModel, name: str) -> None:
+    """Refuse a decoder whose positions are not turned into its queries and keys.
+
+    Learned positions and biases by distance are added where packed attention does not see them.
+    """
+    rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
+    if not rotary or not hasattr(model, "layers"):
+        raise UsageError(
+            f"backbone {name}: {model.config.model_type} is no decoder with rotary positions.",
+            "Name one such as Llama, Qwen, Gemma, Mistral, Phi or SmolLM.",
+        )
+
+
 def _fill(model: PreTrainedModel, weights: Weights, name: str) -> None:
     """Copy the weights of the layers that ``model`` has, and of those alone."""
     prefix, wanted = weights.prefix, model.state_dict()
@@ -165,4 +179,5 @@ def _random(name: str, layers: int | None) -> Backbone:
             "Name one such as llama, qwen3, gemma2 or mistral.",
         ) from None
     model = AutoModel.from_config(truncated(config, layers, name))
+    _check_rotary(model, name)
     return Backbone(model.eval(), token_rms=0.02, directory=None)

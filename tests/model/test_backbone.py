@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
 
 from slmc.errors import MissingError, UsageError
 from slmc.model import backbone, sources
@@ -56,6 +57,15 @@ def test_more_layers_than_there_are(llm: Path) -> None:
     assert caught.value.what == f"layers: 9 are asked for, but backbone {llm} has 4."
 
 
+def test_a_directory_of_a_decoder_without_rotary_positions(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 8}
+    config = AutoConfig.for_model("opt", **sizes)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        backbone.load(str(tmp_path))
+    assert caught.value.what.endswith("opt is no decoder with rotary positions.")
+
+
 def test_pickled_weights_are_not_opened(llm: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((llm / "config.json").read_text())
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04never opened")
@@ -69,6 +79,9 @@ def test_pickled_weights_are_not_opened(llm: Path, tmp_path: Path) -> None:
     [
         ("./nowhere/at/all", "there is no such directory, and it is no hub id"),
         ("random://nonsense?layers=2", "transformers knows no model type 'nonsense'"),
+        ("random://opt?layers=2&hidden=32&heads=2", "opt is no decoder with rotary positions"),
+        ("random://gpt2?layers=2&hidden=32&heads=2", "gpt2 is no decoder with rotary positions"),
+        ("random://bert?layers=2&hidden=32&heads=2", "bert is no decoder with rotary positions"),
         ("random://llama?depth=2", "'depth' is not one of its sizes, or no whole number"),
     ],
 )
