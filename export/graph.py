@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,11 +57,14 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
     """The graph as torch gives it, its item table held once; arguments as :func:`to_onnx`."""
     item_ids = torch.tensor([[0, 1, 1], [1, 1, 1]])
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=2)}
-    with ExitStack() as stack:
-        for known in (_silence(), quiet(), _float_table(model), known_prefix(model)):
-            stack.enter_context(known)
-        for known in (known_positions(model), _serving(model)):
-            stack.enter_context(known)
+    with (
+        _silence(),
+        quiet(),
+        _float_table(model),
+        known_prefix(model),
+        known_positions(model),
+        _serving(model),
+    ):
         program: Any = torch.onnx.export(
             _Ranker(model, layout, top_k),
             (item_ids,),

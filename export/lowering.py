@@ -206,8 +206,8 @@ def _quantized_tokens(graph: Any, node: Any, x: Any, step: Any) -> tuple[Any, An
     """Tokens ``[..., T, K]`` as uint8 around :data:`MIDDLE`, and the step of each ``[..., T, 1]``.
 
     Axes before the tokens are of size 1. The largest entry is found without writing absolute
-    values, and one operator divides and rounds: two and a half times as fast as Abs, ReduceMax,
-    Div and QuantizeLinear (docs/log.md).
+    values, and one operator divides and rounds: fewer passes over memory than Abs, ReduceMax, Div
+    and QuantizeLinear.
     """
     import onnx_ir as ir
 
