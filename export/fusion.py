@@ -73,32 +73,57 @@ def merge_products(
             form are merged.
         fewest: Products that are merged.
     """
-    import onnx_ir as ir
-
     alike: dict[tuple[Any, Hashable], list[Any]] = {}
     for node in products(graph):
         form = forms(node.inputs[1].meta.get("layers", ()))
         alike.setdefault((node.inputs[0], form), []).append(node)
-    for (value, _), nodes in alike.items():
-        if len(nodes) < fewest:
-            continue
-        weights = [node.inputs[1].const_value.numpy() for node in nodes]
-        weight = constant(graph, np.concatenate(weights, axis=1), f"{nodes[0].name}_weights")
-        names = [name for node in nodes for name in node.inputs[1].meta.get("layers", ())]
-        weight.meta["layers"] = tuple(names)
-        sizes = np.array([w.shape[1] for w in weights], dtype=np.int64)
-        product = ir.node("MatMul", [value, weight], name=f"{nodes[0].name}_product")
-        split = ir.node(
-            "Split",
-            [product.outputs[0], constant(graph, sizes, f"{nodes[0].name}_sizes")],
-            {"axis": -1},
-            num_outputs=len(nodes),
-            name=f"{nodes[0].name}_split",
-        )
-        product.outputs[0].name = f"{nodes[0].name}_products"
-        graph.insert_before(nodes[0], [product, split])
-        for node, part in zip(nodes, split.outputs, strict=True):
-            replace(graph, node, part)
+    for nodes in alike.values():
+        if len(nodes) >= fewest:
+            _merge(graph, nodes)
+
+
+def _merge(graph: Any, nodes: list[Any]) -> None:
+    import onnx_ir as ir
+
+    name = nodes[0].name
+    weights = [node.inputs[1].const_value.numpy() for node in nodes]
+    weight = constant(graph, np.concatenate(weights, axis=1), f"{name}_weights")
+    layers = [layer for node in nodes for layer in node.inputs[1].meta.get("layers", ())]
+    weight.meta["layers"] = tuple(layers)
+    made, ends = [ir.node("MatMul", [nodes[0].inputs[0], weight])], nodes
+    biases = _biases(nodes)
+    if biases is not None:
+        ends = [use.node for node in nodes for use in node.outputs[0].uses()]
+        bias = constant(graph, np.concatenate(biases), f"{name}_biases")
+        made.append(ir.node("Add", [made[0].outputs[0], bias]))
+    name_nodes(made, f"{name}_merged")
+    sizes = np.array([w.shape[1] for w in weights], dtype=np.int64)
+    split = ir.node(
+        "Split",
+        [made[-1].outputs[0], constant(graph, sizes, f"{name}_sizes")],
+        {"axis": -1},
+        num_outputs=len(nodes),
+        name=f"{name}_split",
+    )
+    graph.insert_before(nodes[0], [*made, split])
+    for end, part in zip(ends, split.outputs, strict=True):
+        replace(graph, end, part)
+    if biases is not None:
+        graph.remove(nodes, safe=True)
+
+
+def _biases(nodes: list[Any]) -> list[NDArray[np.float32]] | None:
+    """What is added to each of some products; ``None`` if not every one has a bias."""
+    biases = []
+    for node in nodes:
+        users = [use.node for use in node.outputs[0].uses()]
+        if len(users) != 1 or users[0].op_type != "Add":
+            return None
+        added = [value for value in users[0].inputs if value is not node.outputs[0]]
+        if len(added) != 1 or added[0].const_value is None or len(added[0].shape) != 1:
+            return None
+        biases.append(added[0].const_value.numpy())
+    return biases
 
 
 def select_rows(graph: Any) -> None:
@@ -121,7 +146,7 @@ def select_rows(graph: Any) -> None:
             if value in rows:
                 node.replace_input_with(index, rows[value])
         for out in node.outputs:
-            out.shape = None
+            out.shape = _selected_shape(out.shape, tokens)
     # [1, B, H] is now where [1, T, H] was, and its rows are the selected ones.
     import onnx_ir as ir
 
@@ -130,6 +155,15 @@ def select_rows(graph: Any) -> None:
     graph.insert_before(selected, squeeze)
     replace(graph, selected, squeeze.outputs[0])
     graph.sort()
+
+
+def _selected_shape(shape: Any, tokens: Any) -> Any:
+    """What ``[1, T, width]`` becomes where some tokens are selected."""
+    import onnx_ir as ir
+
+    if shape is None or len(shape) != 3 or tokens.shape is None:
+        return None
+    return ir.Shape([shape[0], tokens.shape[0], shape[2]])
 
 
 def constant(graph: Any, array: Any, name: str, kind: Any = None) -> Any:
@@ -260,7 +294,12 @@ def _select(graph: Any, value: Any, tokens: Any) -> Any:
     import onnx_ir as ir
 
     node = ir.node("Gather", [value, tokens], {"axis": 1}, name=f"{value.name}_selected")
-    node.outputs[0].name = f"{value.name}_last"
+    out = node.outputs[0]
+    out.name, out.type, out.shape = (
+        f"{value.name}_last",
+        value.type,
+        _selected_shape(value.shape, tokens),
+    )
     made = value.producer()
     graph.insert_after(made, node)
     return node.outputs[0]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slmc.export import fusion, lowering, norms, passes
+from slmc.export import fusion, heads, lowering, norms, passes
 from slmc.export import table as item_table
 from slmc.export.masks import add_masks
 from slmc.export.reference import known_prefix, linear_layers
@@ -110,6 +110,8 @@ def _optimized(
         turn(made.graph)
     fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING)
     if layout == "packed":
+        fusion.drop_unused(made)  # how queries and keys were turned before
+        heads.look_up_in_one(made.graph)
         norms.add(made.graph)
     if precision != "fp32":
         lowering.lower(made.graph, precision, own, layout)

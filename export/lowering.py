@@ -49,13 +49,14 @@ def lower(graph: Any, precision: str, own: Mapping[str, Codes], layout: str) -> 
         layout: ``padded`` takes standard operators only.
     """
     tokens: dict[Any, tuple[Any, Any]] = {}
+    zeros: dict[Any, Any] = {}
     halves: dict[Any, Any] = {}
     for node in list(products(graph)):
         value = node.inputs[1]
         weight = np.ascontiguousarray(value.const_value.numpy().T)
         names = value.meta.get("layers", ())
         if precision == "int8" and names:
-            _per_token(graph, node, weight, tokens, layout)
+            _per_token(graph, node, weight, layout, tokens, zeros)
         elif precision == "int8-accurate" and names:
             codes = (
                 joined([own[name] for name in names]) if own and set(names) <= set(own) else None
@@ -152,14 +153,15 @@ def _per_token(
     graph: Any,
     node: Any,
     weight: NDArray[np.float32],
-    tokens: dict[Any, tuple[Any, Any]],
     layout: str,
+    tokens: dict[Any, tuple[Any, Any]],
+    zeros: dict[Any, Any],
 ) -> None:
     import onnx_ir as ir
 
     x, name = node.inputs[0], node.outputs[0].name
     if x not in tokens:
-        tokens[x] = _quantized_tokens(graph, node, *_unscaled(graph, node, x))
+        tokens[x] = _quantized_tokens(graph, node, *_unscaled(graph, node, x), zeros)
     quantized, step = tokens[x]
     scale = np.abs(weight).max(axis=1) / np.float32(RANGE)
     scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
@@ -197,12 +199,15 @@ def _unscaled(graph: Any, node: Any, x: Any) -> tuple[Any, Any]:
             inputs = [made.inputs[1 - index], factor.producer().inputs[0]]
             product = ir.node("Mul", inputs)
             name_nodes([product], f"{x.name}_unscaled")
+            product.outputs[0].type, product.outputs[0].shape = x.type, x.shape
             graph.insert_before(node, [product])
             return product.outputs[0], step
     return x, None
 
 
-def _quantized_tokens(graph: Any, node: Any, x: Any, step: Any) -> tuple[Any, Any]:
+def _quantized_tokens(
+    graph: Any, node: Any, x: Any, step: Any, zeros: dict[Any, Any]
+) -> tuple[Any, Any]:
     """Tokens ``[..., T, K]`` as uint8 around :data:`MIDDLE`, and the step of each ``[..., T, 1]``.
 
     Axes before the tokens are of size 1. The largest entry is found without writing absolute
@@ -220,13 +225,17 @@ def _quantized_tokens(graph: Any, node: Any, x: Any, step: Any) -> tuple[Any, An
     unit = constant(graph, np.array(1 / RANGE, dtype=np.float32), f"{x.name}_unit")
     steps = ir.node("Mul", [largest.outputs[0], unit])
     flat = ir.node("Reshape", [steps.outputs[0], axis])
-    # Without zero points codes would be int8, which is far slower to multiply.
-    middle = constant(graph, np.array(MIDDLE, dtype=np.uint8), f"{x.name}_middle")
-    number = ir.node("Shape", flat.outputs)
-    zeros = ir.node("Expand", [middle, number.outputs[0]])
-    inputs = [x, flat.outputs[0], zeros.outputs[0]]
+    nodes = [most, least, turned, largest, steps, flat]
+    number = x if x.shape is None else x.shape[-2]
+    if number not in zeros:
+        # Without zero points codes would be int8, which is far slower to multiply.
+        middle = constant(graph, np.array(MIDDLE, dtype=np.uint8), f"{x.name}_middle")
+        size = ir.node("Shape", flat.outputs)
+        nodes += [size, ir.node("Expand", [middle, size.outputs[0]])]
+        zeros[number] = nodes[-1].outputs[0]
+    inputs = [x, flat.outputs[0], zeros[number]]
     codes = ir.node("QuantizeLinear", inputs, {"axis": -2})
-    nodes = [most, least, turned, largest, steps, flat, number, zeros, codes]
+    nodes.append(codes)
     if step is not None:
         nodes.append(ir.node("Mul", [steps.outputs[0], step]))
     name_nodes(nodes, x.name)
@@ -303,6 +312,7 @@ def steady_softmax(graph: Any) -> None:
         for name, value in (("from", 0), ("to", 1))
     ]
     one = constant(graph, np.array(1, dtype=np.float32), "softmax_one")
+    ones: dict[Any, Any] = {}
     for node in list(graph):
         if node.op_type != "Softmax":
             continue
@@ -310,10 +320,14 @@ def steady_softmax(graph: Any) -> None:
         most = ir.node("ReduceMax", [x, last], {"keepdims": 1})
         less = ir.node("Sub", [x, most.outputs[0]])
         power = ir.node("Exp", less.outputs)
-        keys = ir.node("Shape", [x], {"start": -1})
-        shape = ir.node("Concat", [keys.outputs[0], ones_like], {"axis": 0})
-        ones = ir.node("Expand", [one, shape.outputs[0]])
-        sums = ir.node("MatMul", [power.outputs[0], ones.outputs[0]])
+        nodes = [most, less, power]
+        number = x if x.shape is None else x.shape[-1]
+        if number not in ones:
+            keys = ir.node("Shape", [x], {"start": -1})
+            shape = ir.node("Concat", [keys.outputs[0], ones_like], {"axis": 0})
+            nodes += [keys, shape, ir.node("Expand", [one, shape.outputs[0]])]
+            ones[number] = nodes[-1].outputs[0]
+        sums = ir.node("MatMul", [power.outputs[0], ones[number]])
         first = ir.node("Slice", [sums.outputs[0], *bounds, last])
         share = ir.node("Div", [power.outputs[0], first.outputs[0]])
-        put(graph, node, [most, less, power, keys, shape, ones, sums, first, share])
+        put(graph, node, [*nodes, sums, first, share])

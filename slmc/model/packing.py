@@ -191,17 +191,16 @@ def packed_attention(
     packing = packing if end is None else end.packing
     heads, tokens, width = query.shape[1:]
     kv_heads, size = key.shape[1], packing.mask.shape[2]
-    q = _windows(query, packing.query_index, size)
-    k = _windows(key, packing.key_index, size)
-    v = _windows(value, packing.key_index, size)
+    # Query heads of a kv head are laid along the queries, so that no key is repeated.
+    group = heads // kv_heads
+    q = _windows(query, packing.query_index, size, kv_heads)
+    k = _windows(key, packing.key_index, size, kv_heads)
+    v = _windows(value, packing.key_index, size, kv_heads)
     if packing.prefix:
         k, v = (
             torch.cat([known.expand(seen.shape[0], -1, -1, -1), seen], dim=2)
             for known, seen in zip(packing.prefix[layer], (k, v), strict=True)
         )
-    # Query heads of a kv head are laid along the queries, so that no key is repeated.
-    group = heads // kv_heads
-    q = q.reshape(-1, kv_heads, group * size, width)
     scores = torch.matmul(q, k.transpose(2, 3)) * (scaling or width**-0.5)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -222,17 +221,24 @@ def packed_attention(
     return nn.functional.embedding(of_token[None, :, None] + head, out.reshape(-1, width)), None
 
 
-def _windows(x: Tensor, index: Tensor | None, size: int) -> Tensor:
-    """``[1, heads, T, D]`` as ``[N, heads, size, D]``: consecutive tokens, or those of ``index``.
+def _windows(x: Tensor, index: Tensor | None, size: int, groups: int) -> Tensor:
+    """``[1, heads, T, D]`` as ``[N, groups, heads / groups * size, D]``.
 
-    Rows are gathered by token and head at once, straight into the order of the products.
+    Windows are consecutive tokens, or those of ``index``. Rows are gathered by token and head at
+    once, straight into the order of the products.
     """
     heads, _, width = x.shape[1:]
     x = x.transpose(1, 2)
     if index is None:
-        return x.reshape(-1, size, heads, width).transpose(1, 2)
+        windows = x.reshape(-1, size, heads, width).transpose(1, 2)
+        if heads == groups:
+            return windows
+        return windows.reshape(-1, groups, heads // groups * size, width)
     head = torch.arange(heads, device=x.device)[:, None]
-    return nn.functional.embedding(index[:, None] * heads + head, x.reshape(-1, width))
+    rows = index[:, None] * heads + head
+    if heads != groups:
+        rows = rows.reshape(-1, groups, heads // groups * size)
+    return nn.functional.embedding(rows, x.reshape(-1, width))
 
 
 def _first_heads(windows: int, size: int, heads: int, device: torch.device) -> Tensor:

@@ -1,0 +1,170 @@
+"""Heads of queries, keys and values as rows of one product: none is cut out of it and copied.
+
+Attention looks its heads up by token and head at once (:mod:`slmc.model.packing`), so all three
+may lie in one table of rows. Letters: T tokens, A heads of q, k and v together, D width of a head.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slmc.export.fusion import MICROSOFT, constant, name_nodes
+from slmc.export.rotary import HEADS_FIRST
+
+
+@dataclass(frozen=True)
+class _Part:
+    """How queries, keys or values are looked up in what a Split gives."""
+
+    rotary: Any
+    """The node that turns them; ``None`` for values."""
+    width: int
+    """D."""
+    lookup: Any
+    """The Gather of their rows ``[T * heads, D]``."""
+    index: Any
+    """What gives its rows ``token * heads + head``: the Add of a Mul."""
+    heads: int
+
+
+def look_up_in_one(graph: Any) -> None:
+    """Turn q, k and v of a layer by one operator, and look all of them up in what it gives.
+
+    The token of each head is a batch of its own, and that of values stands at a position that
+    turns nothing.
+
+    Args:
+        graph: An ``onnx_ir.Graph`` whose q, k and v are one product
+            (:func:`slmc.export.fusion.merge_products`), turned by
+            :func:`slmc.export.rotary.turn`; changed in place. A layer of another form, such as
+            one with norms of queries, stays.
+    """
+    known: dict[Any, Any] = {}
+    for split in [node for node in graph if node.op_type == "Split"]:
+        parts = [_part(value) for value in split.outputs]
+        found = [part for part in parts if part is not None]
+        if len(found) == len(parts) == 3 and _alike(found):
+            _look_up(graph, split, found, known)
+
+
+def _part(value: Any) -> _Part | None:
+    rotary, width, swapped = None, 0, False
+    while True:
+        uses = list(value.uses())
+        if len(uses) != 1 or uses[0].idx != 0:
+            return None
+        node = uses[0].node
+        if node.op_type == "Transpose" and node.attributes["perm"].as_ints() == HEADS_FIRST:
+            swapped = not swapped
+        elif swapped:
+            return None
+        elif node.op_type == "Reshape" and node.inputs[1].const_value is not None:
+            width = int(node.inputs[1].const_value.numpy()[-1])
+        elif node.op_type == "RotaryEmbedding" and rotary is None:
+            rotary = node
+        elif node.op_type == "Gather":
+            found = _index(node)
+            return found and _Part(rotary, width, node, *found)
+        else:
+            return None
+        value = node.outputs[0]
+
+
+def _index(lookup: Any) -> tuple[Any, int] | None:
+    """What makes the rows ``token * heads + head`` that a Gather looks up, and the heads."""
+    made = lookup.inputs[1].producer()
+    if made is not None and made.op_type == "Reshape":
+        made = made.inputs[0].producer()
+    if made is None or made.op_type != "Add" or made.inputs[1].const_value is None:
+        return None
+    times = made.inputs[0].producer()
+    if times is None or times.op_type != "Mul" or times.inputs[1].const_value is None:
+        return None
+    heads = int(times.inputs[1].const_value.numpy().reshape(-1)[0])
+    head = made.inputs[1].const_value.numpy().reshape(-1)
+    return (made, heads) if np.array_equal(head, np.arange(heads)) else None
+
+
+def _alike(parts: list[_Part]) -> bool:
+    """Whether queries and keys are turned by the same tables, and values not at all."""
+    queries, keys, values = parts
+    if queries.rotary is None or keys.rotary is None or values.rotary is not None:
+        return False
+    same = all(
+        a is b for a, b in zip(queries.rotary.inputs[1:], keys.rotary.inputs[1:], strict=True)
+    )
+    return same and len({part.width for part in parts}) == 1
+
+
+def _look_up(graph: Any, split: Any, parts: list[_Part], known: dict[Any, Any]) -> None:
+    import onnx_ir as ir
+
+    width = parts[0].width
+    apart = constant(graph, np.array([-1, 1, width]), "heads_apart")
+    rows = constant(graph, np.array([-1, width]), "heads_rows")
+    tokens = ir.node("Reshape", [split.inputs[0], apart])
+    tables = _tables(graph, parts, known)
+    turned = ir.node(
+        "RotaryEmbedding", [tokens.outputs[0], *tables], {"num_heads": 1}, domain=MICROSOFT
+    )
+    flat = ir.node("Reshape", [turned.outputs[0], rows])
+    nodes = [tokens, turned, flat]
+    name_nodes(nodes, f"{split.inputs[0].name}_heads")
+    graph.insert_after(split, nodes)
+    before = 0
+    for part in parts:
+        part.lookup.replace_input_with(0, flat.outputs[0])
+        _move(graph, part, before, sum(one.heads for one in parts), known)
+        before += part.heads
+    graph.sort()
+
+
+def _move(graph: Any, part: _Part, before: int, heads: int, known: dict[Any, Any]) -> None:
+    """Let a part be looked up where it lies among all heads of a token."""
+    import onnx_ir as ir
+
+    old = part.lookup.inputs[1]
+    if (old, before, heads) not in known:
+        times = part.index.inputs[0].producer()
+        head = part.index.inputs[1].const_value.numpy() + before
+        moved = ir.node("Mul", [times.inputs[0], constant(graph, np.array(heads), "all_heads")])
+        added = ir.node("Add", [moved.outputs[0], constant(graph, head, f"heads_from_{before}")])
+        nodes = [moved, added]
+        if old is not part.index.outputs[0]:
+            nodes.append(ir.node("Reshape", [added.outputs[0], *old.producer().inputs[1:]]))
+        name_nodes(nodes, f"{old.name}_from_{before}")
+        graph.insert_before(part.lookup, nodes)
+        known[old, before, heads] = nodes[-1].outputs[0]
+    part.lookup.replace_input_with(1, known[old, before, heads])
+
+
+def _tables(graph: Any, parts: list[_Part], known: dict[Any, Any]) -> list[Any]:
+    """Positions ``[T * A, 1]``, and the tables with one position more, that turns nothing."""
+    import onnx_ir as ir
+
+    column, cosines, sines = parts[0].rotary.inputs[1:]
+    turned = parts[0].heads + parts[1].heads
+    key = column, cosines, sines, turned, parts[2].heads
+    if key in known:
+        return list(known[key])
+    still, half = cosines.const_value.numpy().shape
+    tables = [
+        constant(graph, np.concatenate([table.const_value.numpy(), row]), f"{table.name}_still")
+        for table, row in (
+            (cosines, np.ones((1, half), np.float32)),
+            (sines, np.zeros((1, half), np.float32)),
+        )
+    ]
+    moves = np.repeat([1, 0], [turned, parts[2].heads])
+    times = ir.node("Mul", [column, constant(graph, moves, "heads_turned")])
+    rest = constant(graph, (1 - moves) * still, "heads_still")
+    added = ir.node("Add", [times.outputs[0], rest])
+    flat = ir.node(
+        "Reshape", [added.outputs[0], constant(graph, np.array([-1, 1]), "heads_column")]
+    )
+    nodes = [times, added, flat]
+    name_nodes(nodes, f"{column.name}_of_heads")
+    graph.insert_after(column.producer(), nodes)
+    known[key] = [flat.outputs[0], *tables]
+    return list(known[key])
