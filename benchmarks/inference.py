@@ -4,7 +4,8 @@ The teacher is all 30 layers of SmolLM2's shape in PyTorch (SDPA, padded to 50, 
 SLMRec code runs it); beside it the 4-layer student the same way, packed, and compiled, and the
 engines of the student and of a pruned one. Weights are random: what an engine loses in ranking
 stands in docs/results.md. ``--json FILE`` writes the numbers; ``--catalogue`` times a million items
-instead.
+instead; ``--spinning`` lets the threads of engines spin while they compute an answer, as those of
+PyTorch always do.
 
 Lengths are those of Amazon Beauty if ``SLMC_DATA`` names the folder of its log, else drawn like
 them, and 50 for every history. Each round asks all contenders for the same histories in turn.
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +92,14 @@ def packed(made: SequentialRecommender) -> For:
     return lambda _: (Contender(top), "")
 
 
-def engine(folder: Path, made: SequentialRecommender, precision: str, table: str = "fp32") -> For:
+def engine(
+    folder: Path,
+    made: SequentialRecommender,
+    precision: str,
+    table: str = "fp32",
+    *,
+    spinning: bool,
+) -> For:
     """A packed engine in ONNX Runtime."""
     passes.save(to_onnx(made, "packed", TOP_K, OPSET, precision, table=table), folder / GRAPH)
     described = {
@@ -103,7 +112,7 @@ def engine(folder: Path, made: SequentialRecommender, precision: str, table: str
         "source": "",
     }
     (folder / "engine.json").write_text(json.dumps(described))
-    sessions = Probe(folder, torch.get_num_threads())
+    sessions = Probe(folder, torch.get_num_threads(), spinning=spinning)
 
     def ready(draw: Draw) -> tuple[Contender, str]:
         chosen = sessions.choose(lambda: [draw()])
@@ -112,16 +121,17 @@ def engine(folder: Path, made: SequentialRecommender, precision: str, table: str
     return ready
 
 
-def contenders(place: Path) -> dict[str, For]:
+def contenders(place: Path, spinning: bool) -> dict[str, For]:
     """What is timed; the first is what all are compared with."""
+    onnx = partial(engine, spinning=spinning)
     student, pruned = model(4), model(4, heads=6, kv_heads=2, mlp=1152)
     found = {
         "teacher, 30 layers, PyTorch": plain(model(30)),
-        "ONNX fp32": engine(place / "fp32", student, "fp32"),
-        "ONNX int8": engine(place / "int8", student, "int8"),
-        "ONNX int8-accurate": engine(place / "accurate", student, "int8-accurate"),
-        "pruned, ONNX fp32": engine(place / "pruned-fp32", pruned, "fp32"),
-        "pruned, ONNX int8": engine(place / "pruned-int8", pruned, "int8"),
+        "ONNX fp32": onnx(place / "fp32", student, "fp32"),
+        "ONNX int8": onnx(place / "int8", student, "int8"),
+        "ONNX int8-accurate": onnx(place / "accurate", student, "int8-accurate"),
+        "pruned, ONNX fp32": onnx(place / "pruned-fp32", pruned, "fp32"),
+        "pruned, ONNX int8": onnx(place / "pruned-int8", pruned, "int8"),
         "student, 4 layers, PyTorch": plain(model(4)),
         "student, packed, PyTorch": packed(model(4)),
     }
@@ -161,12 +171,12 @@ def timed(
     return taken
 
 
-def students(batches: list[int]) -> list[dict[str, object]]:
+def students(batches: list[int], spinning: bool) -> list[dict[str, object]]:
     """The whole table: a row for each contender, batch and kind of lengths."""
     rng, rows = np.random.default_rng(0), []
     known = lengths()
     with tempfile.TemporaryDirectory() as place:
-        asked = contenders(Path(place))
+        asked = contenders(Path(place), spinning)
         for kind, sizes in (("Beauty", known), ("full", np.full(100, LENGTH))):
             for batch in batches:
 
@@ -202,17 +212,18 @@ def shown(
     return rows
 
 
-def catalogue() -> list[dict[str, object]]:
-    """A million items: PyTorch, the float table, and the 8-bit table that is scored again."""
+def catalogue(spinning: bool) -> list[dict[str, object]]:
+    """A million items: PyTorch, the float table, and tables of few bits that are scored again."""
+    onnx = partial(engine, spinning=spinning)
     made, rng, rows = model(4, items=MILLION), np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as place:
         asked = {
             "PyTorch": plain(model(4, items=MILLION)),
-            "ONNX, float table": engine(Path(place) / "fp32", made, "fp32"),
-            "ONNX, int8+rescore": engine(Path(place) / "table", made, "fp32", "int8+rescore"),
-            "ONNX, int4+rescore": engine(Path(place) / "four", made, "fp32", "int4+rescore"),
-            "ONNX int8, float table": engine(Path(place) / "int8-table", made, "int8"),
-            "ONNX int8, int4+rescore": engine(Path(place) / "int8", made, "int8", "int4+rescore"),
+            "ONNX, float table": onnx(Path(place) / "fp32", made, "fp32"),
+            "ONNX, int8+rescore": onnx(Path(place) / "table", made, "fp32", "int8+rescore"),
+            "ONNX, int4+rescore": onnx(Path(place) / "four", made, "fp32", "int4+rescore"),
+            "ONNX int8, float table": onnx(Path(place) / "int8-table", made, "int8"),
+            "ONNX int8, int4+rescore": onnx(Path(place) / "int8", made, "int8", "int4+rescore"),
         }
         for batch in (1, 32):
 
@@ -250,9 +261,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--catalogue", action="store_true")
+    parser.add_argument("--spinning", action="store_true")
     parser.add_argument("--batch", type=int, nargs="+", choices=list(ROUNDS), default=list(ROUNDS))
     given = parser.parse_args()
     print(machine())
-    found = catalogue() if given.catalogue else students(given.batch)
+    spinning = given.spinning
+    found = catalogue(spinning) if given.catalogue else students(given.batch, spinning)
     if given.json:
-        given.json.write_text(json.dumps({"machine": machine(), "rows": found}, indent=2) + "\n")
+        told = {"machine": machine(), "spinning": spinning, "rows": found}
+        given.json.write_text(json.dumps(told, indent=2) + "\n")

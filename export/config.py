@@ -112,4 +112,5 @@ class BenchConfig(Seeded):
     """Cores that both may use; null takes the machine's. A short probe chooses how many sessions
     of the engine share them, for latency and for throughput."""
     spinning: bool = False
-    """Whether threads of the engine spin while they wait: only for cores that nobody shares."""
+    """Whether threads of the engine spin while they compute an answer: sooner on cores that nobody
+    shares, far later on others."""

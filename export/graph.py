@@ -13,6 +13,7 @@ from slmc.export import fusion, heads, lowering, norms, passes
 from slmc.export import table as item_table
 from slmc.export.masks import add_masks
 from slmc.export.reference import known_prefix, linear_layers
+from slmc.export.rescore import RESCORED, rescore
 from slmc.export.rotary import known_positions, turn
 from slmc.model.codes import Codes
 from slmc.model.loading import Recommender, quiet
@@ -40,7 +41,7 @@ def to_onnx(
         opset: Of the default domain.
         precision: Of the decoder's products.
         own: The codes of a quantized model, by layer.
-        table: ``fp32``, or a form of :data:`slmc.export.table.RESCORED`; a quantized item table
+        table: ``fp32``, or a form of :data:`slmc.export.rescore.RESCORED`; a quantized item table
             stays as it is stored.
 
     Raises:
@@ -123,10 +124,10 @@ def _optimized(
     elif isinstance(model, SequentialRecommender):
         fusion.drop_unused(made)  # what is small is told by the weights that are left
         item_table.fold_inputs(made.graph)
-    if table in item_table.RESCORED:
-        vectors = model.item_vectors().detach().numpy()
-        item_table.rescore(made.graph, vectors, table, top_k)
-    add_masks(made.graph)
+    if table in RESCORED:
+        rescore(made.graph, model.item_vectors().detach().numpy(), table, top_k)
+    else:
+        add_masks(made.graph)
     if any(node.domain == fusion.MICROSOFT for node in made.graph):
         made.graph.opset_imports[fusion.MICROSOFT] = 1
     fusion.drop_unused(made)

@@ -19,6 +19,9 @@ EXCLUDE_SEEN, ALLOWED = "exclude_seen", "allowed"
 """Inputs that may be left out: bool ``[1]``, and bool ``[1 or B, V + 1]``."""
 SCORES, USER_VECTORS = "scores", "user_vectors"
 """Values inside the graph: ``[B, V + 1]``, and ``[B, d]``."""
+ALL_SCORES = "all_scores"
+"""What takes the place of the scores where the best of them are computed again: ``[B, V + 1]`` or
+longer, with noise at row 0 and behind V."""
 
 
 def tidy(model: Any) -> None:
@@ -100,8 +103,41 @@ def add_outputs(model: Any, asked: Sequence[str], rows: int, width: int) -> None
     from onnx import TensorProto, helper
 
     for name, (_, shape) in more_outputs(asked, rows, width).items():
+        if name == SCORES:
+            name_scores(model, rows)
         value = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         model.graph.output.append(value)
+
+
+def name_scores(model: Any, rows: int) -> bool:
+    """Let the graph have :data:`SCORES`, cut out of :data:`ALL_SCORES` if need be.
+
+    Args:
+        model: Changed in place.
+        rows: V + 1.
+
+    Returns:
+        Whether it has any scores.
+    """
+    from onnx import helper, numpy_helper
+
+    made = {name for node in model.graph.node for name in node.output}
+    if SCORES in made or ALL_SCORES not in made:
+        return SCORES in made
+    arrays = {
+        "scored_from": np.array([1]),
+        "scored_to": np.array([rows]),
+        "scored_axis": np.array([1]),
+        "scored_pads": np.array([0, 1, 0, 0]),
+        "scored_lowest": np.array(-np.inf, dtype=np.float32),
+    }
+    for name, array in arrays.items():
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    cut = [ALL_SCORES, "scored_from", "scored_to", "scored_axis"]
+    model.graph.node.append(helper.make_node("Slice", cut, ["scored_items"], name="scored_items"))
+    padded = ["scored_items", "scored_pads", "scored_lowest"]
+    model.graph.node.append(helper.make_node("Pad", padded, [SCORES], name=SCORES))
+    return True
 
 
 def save(model: Any, file: Path) -> None:

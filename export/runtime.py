@@ -28,6 +28,7 @@ from slmc.export.passes import (
     SCORES,
     TOP_ITEMS,
     TOP_SCORES,
+    name_scores,
 )
 
 GRAPH = "onnx/model.onnx"
@@ -80,7 +81,8 @@ class Engine:
         """
         self.folder, self.file = folder, folder / GRAPH
         self.described = describe(folder)
-        graph = _with_scores(self.file) if scores else str(self.file)
+        rows = self.described.num_items + 1
+        graph = _with_scores(self.file, rows) if scores else str(self.file)
         options = session_options(threads or cores(), self.file.parent, spinning=spinning)
         runtime = needed("onnxruntime")
         with _Told(self.file):
@@ -259,8 +261,9 @@ def session_options(threads: int, weights: Path | None = None, *, spinning: bool
     Args:
         threads: Of one answer.
         weights: Folder of weights that lie beside a graph which is given as bytes.
-        spinning: Let threads that wait spin: sooner answers on cores that nobody else uses, far
-            later ones on shared cores, which spinning threads take from each other.
+        spinning: Let threads spin while an answer is computed, and rest between answers: sooner
+            answers on cores that nobody else uses, far later ones on shared cores, which
+            spinning threads take from each other.
     """
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
@@ -269,6 +272,7 @@ def session_options(threads: int, weights: Path | None = None, *, spinning: bool
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # what fails is raised; nothing is written to stderr
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if weights is not None:
@@ -278,8 +282,8 @@ def session_options(threads: int, weights: Path | None = None, *, spinning: bool
     return options
 
 
-def _with_scores(file: Path) -> bytes:
-    """The graph with the scores, what the top-k is taken of, as one more output."""
+def _with_scores(file: Path, rows: int) -> bytes:
+    """The graph with the scores ``[B, rows]``, what the best are taken of, as one more output."""
     onnx = needed("onnx")
     try:
         model = onnx.load(file, load_external_data=False)
@@ -288,7 +292,7 @@ def _with_scores(file: Path) -> bytes:
             f"{file} is not an ONNX graph.",
             "Make the engine again with `slmc export`.",
         ) from None
-    if not any(SCORES in node.output for node in model.graph.node):
+    if not name_scores(model, rows):
         raise ArtefactError(
             f"{file}: it holds no value {SCORES!r} to take the best of.",
             "Make the engine again with `slmc export`.",

@@ -1,6 +1,6 @@
 """The item table in the graph: looked up for the inputs, multiplied for the scores, once stored.
 
-Letters: B histories, C candidates, R = V + 1 rows, d item width, k items given back.
+Letters: R = V + 1 rows, d item width.
 """
 
 from typing import Any
@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slmc.export.fusion import constant, replace
-from slmc.export.lowering import TOKENS_IN_BLOCKS, nbits_form, nbits_product
-from slmc.export.passes import SCORES, TOP_ITEMS
+from slmc.export.lowering import nbits_form, nbits_product
+from slmc.export.passes import SCORES
 from slmc.export.possible import BLOCKS
 from slmc.model.codes import Codes
 
 FOLDED_SHARE = 0.1
 """Of all weights, that a second table may add."""
-RESCORED = {"int8+rescore": (8, 4), "int4+rescore": (4, 8)}
-"""Forms of a float table: bits of the copy that all items are scored by, and how many times k of
-them are scored a second time, from the float table."""
 
 
 def row_codes(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) -> Codes:
@@ -44,7 +41,7 @@ def place_codes(graph: Any, codes: Codes, layout: str) -> None:
     if layout == "padded":
         _dequantized(graph, lookup, product, codes)
         return
-    stored, scale = _constants(graph, codes)
+    stored, scale = code_constants(graph, codes)
     _score_codes(graph, product, stored, scale, codes)
     _look_up(graph, lookup, stored, scale, codes)
 
@@ -69,7 +66,7 @@ def fold_inputs(graph: Any) -> None:
         return
     folded = constant(graph, table @ weight.T + sum(bias), "item_inputs")
     found = ir.node("Gather", [folded, lookup.inputs[1]], {"axis": 0})
-    _insert(graph, lookup, [found], "inputs")
+    insert(graph, lookup, [found], "inputs")
     replace(graph, projection, found.outputs[0])
 
 
@@ -86,80 +83,30 @@ def place_signed(graph: Any, codes: NDArray[np.int8], scale: NDArray[np.float32]
     _dequantize(graph, lookup, product, inputs)
 
 
-def rescore(graph: Any, table: NDArray[np.float32], form: str, top_k: int) -> None:
-    """Score all items by a table of codes, and the best of them again by the float table.
-
-    Args:
-        graph: Ends in a TopK of the scores.
-        table: ``[R, d]``.
-        form: Of :data:`RESCORED`.
-        top_k: k.
-    """
-    import onnx_ir as ir
-
-    product = _product(graph)
-    users, floats = product.inputs[0], product.inputs[1]
-    bits, times = RESCORED[form]
-    codes = rounded_rows(table, bits)
-    stored, scale = _constants(graph, codes)
-    _score_codes(graph, product, stored, scale, codes, TOKENS_IN_BLOCKS)
-    last = _top_k(graph)
-    scores = last.inputs[0]
-    number = min(times * top_k, len(table))
-    wide = _whole(graph, number, "candidates")
-    first = ir.node("TopK", [scores, wide], num_outputs=2)
-    # In the order of their rows, so that of equal items the smaller row is given.
-    order = ir.node("TopK", [first.outputs[1], wide], {"largest": 0}, num_outputs=2)
-    rows = order.outputs[0]
-    vectors = ir.node("Gather", [floats, rows], {"axis": 0})
-    across = ir.node("Unsqueeze", [users, _whole(graph, -1, "across")])
-    exact = ir.node("MatMul", [vectors.outputs[0], across.outputs[0]])
-    flat = ir.node("Squeeze", [exact.outputs[0], _whole(graph, -1, "across")])
-    # What may not be given keeps its -inf.
-    known = ir.node("GatherElements", [first.outputs[0], order.outputs[1]], {"axis": 1})
-    lowest = constant(graph, np.array(-np.inf, dtype=np.float32), "lowest")
-    barred = ir.node("Equal", [known.outputs[0], lowest])
-    again = ir.node("Where", [barred.outputs[0], lowest, flat.outputs[0]])
-    nodes = [first, order, vectors, across, exact, flat, known, barred, again]
-    _insert(graph, last, nodes, "rescore")
-    last.replace_input_with(0, again.outputs[0])
-    places = last.outputs[1]
-    places.name = "top_places"
-    given = ir.node("GatherElements", [rows, places], {"axis": 1}, name="top_rows")
-    given.outputs[0].name = TOP_ITEMS
-    given.outputs[0].type, given.outputs[0].shape = places.type, places.shape
-    graph.insert_after(last, given)
-    graph.outputs[[out.name for out in graph.outputs].index("top_places")] = given.outputs[0]
-
-
 def _uses(graph: Any) -> tuple[Any, Any]:
     """The node that looks rows of the table up, and the one that scores with it."""
-    product = _product(graph)
+    product = product_of_scores(graph)
     table = product.inputs[1]
     lookup = next(node for node, _ in table.uses() if node.op_type == "Gather")
     return lookup, product
 
 
-def _product(graph: Any) -> Any:
+def product_of_scores(graph: Any) -> Any:
+    """The node that scores all items."""
     return next(node for node in graph if node.outputs[0].name == SCORES)
 
 
-def _top_k(graph: Any) -> Any:
-    return next(node for node in reversed(list(graph)) if node.op_type == "TopK")
-
-
-def _constants(graph: Any, codes: Codes) -> tuple[Any, Any]:
+def code_constants(graph: Any, codes: Codes) -> tuple[Any, Any]:
+    """Codes and scales of the table as MatMulNBits has them."""
     stored, scale, _ = nbits_form(codes)
     return constant(graph, stored, "item_codes"), constant(graph, scale, "item_scale")
 
 
-def _score_codes(
-    graph: Any, product: Any, stored: Any, scale: Any, codes: Codes, level: int | None = None
-) -> None:
+def _score_codes(graph: Any, product: Any, stored: Any, scale: Any, codes: Codes) -> None:
     users, _, padding = product.inputs
     bias = constant(graph, padding.const_value.numpy().reshape(-1), "item_bias")
-    scored = nbits_product([users, stored, scale, None, None, bias], codes, level)
-    _insert(graph, product, [scored], "items")
+    scored = nbits_product([users, stored, scale, None, None, bias], codes)
+    insert(graph, product, [scored], "items")
     _hand_over(graph, product, scored)
 
 
@@ -177,7 +124,7 @@ def _look_up(graph: Any, lookup: Any, stored: Any, scale: Any, codes: Codes) -> 
         low = ir.node("BitwiseAnd", [packed, mask])
         high = ir.node("BitShift", [packed, four], {"direction": "RIGHT"})
         parts = [
-            ir.node("Unsqueeze", [half.outputs[0], _whole(graph, -1, "across")])
+            ir.node("Unsqueeze", [half.outputs[0], whole(graph, -1, "across")])
             for half in (low, high)
         ]
         pair = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": -1})
@@ -190,14 +137,14 @@ def _look_up(graph: Any, lookup: Any, stored: Any, scale: Any, codes: Codes) -> 
     shaped = ir.node("Reshape", [packed, shape])
     floats = ir.node("Cast", [shaped.outputs[0]], {"to": ir.DataType.FLOAT})
     steps = ir.node("Sub", [floats.outputs[0], middle])
-    each = ir.node("Unsqueeze", [size.outputs[0], _whole(graph, -1, "across")])
+    each = ir.node("Unsqueeze", [size.outputs[0], whole(graph, -1, "across")])
     values = ir.node("Mul", [steps.outputs[0], each.outputs[0]])
     flat = ir.node("Reshape", [values.outputs[0], flat_shape])
     nodes += [shaped, floats, steps, each, values, flat]
     if blocks * size_of != width:
-        bounds = [_whole(graph, at, f"row_{name}") for name, at in (("from", 0), ("to", width))]
-        nodes.append(ir.node("Slice", [flat.outputs[0], *bounds, _whole(graph, 1, "row_axis")]))
-    _insert(graph, lookup, nodes, "lookup")
+        bounds = [whole(graph, at, f"row_{name}") for name, at in (("from", 0), ("to", width))]
+        nodes.append(ir.node("Slice", [flat.outputs[0], *bounds, whole(graph, 1, "row_axis")]))
+    insert(graph, lookup, nodes, "lookup")
     replace(graph, lookup, nodes[-1].outputs[0])
 
 
@@ -219,7 +166,7 @@ def _dequantize(graph: Any, lookup: Any, product: Any, inputs: list[Any]) -> Non
     import onnx_ir as ir
 
     table = ir.node("DequantizeLinear", inputs, {"axis": 0})
-    _insert(graph, lookup, [table], "items")
+    insert(graph, lookup, [table], "items")
     lookup.replace_input_with(0, table.outputs[0])
     product.replace_input_with(1, table.outputs[0])
     graph.sort()
@@ -234,14 +181,16 @@ def _hand_over(graph: Any, old: Any, new: Any) -> None:
     made.name = name
 
 
-def _whole(graph: Any, value: int, name: str) -> Any:
+def whole(graph: Any, value: int, name: str) -> Any:
+    """The constant ``[value]`` int64, under ``name`` if it has that value there."""
     known = graph.initializers.get(name)
     if known is not None and known.const_value.numpy().tolist() == [value]:
         return known
     return constant(graph, np.array([value], dtype=np.int64), name)
 
 
-def _insert(graph: Any, before: Any, nodes: list[Any], base: str) -> None:
+def insert(graph: Any, before: Any, nodes: list[Any], base: str) -> None:
+    """Name nodes and their outputs after ``base``, and put them before another."""
     for number, node in enumerate(nodes):
         node.name = f"{base}_{number}_{node.op_type}"
         for index, out in enumerate(node.outputs):
