@@ -44,7 +44,7 @@ def look_up_in_one(graph: Any) -> None:
     for split in [node for node in graph if node.op_type == "Split"]:
         parts = [_part(value) for value in split.outputs]
         found = [part for part in parts if part is not None]
-        if len(found) == len(parts) == 3 and _alike(found):
+        if len(found) == len(parts) == 3 and _alike(found, split.inputs[1].const_value):
             _look_up(graph, split, found, known)
 
 
@@ -86,23 +86,31 @@ def _index(lookup: Any) -> tuple[Any, int] | None:
     return (made, heads) if np.array_equal(head, np.arange(heads)) else None
 
 
-def _alike(parts: list[_Part]) -> bool:
-    """Whether queries and keys are turned by the same tables, and values not at all."""
+def _alike(parts: list[_Part], sizes: Any) -> bool:
+    """Whether queries and keys are turned by the same tables, and values not at all.
+
+    Args:
+        parts: What the Split gives, whole heads of one width.
+        sizes: Its constant sizes.
+    """
     queries, keys, values = parts
     if queries.rotary is None or keys.rotary is None or values.rotary is not None:
         return False
     same = all(
         a is b for a, b in zip(queries.rotary.inputs[1:], keys.rotary.inputs[1:], strict=True)
     )
-    return same and len({part.width for part in parts}) == 1
+    whole = [part.heads * queries.width for part in parts]
+    return same and sizes is not None and sizes.numpy().tolist() == whole
 
 
 def _look_up(graph: Any, split: Any, parts: list[_Part], known: dict[Any, Any]) -> None:
     import onnx_ir as ir
 
     width = parts[0].width
-    apart = constant(graph, np.array([-1, 1, width]), "heads_apart")
-    rows = constant(graph, np.array([-1, width]), "heads_rows")
+    if width not in known:
+        shapes = {"heads_apart": [-1, 1, width], "heads_rows": [-1, width]}
+        known[width] = [constant(graph, np.array(sizes), name) for name, sizes in shapes.items()]
+    apart, rows = known[width]
     tokens = ir.node("Reshape", [split.inputs[0], apart])
     tables = _tables(graph, parts, known)
     turned = ir.node(
