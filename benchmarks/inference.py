@@ -85,9 +85,10 @@ def packed(made: SequentialRecommender) -> For:
 
     @torch.inference_mode()
     def top(histories: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        users = made.user_vectors(torch.from_numpy(pad_left(histories)))
-        values, rows = torch.topk(users @ made.item_vectors()[1:].T, TOP_K)
-        return rows.numpy() + 1, values.numpy()
+        items = made.item_vectors()
+        users = made.user_vectors(torch.from_numpy(pad_left(histories)).to(items.device))
+        values, rows = torch.topk(users @ items[1:].T, TOP_K)
+        return rows.cpu().numpy() + 1, values.float().cpu().numpy()
 
     return lambda _: (Contender(top), "")
 
@@ -102,6 +103,18 @@ def engine(
 ) -> For:
     """A packed engine in ONNX Runtime."""
     passes.save(to_onnx(made, "packed", TOP_K, OPSET, precision, table=table), folder / GRAPH)
+    describe(folder, made, precision)
+    sessions = Probe(folder, torch.get_num_threads(), spinning=spinning)
+
+    def ready(draw: Draw) -> tuple[Contender, str]:
+        chosen = sessions.choose(lambda: [draw()])
+        return contender(sessions, chosen), f"{chosen.latency} / {chosen.throughput}"
+
+    return ready
+
+
+def describe(folder: Path, made: SequentialRecommender, precision: str) -> None:
+    """Write what an engine has to say of itself."""
     described = {
         "layout": "packed",
         "top_k": TOP_K,
@@ -112,13 +125,6 @@ def engine(
         "source": "",
     }
     (folder / "engine.json").write_text(json.dumps(described))
-    sessions = Probe(folder, torch.get_num_threads(), spinning=spinning)
-
-    def ready(draw: Draw) -> tuple[Contender, str]:
-        chosen = sessions.choose(lambda: [draw()])
-        return contender(sessions, chosen), f"{chosen.latency} / {chosen.throughput}"
-
-    return ready
 
 
 def contenders(place: Path, spinning: bool) -> dict[str, For]:
@@ -171,12 +177,14 @@ def timed(
     return taken
 
 
-def students(batches: list[int], spinning: bool) -> list[dict[str, object]]:
+def students(
+    contenders: Callable[[Path], Mapping[str, For]], batches: list[int]
+) -> list[dict[str, object]]:
     """The whole table: a row for each contender, batch and kind of lengths."""
     rng, rows = np.random.default_rng(0), []
     known = lengths()
     with tempfile.TemporaryDirectory() as place:
-        asked = contenders(Path(place), spinning)
+        asked = contenders(Path(place))
         for kind, sizes in (("Beauty", known), ("full", np.full(100, LENGTH))):
             for batch in batches:
 
@@ -266,7 +274,10 @@ if __name__ == "__main__":
     given = parser.parse_args()
     print(machine())
     spinning = given.spinning
-    found = catalogue(spinning) if given.catalogue else students(given.batch, spinning)
+    if given.catalogue:
+        found = catalogue(spinning)
+    else:
+        found = students(partial(contenders, spinning=spinning), given.batch)
     if given.json:
         told = {"machine": machine(), "spinning": spinning, "rows": found}
         given.json.write_text(json.dumps(told, indent=2) + "\n")

@@ -27,9 +27,10 @@ class PlainModel:
     def top(self, histories: Histories) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The best rows ``[B, k]`` of each history, best first, and their scores ``[B, k]``."""
         item_ids = torch.from_numpy(pad_left(histories, self.model.config.history))
-        users = plain_user_vectors(self.model, item_ids)
-        values, rows = torch.topk(users @ self.model.item_vectors()[1:].T, self.top_k)
-        return rows.numpy() + 1, values.numpy()
+        items = self.model.item_vectors()
+        users = plain_user_vectors(self.model, item_ids.to(items.device))
+        values, rows = torch.topk(users @ items[1:].T, self.top_k)
+        return rows.cpu().numpy() + 1, values.float().cpu().numpy()
 
 
 def plain_user_vectors(model: Recommender, item_ids: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ def plain_user_vectors(model: Recommender, item_ids: Tensor) -> Tensor:
     if not isinstance(model, SequentialRecommender):
         return model.user_vectors(item_ids)
     prefix, suffix = model.config.prefix_length, model.config.suffix_length
-    prompt = (-1 - torch.arange(prefix + suffix)).expand(len(item_ids), -1)
+    words = torch.arange(prefix + suffix, device=item_ids.device)
+    prompt = (-1 - words).expand(len(item_ids), -1)
     tokens = torch.cat([prompt[:, :prefix], item_ids, prompt[:, prefix:]], dim=1)
     real = tokens != 0
     states = model.backbone(

@@ -84,25 +84,28 @@ class Planned:
         proof = self._prove(graph, folder, scales, histories)
         plan = build(self.module, self.flavour, folder / TYPED, self.profiles, self.config)
         (folder / PLAN).write_bytes(plan)
-        gpu = flavours.driver().capability
-        bound = gpu if self.flavour.name == "tensorrt" else None
-        entry: dict[str, Any] = {
-            "flavour": self.flavour.name,
-            "version": str(self.module.__version__),
-            "compute_capability": flavours.dotted(bound) if bound else None,
-            "precision": self.precision,
-            "profiles": [vars(one) for one in self.profiles],
-            "graph_sha256": sha256(folder / TYPED),
-            "parity": proof,
-            "executed": None,
-        }
+        entry = self.entry(folder) | {"parity": proof, "executed": None}
         describe(folder, entry)
+        gpu = flavours.driver().capability
         if gpu is not None and self.flavour.runs_on(gpu):
             entry["executed"] = self._execute(folder, scales, histories)
             describe(folder, entry)
         else:
             log.warning("tensorrt: the plan was built and not run: no GPU here that it runs on")
         return entry
+
+    def entry(self, folder: Path) -> dict[str, Any]:
+        """What ``engine.json`` has to say of the plan in a folder, so that it can be loaded."""
+        gpu = flavours.driver().capability
+        bound = gpu if self.flavour.name == "tensorrt" else None
+        return {
+            "flavour": self.flavour.name,
+            "version": str(self.module.__version__),
+            "compute_capability": flavours.dotted(bound) if bound else None,
+            "precision": self.precision,
+            "profiles": [vars(one) for one in self.profiles],
+            "graph_sha256": sha256(folder / TYPED),
+        }
 
     def _prove(
         self, graph: Any, folder: Path, scales: dict[str, float], histories: Histories
