@@ -98,7 +98,7 @@ def _masked(
     bias = ir.node("Where", [allowed, nothing, lowest])
     nodes = [bias]
     if behind:
-        nodes += _as_long(graph, bias.outputs[0], rows, behind)
+        nodes += _as_long(graph, bias.outputs[0], rows, behind, lowest)
     added = ir.node("Add", [scores, nodes[-1].outputs[0]])
     seen = ir.node("Where", [exclude, history, no_row])
     shape = ir.node("Shape", seen.outputs)
@@ -108,13 +108,13 @@ def _masked(
     return [*nodes, added, seen, shape, floor, unseen], unseen.outputs[0]
 
 
-def _as_long(graph: Any, bias: Any, rows: int, behind: int) -> list[Any]:
-    """Nodes that make a bias ``[1 or B, 1 or R]`` as long as the scores."""
+def _as_long(graph: Any, bias: Any, rows: int, behind: int, lowest: Any) -> list[Any]:
+    """Nodes that make a bias ``[1 or B, 1 or R]`` as long as the scores, -inf behind R."""
     import onnx_ir as ir
 
     each = ir.node("Expand", [bias, constant(graph, np.array([1, rows]), "every_row")])
     pads = constant(graph, np.array([0, 0, 0, behind]), "behind_rows")
-    return [each, ir.node("Pad", [each.outputs[0], pads])]
+    return [each, ir.node("Pad", [each.outputs[0], pads, lowest])]
 
 
 def _branch(nodes: list[Any], given: list[Any], kinds: tuple[Any, Any], name: str) -> Any:
