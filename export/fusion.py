@@ -295,11 +295,8 @@ def _select(graph: Any, value: Any, tokens: Any) -> Any:
 
     node = ir.node("Gather", [value, tokens], {"axis": 1}, name=f"{value.name}_selected")
     out = node.outputs[0]
-    out.name, out.type, out.shape = (
-        f"{value.name}_last",
-        value.type,
-        _selected_shape(value.shape, tokens),
-    )
+    out.name, out.type = f"{value.name}_last", value.type
+    out.shape = _selected_shape(value.shape, tokens)
     made = value.producer()
     graph.insert_after(made, node)
     return node.outputs[0]

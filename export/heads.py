@@ -46,6 +46,7 @@ def look_up_in_one(graph: Any) -> None:
         found = [part for part in parts if part is not None]
         if len(found) == len(parts) == 3 and _alike(found, split.inputs[1].const_value):
             _look_up(graph, split, found, known)
+    graph.sort()
 
 
 def _part(value: Any) -> _Part | None:
@@ -125,7 +126,6 @@ def _look_up(graph: Any, split: Any, parts: list[_Part], known: dict[Any, Any]) 
         part.lookup.replace_input_with(0, flat.outputs[0])
         _move(graph, part, before, sum(one.heads for one in parts), known)
         before += part.heads
-    graph.sort()
 
 
 def _move(graph: Any, part: _Part, before: int, heads: int, known: dict[Any, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from slmc.artefact import Artefact, draft
 from slmc.errors import ArtefactError, MissingError
 from slmc.export.config import ExportConfig
-from slmc.export.runtime import GRAPH, Engine, describe
+from slmc.export.runtime import GRAPH, Engine, describe, session_options
 from slmc.export.vocabulary import Vocabulary
 
 HISTORY = 12
@@ -190,3 +190,11 @@ def test_a_vocabulary_that_is_none(line: str, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError) as caught:
         Vocabulary.open(file)
     assert str(caught.value) == f"{file}:2: not the item of that row."
+
+
+@pytest.mark.parametrize("spinning", [False, True])
+def test_threads_spin_only_when_told_and_never_between_answers(spinning: bool) -> None:
+    options = session_options(2, spinning=spinning)
+    entry = options.get_session_config_entry
+    assert entry("session.intra_op.allow_spinning") == str(int(spinning))
+    assert entry("session.force_spinning_stop") == "1"
