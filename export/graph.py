@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slmc.export import fusion, heads, lowering, norms, passes
 from slmc.export import table as item_table
+from slmc.export.config import HALVES
 from slmc.export.masks import add_masks
 from slmc.export.reference import known_prefix, linear_layers
 from slmc.export.rescore import RESCORED, rescore
@@ -116,7 +117,7 @@ def _optimized(
         norms.add(made.graph)
     if precision != "fp32":
         lowering.lower(made.graph, precision, own, layout)
-    if precision == "int8":
+    if precision == "int8" or (layout == "packed" and precision not in HALVES):
         lowering.steady_softmax(made.graph)
     stored_table = model.item_embeddings
     if isinstance(stored_table, QuantizedTable):

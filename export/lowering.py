@@ -30,6 +30,9 @@ TINY = np.float32(1e-8)
 """Largest entry that stands for a token of zeros."""
 STEP = "step"
 """Mark of a product's value: the step of its tokens, which it was multiplied with last."""
+FARTHEST, NOTHING = -80.0, 1e-34
+"""Below the largest score, what a key's score is taken for at least, and the weight that is taken
+for none: what is masked would else be a denormal number, which processors compute very slowly."""
 COLUMNS = 16
 """Copies of a sum that are computed: a product with one column adds in lanes again."""
 ACCURATE_BLOCK = 32
@@ -301,7 +304,8 @@ def steady_softmax(graph: Any) -> None:
     """Add up attention weights one after the other, so that none hangs on where it stands.
 
     A Softmax adds in vector lanes, so that the last bit of a sum hangs on where a history lies
-    among others; a product with ones adds in order, and what is masked adds exactly nothing.
+    among others; a product with ones adds in order, and what is masked adds exactly nothing. On a
+    CPU it is also the faster of the two, since it computes no denormal numbers.
     """
     import onnx_ir as ir
 
@@ -312,6 +316,7 @@ def steady_softmax(graph: Any) -> None:
         for name, value in (("from", 0), ("to", 1))
     ]
     one = constant(graph, np.array(1, dtype=np.float32), "softmax_one")
+    farthest = constant(graph, np.array(FARTHEST, dtype=np.float32), "softmax_farthest")
     ones: dict[Any, Any] = {}
     for node in list(graph):
         if node.op_type != "Softmax":
@@ -319,8 +324,10 @@ def steady_softmax(graph: Any) -> None:
         x = node.inputs[0]
         most = ir.node("ReduceMax", [x, last], {"keepdims": 1})
         less = ir.node("Sub", [x, most.outputs[0]])
-        power = ir.node("Exp", less.outputs)
-        nodes = [most, less, power]
+        bounded = ir.node("Clip", [less.outputs[0], farthest])
+        powers = ir.node("Exp", bounded.outputs)
+        power = ir.node("ThresholdedRelu", powers.outputs, {"alpha": NOTHING})
+        nodes = [most, less, bounded, powers, power]
         number = x if x.shape is None else x.shape[-1]
         if number not in ones:
             keys = ir.node("Shape", [x], {"start": -1})

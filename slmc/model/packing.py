@@ -95,7 +95,10 @@ def stream(lengths: Tensor, row_of_token: Tensor, longest: int, window: int = WI
     token = torch.arange(tokens, device=device)
     first = torch.arange((tokens + window - 1) // window, device=device)[:, None] * window
     query = first + torch.arange(window, device=device)
-    key = first + torch.arange(window + longest - 1, device=device) - (longest - 1)
+    # No window sees more than all tokens: those of one short history are few.
+    keys = torch.sym_min(window + longest - 1, tokens)
+    newest = (first + (window - 1)).clamp(max=tokens - 1)
+    key = newest + torch.arange(keys, device=device) - (keys - 1)
     query_index = query.clamp(max=tokens - 1)
     begin = offset[row_of_token[query_index]]
     seen = (key[:, None, :] <= query_index[:, :, None]) & (key[:, None, :] >= begin[:, :, None])
