@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slmc.export import fusion, heads, lowering, norms, passes
+from slmc.export import fusion, heads, last_layer, lowering, norms, passes
 from slmc.export import table as item_table
 from slmc.export.config import HALVES
 from slmc.export.masks import add_masks
@@ -105,14 +105,17 @@ def _optimized(
             return (bool(names),)
         return (codes.bits, codes.group_size, codes.zero_point is None)
 
+    tokens, alone = None, []
     if layout == "packed":
         norms.divide(made)
         if isinstance(model, SequentialRecommender):
-            fusion.select_rows(made.graph)
+            tokens = last_layer.select_rows(made.graph)
         turn(made.graph)
-    fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING)
-    if layout == "packed":
+        if tokens is not None:
+            alone = last_layer.select_queries(made.graph, tokens)
         fusion.drop_unused(made)  # how queries and keys were turned before
+    fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING, whole=alone)
+    if layout == "packed":
         heads.look_up_in_one(made.graph)
         norms.add(made.graph)
     if precision != "fp32":

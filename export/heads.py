@@ -44,7 +44,7 @@ def look_up_in_one(graph: Any) -> None:
     for split in [node for node in graph if node.op_type == "Split"]:
         parts = [_part(value) for value in split.outputs]
         found = [part for part in parts if part is not None]
-        if len(found) == len(parts) == 3 and _alike(found, split.inputs[1].const_value):
+        if len(found) == len(parts) and _alike(found, split.inputs[1].const_value):
             _look_up(graph, split, found, known)
     graph.sort()
 
@@ -65,14 +65,14 @@ def _part(value: Any) -> _Part | None:
         elif node.op_type == "RotaryEmbedding" and rotary is None:
             rotary = node
         elif node.op_type == "Gather":
-            found = _index(node)
+            found = looked_up_by(node)
             return found and _Part(rotary, width, node, *found)
         else:
             return None
         value = node.outputs[0]
 
 
-def _index(lookup: Any) -> tuple[Any, int] | None:
+def looked_up_by(lookup: Any) -> tuple[Any, int] | None:
     """What makes the rows ``token * heads + head`` that a Gather looks up, and the heads."""
     made = lookup.inputs[1].producer()
     if made is not None and made.op_type == "Reshape":
@@ -88,19 +88,18 @@ def _index(lookup: Any) -> tuple[Any, int] | None:
 
 
 def _alike(parts: list[_Part], sizes: Any) -> bool:
-    """Whether queries and keys are turned by the same tables, and values not at all.
+    """Whether all but the last are turned by the same tables, and the last, values, not at all.
 
     Args:
         parts: What the Split gives, whole heads of one width.
         sizes: Its constant sizes.
     """
-    queries, keys, values = parts
-    if queries.rotary is None or keys.rotary is None or values.rotary is not None:
+    *turned, values = parts
+    if not turned or values.rotary is not None or any(part.rotary is None for part in turned):
         return False
-    same = all(
-        a is b for a, b in zip(queries.rotary.inputs[1:], keys.rotary.inputs[1:], strict=True)
-    )
-    whole = [part.heads * queries.width for part in parts]
+    tables = [tuple(part.rotary.inputs[1:]) for part in turned]
+    same = all(one == tables[0] for one in tables)
+    whole = [part.heads * parts[0].width for part in parts]
     return same and sizes is not None and sizes.numpy().tolist() == whole
 
 
@@ -152,8 +151,8 @@ def _tables(graph: Any, parts: list[_Part], known: dict[Any, Any]) -> list[Any]:
     import onnx_ir as ir
 
     column, cosines, sines = parts[0].rotary.inputs[1:]
-    turned = parts[0].heads + parts[1].heads
-    key = column, cosines, sines, turned, parts[2].heads
+    turned, values = sum(part.heads for part in parts[:-1]), parts[-1].heads
+    key = column, cosines, sines, turned, values
     if key in known:
         return list(known[key])
     still, half = cosines.const_value.numpy().shape
@@ -164,7 +163,7 @@ def _tables(graph: Any, parts: list[_Part], known: dict[Any, Any]) -> list[Any]:
             (sines, np.zeros((1, half), np.float32)),
         )
     ]
-    moves = np.repeat([1, 0], [turned, parts[2].heads])
+    moves = np.repeat([1, 0], [turned, values])
     times = ir.node("Mul", [column, constant(graph, moves, "heads_turned")])
     rest = constant(graph, (1 - moves) * still, "heads_still")
     added = ir.node("Add", [times.outputs[0], rest])
@@ -172,7 +171,7 @@ def _tables(graph: Any, parts: list[_Part], known: dict[Any, Any]) -> list[Any]:
         "Reshape", [added.outputs[0], constant(graph, np.array([-1, 1]), "heads_column")]
     )
     nodes = [times, added, flat]
-    name_nodes(nodes, f"{column.name}_of_heads")
+    name_nodes(nodes, f"{column.name}_of_{turned}_heads")
     graph.insert_after(column.producer(), nodes)
     known[key] = [flat.outputs[0], *tables]
     return list(known[key])

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from slmc.export.fusion import MICROSOFT, has_tokens, is_last_axis
+from slmc.export.fusion import MICROSOFT
+from slmc.export.last_layer import has_tokens, is_last_axis
 
 
 def divide(model: Any) -> None:

@@ -123,7 +123,7 @@ def ending(
         longest: As there.
         layer: Number of the last layer.
     """
-    last = lengths.cumsum(0)[:, None] - 1
+    last = (lengths.cumsum(0) - 1)[:, None]
     key = last + torch.arange(longest, device=lengths.device) - (longest - 1)
     seen = key > last - lengths[:, None]
     only = Packing(
