@@ -33,9 +33,9 @@ def test_the_report(packed: Artefact) -> None:
     assert packed.manifest.metrics["parity"] == {"max_error": report["max_error"], "overlap": 1.0}
 
 
-WEIGHTS = 15
-"""Matrices of the graph: the item table, in and out projections, cosines and sines of positions,
-five of each of two layers."""
+WEIGHTS = 18
+"""Matrices of the graph: the item table, in and out projections, cosines and sines of positions
+for whole layers and for queries of the last tokens, five of the first layer and six of the last."""
 
 
 def damaged(graph: onnx.ModelProto, which: int) -> onnx.ModelProto:
