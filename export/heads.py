@@ -156,13 +156,11 @@ def _tables(graph: Any, parts: list[_Part], known: dict[Any, Any]) -> list[Any]:
     if key in known:
         return list(known[key])
     still, half = cosines.const_value.numpy().shape
-    tables = [
-        constant(graph, np.concatenate([table.const_value.numpy(), row]), f"{table.name}_still")
-        for table, row in (
-            (cosines, np.ones((1, half), np.float32)),
-            (sines, np.zeros((1, half), np.float32)),
-        )
-    ]
+    for table, fill in ((cosines, 1), (sines, 0)):
+        if table not in known:
+            row = np.full((1, half), fill, dtype=np.float32)
+            longer = np.concatenate([table.const_value.numpy(), row])
+            known[table] = constant(graph, longer, f"{table.name}_still")
     moves = np.repeat([1, 0], [turned, values])
     times = ir.node("Mul", [column, constant(graph, moves, "heads_turned")])
     rest = constant(graph, (1 - moves) * still, "heads_still")
@@ -173,5 +171,5 @@ def _tables(graph: Any, parts: list[_Part], known: dict[Any, Any]) -> list[Any]:
     nodes = [times, added, flat]
     name_nodes(nodes, f"{column.name}_of_{turned}_heads")
     graph.insert_after(column.producer(), nodes)
-    known[key] = [flat.outputs[0], *tables]
+    known[key] = [flat.outputs[0], known[cosines], known[sines]]
     return list(known[key])
