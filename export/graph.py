@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,19 +105,10 @@ def _optimized(
             return (bool(names),)
         return (codes.bits, codes.group_size, codes.zero_point is None)
 
-    tokens, alone = None, []
     if layout == "packed":
-        norms.divide(made)
-        if isinstance(model, SequentialRecommender):
-            tokens = last_layer.select_rows(made.graph)
-        turn(made.graph)
-        if tokens is not None:
-            alone = last_layer.select_queries(made.graph, tokens)
-        fusion.drop_unused(made)  # how queries and keys were turned before
-    fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING, whole=alone)
-    if layout == "packed":
-        heads.look_up_in_one(made.graph)
-        norms.add(made.graph)
+        _pack(made, model, form)
+    else:
+        fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING)
     if precision != "fp32":
         lowering.lower(made.graph, precision, own, layout)
     if precision == "int8" or (layout == "packed" and precision not in HALVES):
@@ -136,6 +127,20 @@ def _optimized(
         made.graph.opset_imports[fusion.MICROSOFT] = 1
     fusion.drop_unused(made)
     return ir.to_proto(made)
+
+
+def _pack(made: Any, model: Recommender, form: Callable[[tuple[str, ...]], Hashable]) -> None:
+    """The passes that only the packed form goes through, and merge its products by ``form``."""
+    graph, alone = made.graph, []
+    norms.divide(made)
+    if isinstance(model, SequentialRecommender):
+        tokens = last_layer.select_rows(graph)
+        turn(graph)
+        alone = last_layer.select_queries(graph, tokens)
+    fusion.drop_unused(made)  # how queries and keys were turned before
+    fusion.merge_products(graph, form, fewest=fusion.WORTH_MERGING, whole=alone)
+    heads.look_up_in_one(graph)
+    norms.add(graph)
 
 
 class _Ranker(nn.Module):
