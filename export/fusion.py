@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slmc.model.codes import Codes
+
 MICROSOFT = "com.microsoft"
 WORTH_MERGING = 3
 """Products of one input that ONNX Runtime computes sooner as one: two products are as many
@@ -106,6 +108,76 @@ def _biases(nodes: list[Any]) -> list[NDArray[np.float32]] | None:
             return None
         biases.append(added[0].const_value.numpy())
     return biases
+
+
+def split_slices(graph: Any) -> None:
+    """Cut what a product gives by one Split where Slices do, as Phi-3 cuts q, k and v."""
+    import onnx_ir as ir
+
+    for node in list(products(graph)):
+        whole = node.outputs[0]
+        users = [use.node for use in whole.uses()]
+        cuts = {cut: user for user in users if (cut := cut_of(user, whole)) is not None}
+        bounds = sorted(cuts)
+        ends = [0, *(end for _, end in bounds)]
+        all_of_it = [start for start, _ in bounds] == ends[:-1] and ends[-1] == whole.shape[-1]
+        if len(bounds) < max(2, len(users)) or not all_of_it:
+            continue
+        sizes = constant(graph, np.diff(ends), f"{whole.name}_sizes")
+        split = ir.node("Split", [whole, sizes], {"axis": -1}, num_outputs=len(bounds))
+        split.name = f"{whole.name}_split"
+        graph.insert_after(node, split)
+        for bound, part in zip(bounds, split.outputs, strict=True):
+            old = cuts[bound].outputs[0]
+            part.type, part.shape = old.type, old.shape
+            replace(graph, cuts[bound], part)
+
+
+def cut_of(node: Any, x: Any) -> tuple[int, int] | None:
+    """From where to where a node cuts ``x`` along its last axis."""
+    if node.op_type != "Slice" or node.inputs[0] is not x:
+        return None
+    bounds = [value.const_value for value in node.inputs[1:]]
+    if any(bound is None for bound in bounds):
+        return None
+    start, end, axis, *step = (int(bound.numpy()[0]) for bound in bounds)
+    whole = axis in (-1, len(x.shape) - 1) and step in ([], [1])
+    return (start, min(end, x.shape[-1])) if whole else None
+
+
+def cut_product(graph: Any, split: Any, own: dict[str, Codes]) -> None:
+    """Compute the first part that a Split gives by a product of its own.
+
+    Args:
+        graph: Changed in place.
+        split: Cuts what a product without a bias gives, and nothing else reads it.
+        own: The codes of a quantized model by layer; those of the parts are added.
+    """
+    import onnx_ir as ir
+
+    product, sizes = split.inputs[0].producer(), split.inputs[1].const_value.numpy()
+    x, weight = product.inputs
+    matrix, made = weight.const_value.numpy(), []
+    for first, end in ((0, sizes[0]), (sizes[0], sizes.sum())):
+        part = constant(graph, matrix[:, first:end], f"{weight.name}_from_{first}")
+        names = {layer: f"{layer}[{first}:{end}]" for layer in weight.meta.get("layers", ())}
+        part.meta["layers"] = tuple(names.values())
+        own.update({to: own[name].outputs(first, end) for name, to in names.items() if name in own})
+        made.append(ir.node("MatMul", [x, part]))
+        made[-1].outputs[0].type = split.inputs[0].type
+        made[-1].outputs[0].shape = ir.Shape([*split.inputs[0].shape[:-1], end - first])
+    rest = constant(graph, sizes[1:], f"{split.inputs[1].name}_rest")
+    made.append(
+        ir.node("Split", [made[1].outputs[0], rest], {"axis": -1}, num_outputs=len(sizes) - 1)
+    )
+    name_nodes(made, f"{split.inputs[0].name}_apart")
+    graph.insert_before(split, made)
+    parts = [made[0].outputs[0], *made[2].outputs]
+    for old, new in zip(split.outputs, parts, strict=True):
+        new.name = f"{old.name}_"
+        new.type, new.shape = old.type, old.shape
+        old.replace_all_uses_with(new)
+    graph.remove([split, product], safe=True)
 
 
 def constant(graph: Any, array: Any, name: str, kind: Any = None) -> Any:

@@ -49,7 +49,7 @@ def to_onnx(
         TypeError: The model has no such layout; :mod:`slmc.export.possible` says so before.
     """
     graph = traced(model, layout, top_k, opset)
-    graph = _optimized(graph, model, layout, top_k, precision, own or {}, table)
+    graph = _optimized(graph, model, layout, top_k, precision, dict(own or {}), table)
     passes.keep_newest(graph, model.config.history)
     passes.tidy(graph)
     return graph
@@ -88,7 +88,7 @@ def _optimized(
     layout: str,
     top_k: int,
     precision: str,
-    own: Mapping[str, Codes],
+    own: dict[str, Codes],
     table: str,
 ) -> Any:
     """The same graph, faster, its products in ``precision``."""
@@ -106,7 +106,7 @@ def _optimized(
         return (codes.bits, codes.group_size, codes.zero_point is None)
 
     if layout == "packed":
-        _pack(made, model, form)
+        _pack(made, model, form, own)
     else:
         fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING)
     if precision != "fp32":
@@ -129,15 +129,29 @@ def _optimized(
     return ir.to_proto(made)
 
 
-def _pack(made: Any, model: Recommender, form: Callable[[tuple[str, ...]], Hashable]) -> None:
-    """The passes that only the packed form goes through, and merge its products by ``form``."""
+def _pack(
+    made: Any,
+    model: Recommender,
+    form: Callable[[tuple[str, ...]], Hashable],
+    own: dict[str, Codes],
+) -> None:
+    """The passes that only the packed form goes through, and merge its products by ``form``.
+
+    Args:
+        made: Changed in place.
+        model: Whose graph it is.
+        form: As :func:`slmc.export.fusion.merge_products` takes it.
+        own: Codes by layer; those of a layer that is cut in two are added.
+    """
     graph, alone = made.graph, []
     norms.divide(made)
     if isinstance(model, SequentialRecommender):
         tokens = last_layer.select_rows(graph)
         turn(graph)
-        alone = last_layer.select_queries(graph, tokens)
-    fusion.drop_unused(made)  # how queries and keys were turned before
+        fusion.drop_unused(made)  # how queries and keys were turned before
+        fusion.split_slices(graph)
+        alone = last_layer.select_queries(graph, tokens, own)
+    fusion.drop_unused(made)
     fusion.merge_products(graph, form, fewest=fusion.WORTH_MERGING, whole=alone)
     heads.look_up_in_one(graph)
     norms.add(graph)

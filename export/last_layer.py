@@ -3,13 +3,15 @@
 Letters: B histories, T tokens of all of them, H width of the backbone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from slmc.export.fusion import constant, put, replace
+from slmc.export.fusion import constant, cut_product, name_nodes, put, replace
 from slmc.export.heads import looked_up_by
+from slmc.export.rotary import HEADS_FIRST
+from slmc.model.codes import Codes
 
 ROW_WISE = frozenset(
     [
@@ -33,8 +35,6 @@ ROW_WISE = frozenset(
     ]
 )
 """Operators whose output at a token hangs on nothing but their inputs at that token."""
-QUERIES = ("Reshape", "Transpose", "Transpose", "Reshape", "RotaryEmbedding", "Reshape")
-"""From the rows that queries are looked up in back to their product, or what adds its bias."""
 
 
 def select_rows(graph: Any) -> Any:
@@ -51,16 +51,8 @@ def select_rows(graph: Any) -> Any:
         ValueError: The graph does not select tokens as the recommender's packed form does.
     """
     selected, states, tokens = _selection(graph)
-    taken, boundary = _row_wise(graph, states)
-    rows: dict[Any, Any] = {}
-    for value in boundary:
-        rows[value] = _select(graph, value, tokens)
-    for node in taken:
-        for index, value in enumerate(node.inputs):
-            if value in rows:
-                node.replace_input_with(index, rows[value])
-        for out in node.outputs:
-            out.shape = _selected_shape(out.shape, tokens)
+    taken, boundary = _row_wise(graph, states, _per_token)
+    rows = _move_up(graph, taken, boundary, tokens)
     # [1, B, H] is now where [1, T, H] was, and its rows are the selected ones.
     import onnx_ir as ir
 
@@ -72,22 +64,40 @@ def select_rows(graph: Any) -> Any:
     return tokens
 
 
+def _move_up(graph: Any, taken: list[Any], boundary: list[Any], tokens: Any) -> dict[Any, Any]:
+    """Let nodes compute selected tokens only, by what :func:`_row_wise` gave.
+
+    Returns:
+        For each value at the boundary its selected rows.
+    """
+    rows = {value: _select(graph, value, tokens) for value in boundary}
+    for node in taken:
+        for index, value in enumerate(node.inputs):
+            if value in rows:
+                node.replace_input_with(index, rows[value])
+        for out in node.outputs:
+            out.shape = _selected_shape(out.shape, tokens)
+    return rows
+
+
 def _selected_shape(shape: Any, tokens: Any) -> Any:
-    """What ``[1, T, width]`` becomes where some tokens are selected."""
+    """What the shape of a value becomes where some tokens are selected."""
     import onnx_ir as ir
 
-    if shape is None or len(shape) != 3 or tokens.shape is None:
+    if shape is None or tokens.shape is None:
         return None
-    return ir.Shape([shape[0], tokens.shape[0], shape[2]])
+    return ir.Shape([size if isinstance(size, int) else tokens.shape[0] for size in shape])
 
 
-def select_queries(graph: Any, tokens: Any) -> list[Any]:
+def select_queries(graph: Any, tokens: Any, own: dict[str, Codes]) -> list[Any]:
     """Compute queries of the last layer for the last token of each history alone.
 
     Args:
-        graph: After :func:`slmc.export.rotary.turn`; changed in place. Queries that more is done
-            to than a product and a turn, such as a norm, stay.
+        graph: After :func:`slmc.export.rotary.turn`, without what it left unused; changed in
+            place. Queries that are not computed token by token from one product stay.
         tokens: What :func:`select_rows` gave.
+        own: The codes of a quantized model by layer; a layer that gives queries, keys and values
+            becomes two, whose codes are added.
 
     Returns:
         What keys and values are still products of, the queries not.
@@ -97,24 +107,20 @@ def select_queries(graph: Any, tokens: Any) -> list[Any]:
         token = looked_up_by(lookup)
         if token is None or not _stands_for(token[0].inputs[0].producer().inputs[0], tokens):
             continue
-        steps = _steps(lookup.inputs[0], QUERIES)
-        product = _product(steps[-1].inputs[0]) if steps else None
-        if steps and product:
-            _move_up(graph, lookup, steps[-2:], product, tokens)
-            left.append(product[0])
+        turned = _turned(lookup.inputs[0])
+        if turned is None:
+            continue
+        taken, boundary = _row_wise(graph, turned.inputs[0], _per_head)
+        split = boundary[0].producer() if len(boundary) == 1 else None
+        if split is not None and _gives_first(split, boundary[0]):
+            cut_product(graph, split, own)
+            taken, boundary = _row_wise(graph, turned.inputs[0], _per_head)
+        if len(boundary) == 1 and sum(node.op_type == "MatMul" for node in taken) == 1:
+            _move_up(graph, taken, boundary, tokens)
+            _look_up_last(graph, lookup, turned, tokens)
+            left += boundary
+    graph.sort()
     return left
-
-
-def _steps(value: Any, kinds: Sequence[str]) -> list[Any] | None:
-    """The nodes that made a value, the last first, if they are of these kinds and used once."""
-    steps = []
-    for kind in kinds:
-        node = value.producer()
-        if node is None or node.op_type != kind or len(list(value.uses())) != 1:
-            return None
-        steps.append(node)
-        value = node.inputs[0]
-    return steps
 
 
 def _stands_for(value: Any, tokens: Any) -> bool:
@@ -126,46 +132,43 @@ def _stands_for(value: Any, tokens: Any) -> bool:
     return value is tokens
 
 
-def _product(value: Any) -> tuple[Any, Any, Any] | None:
-    """``x``, ``W`` and the bias, or ``None`` in its place, of ``value = x @ W + bias``."""
-    made, bias = value.producer(), None
-    if made is not None and made.op_type == "Add":
-        constants = [one for one in made.inputs if one.const_value is not None]
-        others = [one for one in made.inputs if one.const_value is None]
-        if len(constants) != 1:
+def _turned(rows: Any) -> Any:
+    """The operator that turned ``rows [T * heads, D]``, if nothing was done to them since."""
+    swapped = False
+    while True:
+        node = rows.producer()
+        if node is None or len(list(rows.uses())) != 1:
             return None
-        bias, made = constants[0], others[0].producer()
-    return None if made is None or made.op_type != "MatMul" else (*made.inputs, bias)
+        if node.op_type == "RotaryEmbedding":
+            alone = len(list(node.inputs[0].uses())) == 1
+            return node if alone and not swapped else None
+        if node.op_type == "Transpose" and node.attributes["perm"].as_ints() == HEADS_FIRST:
+            swapped = not swapped
+        elif node.op_type != "Reshape" or swapped:
+            return None
+        rows = node.inputs[0]
 
 
-def _move_up(
-    graph: Any, lookup: Any, steps: list[Any], product: tuple[Any, Any, Any], tokens: Any
-) -> None:
-    """Select what queries are products of, in the place of queries.
+def _gives_first(split: Any, value: Any) -> bool:
+    """Whether a value is the first part that a Split cuts out of a product of its own."""
+    if split.op_type != "Split" or split.outputs[0] is not value or not _cuts_widths(split):
+        return False
+    product = split.inputs[0].producer()
+    alone = len(list(split.inputs[0].uses())) == 1
+    return bool(alone and product.op_type == "MatMul" and _all_constant(product.inputs[1:]))
 
-    Args:
-        graph: Changed in place.
-        lookup: Gathers the rows ``[B, groups, heads / groups, D]`` of queries.
-        steps: What turned them, and what shaped them for it.
-        product: Of :func:`_product`.
-        tokens: ``[B]``.
-    """
+
+def _look_up_last(graph: Any, lookup: Any, turned: Any, tokens: Any) -> None:
+    """Turn queries by the positions of last tokens, in the order that attention looks up."""
     import onnx_ir as ir
 
-    (turned, apart), (x, weight, bias) = steps, product
-    last = ir.node("Gather", [x, tokens], {"axis": 1})
-    nodes = [last, ir.node("MatMul", [last.outputs[0], weight])]
-    if bias is not None:
-        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
-    flat = ir.node("Reshape", [nodes[-1].outputs[0], apart.inputs[1]])
     places = ir.node("Gather", [turned.inputs[1], tokens], {"axis": 0})
-    inputs = [flat.outputs[0], places.outputs[0], *turned.inputs[2:]]
-    turn = ir.node(turned.op_type, inputs, dict(turned.attributes), domain=turned.domain)
+    name_nodes([places], f"{turned.outputs[0].name}_places")
+    graph.insert_before(turned, places)
+    turned.replace_input_with(1, places.outputs[0])
     # One token a history: the queries of a kv head lie one behind the other already.
     sizes = constant(graph, np.array([-1, *list(lookup.outputs[0].shape)[1:]]), "last_queries")
-    shaped = ir.node("Reshape", [turn.outputs[0], sizes])
-    last.outputs[0].type, last.outputs[0].shape = x.type, _selected_shape(x.shape, tokens)
-    put(graph, lookup, [*nodes, flat, places, turn, shaped])
+    put(graph, lookup, [ir.node("Reshape", [turned.outputs[0], sizes])])
 
 
 def _selection(graph: Any) -> tuple[Any, Any, Any]:
@@ -184,8 +187,16 @@ def _selection(graph: Any) -> tuple[Any, Any, Any]:
     raise ValueError("no node selects the last token of each history")
 
 
-def _row_wise(graph: Any, states: Any) -> tuple[list[Any], list[Any]]:
-    """Nodes that have to compute selected tokens only, and the values they select from."""
+def _row_wise(
+    graph: Any, states: Any, per_token: Callable[[Any], list[Any] | None]
+) -> tuple[list[Any], list[Any]]:
+    """Nodes that have to compute selected tokens only, and the values they select from.
+
+    Args:
+        graph: Sorted.
+        states: What is selected of.
+        per_token: Gives the inputs of a node that hold a row a token; ``None`` if it mixes tokens.
+    """
     wanted, taken, boundary = {states}, [], []
     for node in reversed(list(graph)):
         outs = [value for value in node.outputs if value in wanted]
@@ -193,7 +204,7 @@ def _row_wise(graph: Any, states: Any) -> tuple[list[Any], list[Any]]:
             continue
         users = [user for value in node.outputs for user, _ in value.uses()]
         only_here = states in outs or all(user in taken for user in users)
-        inputs = _per_token(node) if only_here else None
+        inputs = per_token(node) if only_here else None
         if inputs is None:
             boundary += outs
         else:
@@ -203,7 +214,7 @@ def _row_wise(graph: Any, states: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _per_token(node: Any) -> list[Any] | None:
-    """The inputs of a node that hold a row a token; ``None`` if it mixes tokens."""
+    """The inputs of a node that hold a row a token ``[1, T, width]``."""
     given = [value for value in node.inputs if value is not None and value.const_value is None]
     if node.op_type in ROW_WISE and node.domain == "":
         return [value for value in given if has_tokens(value)]
@@ -214,6 +225,15 @@ def _per_token(node: Any) -> list[Any] | None:
     if node.op_type == "ReduceMean":
         return given if is_last_axis(node) else None
     return None
+
+
+def _per_head(node: Any) -> list[Any] | None:
+    """The inputs of a node that hold rows of a token, such as its heads, before they are turned."""
+    if node.op_type in ("Reshape", "Transpose"):
+        return list(node.inputs[:1]) if _all_constant(node.inputs[1:]) else None
+    if node.op_type in ROW_WISE and node.domain == "":
+        return [value for value in node.inputs if value.const_value is None]
+    return _per_token(node)
 
 
 def is_last_axis(node: Any) -> bool:

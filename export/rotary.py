@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slmc.export.fusion import MICROSOFT, constant, name_nodes, replace
+from slmc.export.fusion import MICROSOFT, constant, cut_of, name_nodes, replace
 from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
 
@@ -177,19 +177,7 @@ def _is_rotated(value: Any, x: Any) -> bool:
     if second is None or x.shape is None:
         return False
     half = x.shape[-1] // 2
-    return bool(_cut(first, x) == (0, half) and _cut(second, x) == (half, 2 * half))
-
-
-def _cut(node: Any, x: Any) -> tuple[int, int] | None:
-    """From where to where a node cuts ``x`` along its last axis."""
-    if node.op_type != "Slice" or node.inputs[0] is not x:
-        return None
-    bounds = [value.const_value for value in node.inputs[1:]]
-    if any(bound is None for bound in bounds):
-        return None
-    start, end, axis, *step = (int(bound.numpy()[0]) for bound in bounds)
-    whole = axis in (-1, len(x.shape) - 1) and step in ([], [1])
-    return (start, min(end, x.shape[-1])) if whole else None
+    return bool(cut_of(first, x) == (0, half) and cut_of(second, x) == (half, 2 * half))
 
 
 def _by_head(x: Any) -> bool:

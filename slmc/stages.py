@@ -110,7 +110,7 @@ STAGES: dict[str, Stage] = {
         "engine",
         ExportConfig,
         "slmc.export.onnx:export",
-        schema=6,
+        schema=7,
         fingerprint="slmc.export.flavours:fingerprint",
         libraries=(*TORCH, "onnx", "onnxscript", "onnxruntime"),
         extras={"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},

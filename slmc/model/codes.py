@@ -39,6 +39,12 @@ class Codes:
         found: NDArray[np.float32] = (self.codes - zero) * self._spread(self.scale, inputs)
         return found
 
+    def outputs(self, first: int, end: int) -> "Codes":
+        """The codes of some of the outputs."""
+        kept = slice(first, end)
+        zero = None if self.zero_point is None else self.zero_point[kept]
+        return Codes(self.bits, self.group_size, self.codes[kept], self.scale[kept], zero)
+
     def _spread(self, values: NDArray[np.generic], inputs: int) -> NDArray[np.float32]:
         return np.repeat(values.astype(np.float32), self.group_size, axis=1)[:, :inputs]
 

@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from families import small
+from numpy.typing import NDArray
 
 from slmc.data.batches import pad_left
 from slmc.export import passes, tensorrt, twin, typed
 from slmc.export.config import ExportConfig
 from slmc.export.flavours import FLAVOURS
 from slmc.export.graph import to_onnx
+from slmc.export.reference import linear_layers
+from slmc.model.codes import Codes, rounded
 from slmc.model.recommender import SequentialRecommender
 
 HISTORY, ITEMS = 12, 30
@@ -21,6 +25,8 @@ SAME = 1e-3
 """Gemma's scores reach 1e2; float32 rounding of two layers leaves 1e-6 of that."""
 HALF = 0.05
 """A last bit that differs turns a bf16 number into its neighbour; in spreads of the scores."""
+CODES = {"int4": SAME, "int8-accurate": 0.5}
+"""By precision: 8-bit codes are multiplied with tokens rounded to 8 bits."""
 SHAPES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 5},
     "qwen2": {},
@@ -33,8 +39,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-TURNED_APART = ("qwen3", "gemma3_text", "phi3")
-"""Families whose q and k go through norms, or are cut out of a product of the decoder's own."""
+TURNED_APART = ("qwen3", "gemma3_text")
+"""Families whose q and k go through norms."""
 QUICK = ("qwen3", "packed", 2)
 """With Llama, which most tests are about, the second family of the default suite."""
 CASES = [
@@ -58,9 +64,51 @@ def test_a_family_is_exported(family: str, layout: str, kv_heads: int, tmp_path:
         # The last layer has queries of the last tokens only, and turns them apart from keys.
         assert kinds.count("RotaryEmbedding") == (4 if family in TURNED_APART else 3)
         assert kinds.count("SkipSimplifiedLayerNormalization") == 4
+        # Of two histories of three items, it computes but keys and values of all six.
+        computed = computed_tokens(graph, np.array([[1, 2, 3], [4, 5, 6]]))
+        assert computed.count(6) == computed.count(2) + 1
+        assert set(computed) == {2, 6}
     passes.save(graph, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     check(session, model, SAME)
+
+
+def computed_tokens(graph: Any, item_ids: NDArray[np.int64]) -> list[int]:
+    """How many tokens each product of the decoder computes."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    asked = onnx.ModelProto()
+    asked.CopyFrom(graph)
+    constants = {value.name for value in asked.graph.initializer}
+    made = [
+        node.output[0]
+        for node in asked.graph.node
+        if node.op_type == "MatMul" and node.input[1] in constants
+    ]
+    asked.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in made
+    )
+    session = onnxruntime.InferenceSession(asked.SerializeToString())
+    return [value.shape[1] for value in session.run(made, {"item_ids": item_ids})]
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits"), [("int4", 4), pytest.param("int8-accurate", 8, marks=pytest.mark.slow)]
+)
+def test_codes_of_a_layer_that_is_cut_in_two_are_carried_over(precision: str, bits: int) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = recommender("phi3")
+    own: dict[str, Codes] = {}
+    for name, layer in linear_layers(model).items():
+        own[name] = rounded(layer.weight.detach().numpy(), bits=bits, group_size=16)
+        layer.weight.data = torch.from_numpy(own[name].weight)
+    graph = to_onnx(model, "packed", ITEMS, 20, precision, own)
+    held = {value.name: value for value in graph.graph.initializer}
+    codes = [node.input[1] for node in graph.graph.node if node.op_type == "MatMulNBits"]
+    # Four layers of each of two: queries of the second are apart from keys and values.
+    assert len(codes) == 9
+    stored = sum(len(held[name].raw_data) for name in codes)
+    assert stored == sum(each.codes.size for each in own.values()) * bits // 8
+    check(onnxruntime.InferenceSession(graph.SerializeToString()), model, CODES[precision])
 
 
 @pytest.mark.slow
