@@ -63,7 +63,7 @@ def plan(folder: Path, precision: str) -> For:
     )
     (folder / PLAN).parent.mkdir(parents=True, exist_ok=True)
     (folder / PLAN).write_bytes(built)
-    describe(folder, made, precision)
+    describe(folder, made, precision, "padded")
     tensorrt.describe(folder, order.entry(folder))
     run = TensorrtEngine(folder)
     return lambda _: (Contender(lambda histories: run.answer(pad_left(histories))), "")

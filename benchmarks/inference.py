@@ -1,11 +1,11 @@
 """Every engine beside the teacher as it is usually run: ``python benchmarks/inference.py``.
 
 The teacher is all 30 layers of SmolLM2's shape in PyTorch (SDPA, padded to 50, as the official
-SLMRec code runs it); beside it the 4-layer student the same way, packed, and compiled, and the
-engines of the student and of a pruned one. Weights are random: what an engine loses in ranking
-stands in docs/results.md. ``--json FILE`` writes the numbers; ``--catalogue`` times a million items
-instead; ``--spinning`` lets the threads of engines spin while they compute an answer, as those of
-PyTorch always do.
+SLMRec code runs it); beside it the 4-layer student the same way, packed, and compiled, the engines
+of the student, one of them padded (standard operators only), and those of a pruned one. Weights are
+random: what an engine loses in ranking stands in docs/results.md. ``--json FILE`` writes the
+numbers; ``--catalogue`` times a million items instead; ``--spinning`` lets the threads of engines
+spin while they compute an answer, as those of PyTorch always do.
 
 Lengths are those of Amazon Beauty if ``SLMC_DATA`` names the folder of its log, else drawn like
 them, and 50 for every history. Each round asks all contenders for the same histories in turn.
@@ -31,8 +31,10 @@ from slmc.export import passes
 from slmc.export.bench import Contender, contender
 from slmc.export.graph import to_onnx
 from slmc.export.plain import PlainModel
+from slmc.export.reference import linear_layers
 from slmc.export.runtime import GRAPH
 from slmc.export.threads import Probe, repeated
+from slmc.model.codes import Codes, rounded
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 ITEMS, TOP_K, OPSET = 12_101, 20, 21
@@ -98,12 +100,14 @@ def engine(
     made: SequentialRecommender,
     precision: str,
     table: str = "fp32",
+    layout: str = "packed",
     *,
     spinning: bool,
 ) -> For:
-    """A packed engine in ONNX Runtime."""
-    passes.save(to_onnx(made, "packed", TOP_K, OPSET, precision, table=table), folder / GRAPH)
-    describe(folder, made, precision)
+    """An engine in ONNX Runtime."""
+    own = four_bits(made) if precision == "int4" else {}
+    passes.save(to_onnx(made, layout, TOP_K, OPSET, precision, own, table), folder / GRAPH)
+    describe(folder, made, precision, layout)
     sessions = Probe(folder, torch.get_num_threads(), spinning=spinning)
 
     def ready(draw: Draw) -> tuple[Contender, str]:
@@ -113,10 +117,18 @@ def engine(
     return ready
 
 
-def describe(folder: Path, made: SequentialRecommender, precision: str) -> None:
+def four_bits(made: SequentialRecommender) -> dict[str, Codes]:
+    """Codes of the form that ``slmc quantize --bits 4 --group_size 64`` gives, by layer."""
+    return {
+        name: rounded(layer.weight.detach().numpy(), bits=4, group_size=64)
+        for name, layer in linear_layers(made).items()
+    }
+
+
+def describe(folder: Path, made: SequentialRecommender, precision: str, layout: str) -> None:
     """Write what an engine has to say of itself."""
     described = {
-        "layout": "packed",
+        "layout": layout,
         "top_k": TOP_K,
         "opset": OPSET,
         "precision": precision,
@@ -135,9 +147,12 @@ def contenders(place: Path, spinning: bool) -> dict[str, For]:
         "teacher, 30 layers, PyTorch": plain(model(30)),
         "ONNX fp32": onnx(place / "fp32", student, "fp32"),
         "ONNX int8": onnx(place / "int8", student, "int8"),
+        "ONNX fp32, padded": onnx(place / "padded", student, "fp32", layout="padded"),
         "ONNX int8-accurate": onnx(place / "accurate", student, "int8-accurate"),
+        "ONNX int4": onnx(place / "int4", student, "int4"),
         "pruned, ONNX fp32": onnx(place / "pruned-fp32", pruned, "fp32"),
         "pruned, ONNX int8": onnx(place / "pruned-int8", pruned, "int8"),
+        "pruned, ONNX int4": onnx(place / "pruned-int4", pruned, "int4"),
         "student, 4 layers, PyTorch": plain(model(4)),
         "student, packed, PyTorch": packed(model(4)),
     }

@@ -90,8 +90,9 @@ def no_gain(precision: str, source: Source) -> str | None:
         )
     if precision == "int4":
         return (
-            "the engine gets smaller, not faster: 4-bit blocks are multiplied with float32 tokens, "
-            "at about the speed of fp32. For speed export the float model as int8."
+            "the engine gets smaller, and answers batches no faster: 4-bit blocks are multiplied "
+            "with float32 tokens, at about the speed of fp32. For speed export the float model as "
+            "int8."
         )
     if precision in HALVES:
         return (

@@ -246,7 +246,7 @@ def test_the_codes_of_a_quantized_model_are_carried_over(
 
 def test_what_a_precision_does_not_bring_is_told() -> None:
     four = Source(bits=frozenset([4]))
-    assert "smaller, not faster" in str(no_gain("int4", four))
+    assert "answers batches no faster" in str(no_gain("int4", four))
     assert "as large and as slow" in str(no_gain("fp32", four))
     assert "for GPUs" in str(no_gain("fp16", Source()))
     assert no_gain("fp32", Source()) is None and no_gain("int8", Source(history=50)) is None
