@@ -82,6 +82,7 @@ def contenders(place: Path, device: str) -> dict[str, For]:
         "ONNX Runtime, bf16": partial(cuda, place / "bf16", "bf16"),
         "TensorRT, bf16": partial(plan, place / "plan-bf16", "bf16"),
         "TensorRT, int8": partial(plan, place / "plan-int8", "int8"),
+        "TensorRT, fp8": partial(plan, place / "plan-fp8", "fp8"),
     }
     for name, make in perhaps.items():
         try:

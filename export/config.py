@@ -49,9 +49,10 @@ class TensorrtConfig(StageConfig):
     flavour: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
     """tensorrt: every GPU from Turing on, built on the GPU that runs it; tensorrt-rtx: GeForce
     and RTX from Ampere on (not H100, H200, B200), built anywhere. Neither runs the other's plan."""
-    precision: Literal["bf16", "fp16", "fp32", "int8", "int4"] | None = None
-    """Of the decoder's products. int8: one scale a product, from training histories; int4: the
-    codes of a model that was quantized to 4; null: int4 for such a model, else bf16."""
+    precision: Literal["bf16", "fp16", "fp32", "int8", "fp8", "int4"] | None = None
+    """Of the decoder's products. int8: one scale a product, from training histories; fp8: weights
+    in 8-bit floats, for GPUs from Ada on; int4: the codes of a model that was quantized to 4;
+    null: int4 for such a model, else bf16."""
     batch: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 64)
     """Largest batch of each profile: one for every pair of a batch and a length."""
     length: tuple[Annotated[int, Field(ge=1)], ...] = ()

@@ -30,8 +30,12 @@ from slmc.model.codes import Codes
 from slmc.model.loading import Recommender
 
 TYPED = "tensorrt/model.onnx"
-BF16_FROM = (8, 0)
-"""Compute capability of the first GPUs that multiply in bf16."""
+NEEDED = {
+    "bf16": ("products in bf16", (8, 0)),
+    "int4": ("products in bf16", (8, 0)),
+    "fp8": ("8-bit floats", (8, 9)),
+}
+"""By precision, what it takes of a GPU, and compute capability of the first that have it."""
 
 log = logging.getLogger("slmc.export")
 
@@ -152,10 +156,10 @@ def planned(config: ExportConfig, model: Recommender, top_k: int, own: dict[str,
     flavour = FLAVOURS[settings.flavour]
     module = flavours.builder(flavour)
     gpu = flavours.driver().capability
-    bound = gpu is not None and flavour.name == "tensorrt" and precision in ("bf16", "int4")
-    if gpu is not None and bound and gpu < BF16_FROM:
+    needs, least = NEEDED.get(precision, ("", (0, 0)))
+    if gpu is not None and flavour.runs_on(gpu) and gpu < least:
         raise MissingError(
-            f"tensorrt: {precision} needs products in bf16, which compute capability "
+            f"tensorrt: {precision} needs {needs}, which compute capability "
             f"{flavours.dotted(gpu)} has not.",
             "Take --tensorrt.precision fp16.",
         )

@@ -22,7 +22,7 @@ from slmc.export import fusion, passes
 from slmc.export.fusion import constant, replace
 from slmc.export.reference import Half, copied, linear_layers
 from slmc.export.runtime import GRAPH, Engine
-from slmc.export.typed import RANGE, four_bits, rounded_columns
+from slmc.export.typed import RANGE, float8_columns, four_bits, rounded_columns
 from slmc.model.codes import Codes
 from slmc.model.loading import Recommender
 
@@ -70,6 +70,11 @@ def emulated(
     for name, layer in linear_layers(made).items():
         if precision == "int8":
             made.set_submodule(name, Static(layer, scales[name]))
+        elif precision == "fp8":
+            stored, each = float8_columns(layer.weight.detach().numpy().T)
+            floats = stored.astype(np.float32) * each.astype(np.float32)
+            layer.weight.data = torch.from_numpy(np.ascontiguousarray(floats.T))
+            made.set_submodule(name, Half(layer, "bf16"))
         else:
             codes = own.get(name) if precision == "int4" and four_bits(own.get(name)) else None
             half = "fp16" if precision == "fp16" else "bf16"
@@ -110,9 +115,9 @@ def _half_weight(node: Any) -> tuple[Any, NDArray[np.float32]] | None:
     codes, scale = (one.const_value for one in made.inputs[:2])
     if scale.dtype not in halves:
         return None
-    spread = np.repeat(
-        scale.numpy().astype(np.float32), made.attributes["block_size"].as_int(), axis=0
-    )
-    values = codes.numpy().astype(np.float32) * spread
+    each, size = scale.numpy().astype(np.float32), made.attributes.get("block_size")
+    if size is not None:
+        each = np.repeat(each, size.as_int(), axis=0)
+    values = codes.numpy().astype(np.float32) * each
     rounded: NDArray[np.float32] = values.astype(scale.numpy().dtype).astype(np.float32)
     return scale.dtype, rounded

@@ -6,6 +6,7 @@ and the time are, get the type that is asked for.
 
 - bf16, fp16: tokens are cast, multiplied with weights of that type, and cast back.
 - int8: weights in 8 bits, a scale an output; tokens in 8 bits, one fixed scale a product.
+- fp8: weights as 8-bit floats (e4m3), a scale an output; tokens in bf16.
 - int4: the model's own symmetric codes in blocks of inputs; tokens in bf16.
 
 Letters: K inputs, N outputs.
@@ -31,6 +32,8 @@ from slmc.model.table import QuantizedTable
 
 RANGE = 127
 """Largest magnitude of an int8 code."""
+LARGEST_FLOAT8 = 448
+"""Largest magnitude of an 8-bit float of 4 bits of exponent and 3 of mantissa."""
 LACKING = frozenset(["DynamicQuantizeLinear", "MatMulInteger", "NonZero"])
 """Operators that TensorRT has not, or whose outputs have sizes that only data tells."""
 
@@ -47,7 +50,7 @@ def typed_graph(
     Args:
         model: In evaluation mode, float32, on the CPU.
         top_k: Items given back, at most :data:`slmc.export.possible.LARGEST_K`.
-        precision: ``bf16``, ``fp16``, ``fp32``, ``int8`` or ``int4``.
+        precision: ``bf16``, ``fp16``, ``fp32``, ``int8``, ``fp8`` or ``int4``.
         own: The codes of a quantized model, by layer.
         scales: For ``int8``, what one step of a token's codes is worth, by layer.
     """
@@ -57,7 +60,8 @@ def typed_graph(
     weights = {name: layer.weight.detach().numpy() for name, layer in linear_layers(model).items()}
     fusion.name_products(made.graph, weights)
     fusion.merge_products(made.graph, lambda names: _form(names, precision, own))
-    put = {"bf16": _cast, "fp16": _cast, "int8": _static, "int4": _blocks}.get(precision)
+    forms = {"bf16": _cast, "fp16": _cast, "int8": _static, "fp8": _floats, "int4": _blocks}
+    put = forms.get(precision)
     if put is not None:
         tokens: dict[Any, Any] = {}
         for node in list(products(made.graph)):
@@ -167,6 +171,29 @@ def rounded_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDAr
     scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
     codes = np.clip(np.rint(weight / scale), -RANGE, RANGE).astype(np.int8)
     return np.ascontiguousarray(codes), scale
+
+
+def _floats(graph: Any, node: Any, product: _Product) -> None:
+    import onnx_ir as ir
+
+    codes, scale = float8_columns(node.inputs[1].const_value.numpy())
+    inputs = [
+        constant(graph, codes, f"{node.name}_codes"),
+        constant(graph, scale, f"{node.name}_scale"),
+    ]
+    weight = ir.node("DequantizeLinear", inputs, {"axis": 1})
+    half_product(graph, node, product.half, weight.outputs[0], product.tokens, (weight,))
+
+
+def float8_columns(weight: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A weight ``[K, N]`` as 8-bit floats (e4m3) and a scale in bf16 an output, ``[N]``."""
+    import ml_dtypes
+
+    scale = (np.abs(weight).max(axis=0) / np.float32(LARGEST_FLOAT8)).astype(ml_dtypes.bfloat16)
+    scale = np.where(scale == 0, ml_dtypes.bfloat16(1), scale)
+    codes = weight / scale.astype(np.float32)
+    bounded = np.clip(codes, -LARGEST_FLOAT8, LARGEST_FLOAT8).astype(ml_dtypes.float8_e4m3fn)
+    return np.ascontiguousarray(bounded), scale
 
 
 def _blocks(graph: Any, node: Any, product: _Product) -> None:

@@ -152,7 +152,7 @@ def test_triton_gets_a_variant_of_a_full_plan_alone(packed: Artefact, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8"])
 @pytest.mark.usefixtures("rtx")
 def test_a_plan_is_built_on_the_processor(
     precision: str, dataset: Artefact, prompted: Artefact, place: Place
@@ -328,14 +328,28 @@ def test_full_tensorrt_is_told_all_of_it(
     tensorrt.told.cache_clear()
 
 
-def test_bf16_needs_a_gpu_that_has_it(model: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flavours, "driver", lambda: Driver((7, 5)))
+@pytest.mark.parametrize(
+    ("precision", "gpu", "lacking"),
+    [
+        ("bf16", (7, 5), "bf16 needs products in bf16, which compute capability 7.5 has not."),
+        ("fp8", (8, 6), "fp8 needs 8-bit floats, which compute capability 8.6 has not."),
+    ],
+)
+def test_a_precision_needs_a_gpu_that_has_it(
+    precision: str,
+    gpu: tuple[int, int],
+    lacking: str,
+    model: Artefact,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flavours, "driver", lambda: Driver(gpu))
     monkeypatch.setattr(flavours, "builder", lambda _: Full("10.13"))
     loaded = load_model(model)
-    with pytest.raises(MissingError) as caught:
-        tensorrt.planned(config(flavour="tensorrt"), loaded, 10, {})
-    assert str(caught.value) == (
-        "tensorrt: bf16 needs products in bf16, which compute capability 7.5 has not."
-    )
+    for flavour in FLAVOURS.values():
+        if flavour.runs_on(gpu):
+            with pytest.raises(MissingError) as caught:
+                asked = config(flavour=flavour.name, precision=precision)
+                tensorrt.planned(asked, loaded, 10, {})
+            assert str(caught.value) == f"tensorrt: {lacking}"
     half = tensorrt.planned(config(flavour="tensorrt", precision="fp16"), loaded, 10, {})
     assert half.precision == "fp16" and half.profiles == profiles(config(), HISTORY)

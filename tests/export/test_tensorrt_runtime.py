@@ -156,7 +156,7 @@ def exported(flavour: str, precision: str, inputs: dict[str, Artefact], place: P
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8"])
 def test_a_plan_answers_as_its_model(
     precision: str, flavour: str, dataset: Artefact, model: Artefact, place: Place
 ) -> None:

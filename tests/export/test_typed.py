@@ -28,7 +28,7 @@ EXACT = 1e-5
 """Float32 through two layers, relative to the spread of the scores."""
 FLIPPED = 0.05
 """A last bit that differs turns a 16- or 8-bit number into its neighbour."""
-OWN_STEP = {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.1, "int8": 1.0, "int4": 0.3}
+OWN_STEP = {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.1, "int8": 1.0, "fp8": 0.7, "int4": 0.3}
 """How far a precision takes the scores of this model, with its large random weights, from those
 in float32."""
 SHAPES = [(1, 1), (1, HISTORY), (9, 5), (40, HISTORY)]
@@ -82,7 +82,7 @@ def error(engine: Engine, model: Recommender) -> float:
     return answers.error(lambda rows: engine.answer(rows)[1], model, SHAPES, ITEMS)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8", "int4"])
 def test_a_graph_computes_as_the_model_in_its_precision(
     precision: str, model: Artefact, packed: Artefact
 ) -> None:
@@ -108,6 +108,7 @@ def types(graph: onnx.ModelProto) -> Counter[str]:
         ("bf16", {"BFLOAT16": 8, "FLOAT": 5}),
         ("fp16", {"FLOAT16": 8, "FLOAT": 5}),
         ("int8", {"INT8": 8, "FLOAT": 5}),
+        ("fp8", {"FLOAT8E4M3FN": 8, "FLOAT": 5}),
     ],
 )
 def test_only_the_products_of_the_decoder_have_the_type(
@@ -172,6 +173,14 @@ def test_a_clip_by_hand() -> None:
 def test_columns_by_hand() -> None:
     codes, scale = typed.rounded_columns(np.array([[127.0, 0.0], [-64.0, 0.0]], np.float32))
     assert codes.tolist() == [[127, 0], [-64, 0]] and scale.tolist() == [1.0, 1.0]
+
+
+def test_float8_columns_by_hand() -> None:
+    weight = np.array([[896.0, 0.0, 1.0], [3.0, 0.0, -448.0], [-2.2, 0.0, 17.0]], np.float32)
+    codes, scale = typed.float8_columns(weight)
+    assert scale.astype(np.float32).tolist() == [2.0, 1.0, 1.0]
+    # Four significant bits: 17 lies between 16 and 18, and an even last bit wins.
+    assert codes.astype(np.float32).tolist() == [[448, 0, 1], [1.5, 0, -448], [-1.125, 0, 16]]
 
 
 def test_a_scale_of_0_stands_for_zeros() -> None:
