@@ -117,8 +117,7 @@ def _of_precision(config: ExportConfig, source: Source, name: str) -> Iterator[R
         yield Refusal(
             "precision",
             precision,
-            f"{name} is quantized already ({source.precision}), and rounding its codes again "
-            "loses ranking",
+            _rounds_again(source, name),
             "Leave precision out, or export the model that it was quantized from.",
         )
     standard = config.layout == "padded" or not source.group_sizes <= set(BLOCKS)
@@ -129,6 +128,11 @@ def _of_precision(config: ExportConfig, source: Source, name: str) -> Iterator[R
             f"standard operators for blocks of codes need opset {BLOCKS_FROM}, not {config.opset}",
             f"Raise opset to {BLOCKS_FROM}.",
         )
+
+
+def _rounds_again(source: Source, name: str) -> str:
+    kept = f"{name} is quantized already ({source.precision})"
+    return f"{kept}, and rounding its codes again loses ranking"
 
 
 def _of_form(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
@@ -187,6 +191,13 @@ def _of_tensorrt(config: ExportConfig, source: Source, name: str) -> Iterator[Re
     precision = settings.precision or ("int4" if 4 in source.bits else "bf16")
     if precision == "int4":
         yield from _of_tensorrt_codes(source, name)
+    elif precision in ("int8", "fp8") and source.bits:
+        yield Refusal(
+            "tensorrt.precision",
+            precision,
+            _rounds_again(source, name),
+            "Take bf16, or export the model that it was quantized from.",
+        )
 
 
 def _of_tensorrt_codes(source: Source, name: str) -> Iterator[Refusal]:
