@@ -120,8 +120,9 @@ def split_slices(graph: Any) -> None:
         cuts = {cut: user for user in users if (cut := cut_of(user, whole)) is not None}
         bounds = sorted(cuts)
         ends = [0, *(end for _, end in bounds)]
-        all_of_it = [start for start, _ in bounds] == ends[:-1] and ends[-1] == whole.shape[-1]
-        if len(bounds) < max(2, len(users)) or not all_of_it:
+        if len(bounds) < max(2, len(users)) or [start for start, _ in bounds] != ends[:-1]:
+            continue
+        if ends[-1] != whole.shape[-1]:
             continue
         sizes = constant(graph, np.diff(ends), f"{whole.name}_sizes")
         split = ir.node("Split", [whole, sizes], {"axis": -1}, num_outputs=len(bounds))
