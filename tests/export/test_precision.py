@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import answers
 import numpy as np
@@ -60,31 +61,32 @@ def recommender(
     model = SequentialRecommender(RecommenderConfig(backbone, **shape)).eval()
     model.prompt.normal_()
     with torch.no_grad():
-        model.item_embeddings.weight[1:].normal_()  # type: ignore[operator]
+        model.get_parameter("item_embeddings.weight")[1:].normal_()
     return model
 
 
 @functools.cache
-def made(precision: str, layout: str) -> object:
+def made(precision: str, layout: str) -> Any:
     return session(recommender(), layout, precision=precision)
 
 
-def session(model: SequentialRecommender, layout: str, **how: object) -> object:
-    graph = to_onnx(model, layout, TOP_K, 21, **how)  # type: ignore[arg-type]
+def session(model: SequentialRecommender, layout: str, **how: Any) -> Any:
+    graph = to_onnx(model, layout, TOP_K, 21, **how)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     return onnxruntime.InferenceSession(graph.SerializeToString(), options)
 
 
-def ask(engine: object, rows: NDArray[np.int64], **given: object) -> list[NDArray[np.float32]]:
-    return engine.run(None, {"item_ids": rows, **given})  # type: ignore[attr-defined, no-any-return]
+def ask(engine: Any, rows: NDArray[np.int64], **given: object) -> list[NDArray[np.float32]]:
+    found: list[NDArray[np.float32]] = engine.run(None, {"item_ids": rows, **given})
+    return found
 
 
 SHAPES = [(1, 1), (1, 2), (3, 7), (40, HISTORY)]
 
 
-def error(engine: object, model: SequentialRecommender) -> float:
+def error(engine: Any, model: SequentialRecommender) -> float:
     return answers.error(lambda rows: ask(engine, rows)[1], model, SHAPES, ITEMS)
 
 
@@ -148,7 +150,7 @@ def test_int8_gives_the_same_bits_for_long_histories_behind_a_prompt() -> None:
     check_bits(session(model, "packed", precision="int8"), histories(48, length, ITEMS))
 
 
-def check_bits(engine: object, rows: NDArray[np.int64]) -> None:
+def check_bits(engine: Any, rows: NDArray[np.int64]) -> None:
     items, scores = ask(engine, rows)
     for size in (1, 2, 7):
         for start in range(0, 48, size):
@@ -171,7 +173,7 @@ def test_a_quantized_item_table_stays_codes(form: str, width: int, layout: str) 
 
 
 @functools.cache
-def rescoring(table: str) -> object:
+def rescoring(table: str) -> Any:
     return session(recommender(), "packed", table=table)
 
 
@@ -206,7 +208,8 @@ def test_items_are_left_out_when_asked(table: str) -> None:
 def test_ties_go_to_the_smaller_row() -> None:
     model = recommender()
     with torch.no_grad():
-        model.item_embeddings.weight[:] = model.item_embeddings.weight[1].clone()  # type: ignore[index, operator]
+        table = model.get_parameter("item_embeddings.weight")
+        table[:] = table[1].clone()
     best = ask(session(model, "packed", table="int8+rescore"), histories(3, 5, ITEMS))[0]
     assert (best == np.arange(1, TOP_K + 1)).all()
 
@@ -225,7 +228,7 @@ def test_the_codes_of_a_quantized_model_are_carried_over(
 ) -> None:
     given = {"method": "rtn", "group_size": 16, "calibration": 24} | how
     inputs = {"data": dataset, "model": model}
-    small = quantize(QuantizeConfig(**given), inputs, tmp_path / "quantized")  # type: ignore[arg-type]
+    small = quantize(QuantizeConfig.model_validate(given), inputs, tmp_path / "quantized")
     weights = dict(load_model(small).named_parameters())
     for name, codes in stored(small).items():
         assert (codes.weight == weights[f"{name}.weight"].detach().numpy()).all()
@@ -279,6 +282,6 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     inputs = {"data": dataset, "model": model}
     with pytest.raises(UsageError) as caught:
-        export(ExportConfig(**config), inputs, tmp_path / "engine")  # type: ignore[arg-type]
+        export(ExportConfig.model_validate(config), inputs, tmp_path / "engine")
     assert str(caught.value) == said
     assert not (tmp_path / "engine").exists()

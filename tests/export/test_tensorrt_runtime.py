@@ -150,7 +150,8 @@ def flavour() -> str:
 
 
 def exported(flavour: str, precision: str, inputs: dict[str, Artefact], place: Place) -> Artefact:
-    settings = TensorrtConfig(flavour=flavour, precision=precision, batch=(1, 16))  # type: ignore[arg-type]
+    asked = {"flavour": flavour, "precision": precision, "batch": (1, 16)}
+    settings = TensorrtConfig.model_validate(asked)
     config = ExportConfig(top_k=TOP_K, formats=("tensorrt",), tensorrt=settings)
     return export(config, inputs, place(precision))
 

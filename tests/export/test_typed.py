@@ -207,6 +207,7 @@ def test_a_dataset_without_training(dataset: Artefact) -> None:
         def train_sequences(self) -> list[NDArray[np.int32]]:
             return []
 
+    empty: Any = Empty()
     with pytest.raises(UndecidedError) as caught:
-        calibration.histories(Empty(), 5, seed=0)  # type: ignore[arg-type]
+        calibration.histories(empty, 5, seed=0)
     assert str(caught.value).startswith("the dataset holds no training history")
