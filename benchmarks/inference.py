@@ -23,17 +23,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from packing import LENGTH, lengths
-from timing import machine, seconds
+from timing import machine
 from transformers import LlamaConfig
 
 from slmc.data.batches import pad_left
 from slmc.export import passes
-from slmc.export.bench import Contender, contender
+from slmc.export.bench import Contender, contender, turn
 from slmc.export.graph import to_onnx
 from slmc.export.plain import PlainModel
 from slmc.export.reference import linear_layers
 from slmc.export.runtime import GRAPH
-from slmc.export.threads import Probe, repeated
+from slmc.export.threads import Probe
 from slmc.model.codes import Codes, rounded
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
@@ -41,8 +41,8 @@ ITEMS, TOP_K, OPSET = 12_101, 20, 21
 ROUNDS = {1: 12, 32: 5, 256: 2}
 """Rounds by batch."""
 CALLS = {1: 9, 32: 3, 256: 1}
-"""Calls of a round, by batch; the middle one counts. In service an engine is asked again and again;
-alone after a call of the teacher it finds the caches full of another's weights."""
+"""Calls of a round, by batch; the middle one counts. As in ``slmc bench`` they are asked again
+until caches have settled."""
 PAUSE_S = 0.02
 """Before a contender's calls: the threads of PyTorch go on spinning for a while after theirs."""
 MILLION = 1_000_000
@@ -165,17 +165,6 @@ def contenders(place: Path, spinning: bool) -> dict[str, For]:
     return found
 
 
-def asked_in_a_row(one: Contender, batches: list[list[np.ndarray]]) -> tuple[float, float]:
-    """Seconds of a call, and histories a second of many."""
-    took = [seconds(lambda batch=batch: one.top(batch)) for batch in batches]
-    number = sum(map(len, batches))
-    if one.top_each is None:
-        return statistics.median(took), number / sum(took)
-    many = repeated(batches, 2 * one.side)
-    whole = seconds(lambda: one.top_each(many))
-    return statistics.median(took), number * len(many) / len(batches) / whole
-
-
 def timed(
     asked: Mapping[str, Contender], draw: Draw, rounds: int, calls: int
 ) -> dict[str, tuple[list[float], list[float]]]:
@@ -185,9 +174,9 @@ def timed(
         batches = [draw() for _ in range(calls)]
         for name, one in asked.items():
             time.sleep(PAUSE_S)
-            took, rate = asked_in_a_row(one, batches)
+            took, rate = turn(one, batches)
             if number:  # the first warms up
-                taken[name][0].append(took)
+                taken[name][0].append(statistics.median(took))
                 taken[name][1].append(rate)
     return taken
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from slmc.export.parity import real_histories
 from slmc.export.plain import PlainModel
 from slmc.export.probe import probe
 from slmc.export.runtime import Histories, cores, describe
-from slmc.export.threads import Chosen, Probe, repeated
+from slmc.export.threads import Chosen, Probe, repeated, seconds_of, settled
 from slmc.export.vocabulary import check_same
 from slmc.model.loading import load_model
 
@@ -42,7 +43,9 @@ PROTOCOL = (
     "Each round draws histories of test users by the seed; engine and baseline answer the same "
     "ones in turn, the order changing from round to round. The engine gets them padded to the "
     "longest of the batch, the baseline (PyTorch, SDPA attention, top-k included) padded to the "
-    "model's history. Latency is the time of one call with rows as NumPy arrays in and out; of "
+    "model's history. Each is asked the same again until a tenth of a second has passed, and the "
+    "last pass counts: caches hold its weights then, as in service. "
+    "Latency is the time of one call with rows as NumPy arrays in and out; of "
     "fewer than 100 calls p99 is nearly the slowest. Throughput is histories over the sum of these "
     "times, or over the time of sessions that answer the same calls side by side, where the probe "
     "chose so. A batch is cut among sessions, by length, where the probe found that sooner. Cold "
@@ -239,19 +242,18 @@ def _round(
     found = {}
     for name, one in contenders.items():
         time.sleep(PAUSE_S)
-        seconds = [_seconds(one.top, histories) for histories in drawn]
-        answered, whole = drawn, sum(seconds)
-        if one.top_each is not None:
-            answered = repeated(drawn, 2 * one.side)
-            whole = _seconds(one.top_each, answered)
-        found[name] = seconds, sum(map(len, answered)) / whole
+        found[name] = turn(one, drawn)
     return found
 
 
-def _seconds(answer: Callable[[Any], object], asked: object) -> float:
-    start = time.perf_counter()
-    answer(asked)
-    return time.perf_counter() - start
+def turn(one: Contender, drawn: list[Histories]) -> tuple[list[float], float]:
+    """Seconds of each call, and histories a second, once its weights are what the caches hold."""
+    took = settled(lambda: [seconds_of(partial(one.top, histories)) for histories in drawn])
+    if one.top_each is None:
+        return took, sum(map(len, drawn)) / sum(took)
+    many = repeated(drawn, 2 * one.side)
+    whole = settled(partial(seconds_of, partial(one.top_each, many)))
+    return took, sum(map(len, many)) / whole
 
 
 def _drawn(histories: Histories, batch: int, rng: np.random.Generator) -> Histories:

@@ -34,6 +34,10 @@ from slmc.export.passes import (
 GRAPH = "onnx/model.onnx"
 SERVING = ("onnx/", "items.jsonl", "preprocessor.json")
 """Files that serving an engine needs: what ``size_mb`` counts."""
+SPIN_US = 100
+"""Microseconds that a thread which may spin waits for its next part before it sleeps: longer than
+what one thread does alone between two products, too short to take much of a core from others. A
+version of ONNX Runtime that does not know the entry spins as long as the answer takes."""
 
 CPU, GPU = "CPUExecutionProvider", "CUDAExecutionProvider"
 NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: *")
@@ -261,9 +265,8 @@ def session_options(threads: int, weights: Path | None = None, *, spinning: bool
     Args:
         threads: Of one answer.
         weights: Folder of weights that lie beside a graph which is given as bytes.
-        spinning: Let threads spin while an answer is computed, and rest between answers: sooner
-            answers on cores that nobody else uses, far later ones on shared cores, which
-            spinning threads take from each other.
+        spinning: Let threads spin for :data:`SPIN_US` after each of their parts, while an answer
+            is computed, and rest between answers.
     """
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
@@ -272,6 +275,7 @@ def session_options(threads: int, weights: Path | None = None, *, spinning: bool
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # what fails is raised; nothing is written to stderr
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +23,17 @@ ROUNDS = 5
 """Rounds of a probe, all candidates in turn; the first is not counted."""
 BUDGET_S = 4.0
 """Seconds after which a probe asks no further round."""
+SETTLE_S = 0.1
+"""Seconds of a turn, before its last calls. In service an engine is asked again and again; after
+another one's turn its first answers find the caches full of the other's weights."""
 CLEAR = 0.95
-"""Share of the simpler policy's time that another must stay below to be chosen."""
+"""Share of a simpler policy's time that another must stay below to be chosen."""
 CHUNK = 64
 """Histories of a call that a session is given at most, where a batch is cut."""
 MOST_SESSIONS = 16
 """Sessions side by side: each holds the weights once more."""
 
+T = TypeVar("T")
 Top = tuple[NDArray[np.int64], NDArray[np.float32]]
 Ways = Mapping["Policy", Callable[[list[Histories]], object]]
 """How batches are answered, by policy."""
@@ -126,9 +131,25 @@ class Probe:
         busy = {p: pool for p, pool in pools.items() if p.sessions * p.threads > 1}
         enough = 2 * max(policy.sessions for policy in pools)
         return Chosen(
-            latency=_fastest({p: pool.top_in_turn for p, pool in pools.items()}, draw, 1),
+            latency=_fastest({p: pool.top_in_turn for p, pool in pools.items()}, draw, enough),
             throughput=_fastest({p: pool.top_each for p, pool in busy.items()}, draw, enough),
         )
+
+
+def seconds_of(answer: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    answer()
+    return time.perf_counter() - start
+
+
+def settled(once: Callable[[], T]) -> T:
+    """What the last pass gives, of as many as take :data:`SETTLE_S`."""
+    begun = time.perf_counter()
+    while True:
+        found = once()
+        if time.perf_counter() - begun >= SETTLE_S:
+            return found
 
 
 def repeated(batches: list[Histories], number: int) -> list[Histories]:
@@ -142,12 +163,11 @@ def _fastest(ways: Ways, draw: Callable[[], list[Histories]], batches: int) -> P
     for number in range(ROUNDS):
         drawn = repeated(draw(), batches)
         for policy, answer in ways.items():
-            start = time.perf_counter()
-            answer(drawn)
+            took = settled(partial(seconds_of, partial(answer, drawn)))
             if number:
-                taken[policy].append(time.perf_counter() - start)
+                taken[policy].append(took)
         if number and time.perf_counter() - begun > BUDGET_S:
             break
-    typical = {policy: statistics.median(seconds) for policy, seconds in taken.items()}
-    simplest, best = next(iter(typical)), min(typical, key=lambda policy: typical[policy])
-    return best if typical[best] < CLEAR * typical[simplest] else simplest
+    typical = {policy: statistics.median(took) for policy, took in taken.items()}
+    best = min(typical.values())
+    return next(policy for policy, took in typical.items() if CLEAR * took <= best)

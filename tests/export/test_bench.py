@@ -11,6 +11,7 @@ from slmc.artefact import Artefact
 from slmc.data.dataset import Dataset
 from slmc.errors import BrokenRunError
 from slmc.export import bench as stage
+from slmc.export import threads
 from slmc.export.config import BenchConfig
 from slmc.export.parity import real_histories
 from slmc.export.plain import PlainModel, plain_user_vectors
@@ -108,11 +109,16 @@ class Clock:
         pass
 
 
-def test_rounds_are_interleaved_and_cut_to_the_budget(
-    dataset: Artefact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock, order = Clock(), []
-    monkeypatch.setattr(stage, "time", clock)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    for module in (stage, threads):
+        monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_rounds_are_interleaved_and_cut_to_the_budget(dataset: Artefact, clock: Clock) -> None:
+    order = []
 
     def contender(name: str, seconds: float) -> stage.Contender:
         def answer(histories: Any) -> None:
@@ -143,10 +149,24 @@ def test_percentiles_by_hand() -> None:
     }
 
 
-def test_throughput_is_that_of_calls_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(stage, "time", clock)
+def test_the_first_calls_of_a_turn_find_the_caches_full_of_others(clock: Clock) -> None:
+    taken = iter([0.09, 0.02] * 50)
 
+    def engine(_: Any) -> None:
+        clock.now += next(taken)
+
+    def baseline(_: Any) -> None:
+        clock.now += 0.5  # longer than the caches take to settle: once is enough
+
+    contenders = {"engine": stage.Contender(engine), "baseline": stage.Contender(baseline)}
+    histories = [np.array([1], dtype=np.int32)] * 9
+    cell = stage.time_batch(contenders, histories, 8, HISTORY, BenchConfig(rounds=3, warmup=0))
+    assert cell["engine"]["latency_ms"] == {"p50": 20.0, "p95": 20.0, "p99": 20.0}
+    assert cell["baseline"]["latency_ms"]["p50"] == 500.0
+    assert next(taken) == 0.09 and clock.now == pytest.approx(4 * (0.11 + 0.5))
+
+
+def test_throughput_is_that_of_calls_side_by_side(clock: Clock) -> None:
     def one(histories: Any) -> None:
         clock.now += 2.0
 

@@ -12,7 +12,7 @@ import pytest
 from slmc.artefact import Artefact, draft
 from slmc.errors import ArtefactError, MissingError
 from slmc.export.config import ExportConfig
-from slmc.export.runtime import GRAPH, Engine, describe, session_options
+from slmc.export.runtime import GRAPH, SPIN_US, Engine, describe, session_options
 from slmc.export.vocabulary import Vocabulary
 
 HISTORY = 12
@@ -197,4 +197,5 @@ def test_threads_spin_only_when_told_and_never_between_answers(spinning: bool) -
     options = session_options(2, spinning=spinning)
     entry = options.get_session_config_entry
     assert entry("session.intra_op.allow_spinning") == str(int(spinning))
+    assert entry("session.intra_op.spin_duration_us") == str(SPIN_US)
     assert entry("session.force_spinning_stop") == "1"
