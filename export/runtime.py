@@ -248,6 +248,8 @@ class _Told:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
         state = needed("onnxruntime.capi.onnxruntime_pybind11_state")
         own = tuple(c for c in vars(state).values() if isclass(c) and issubclass(c, Exception))
         if isinstance(error, own):

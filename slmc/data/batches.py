@@ -67,14 +67,12 @@ def pad_left(histories: Sequences, length: int | None = None) -> Ints:
         histories: Item rows of each history, oldest first.
         length: L; the longest history's if not given.
     """
-    sizes = np.array([rows.size for rows in histories], dtype=np.int64)
-    length = int(sizes.max(initial=0)) if length is None else length
-    kept = np.minimum(sizes, length)
+    if length is None:
+        length = max((rows.size for rows in histories), default=0)
     padded = np.zeros((len(histories), length), dtype=np.int64)
-    ends = (1 + np.arange(len(histories))) * length
-    padded.reshape(-1)[_places(ends - kept, kept)] = _joined(
-        [rows[rows.size - size :] for rows, size in zip(histories, kept, strict=True)]
-    )
+    for row, rows in zip(padded, histories, strict=True):
+        kept = rows[max(0, rows.size - length) :]
+        row[length - kept.size :] = kept
     return padded
 
 
