@@ -4,8 +4,9 @@ The teacher is all 30 layers of SmolLM2's shape in PyTorch (SDPA, padded to 50, 
 SLMRec code runs it); beside it the 4-layer student the same way, packed, and compiled, the engines
 of the student, one of them padded (standard operators only), and those of a pruned one. Weights are
 random: what an engine loses in ranking stands in docs/results.md. ``--json FILE`` writes the
-numbers; ``--catalogue`` times a million items instead; ``--spinning`` lets the threads of engines
-spin while they compute an answer, as those of PyTorch always do.
+numbers; ``--catalogue`` times a million items instead, of ``--item-dim`` numbers each (64; the SLMRec
+paper has 128); ``--spinning`` lets the threads of engines spin while they
+compute an answer, as those of PyTorch always do.
 
 Lengths are those of Amazon Beauty if ``SLMC_DATA`` names the folder of its log, else drawn like
 them, and 50 for every history. Each round asks all contenders for the same histories in turn.
@@ -52,7 +53,12 @@ For = Callable[[Draw], tuple[Contender, str]]
 
 
 def model(
-    layers: int, heads: int = 9, kv_heads: int = 3, mlp: int = 1536, items: int = ITEMS
+    layers: int,
+    heads: int = 9,
+    kv_heads: int = 3,
+    mlp: int = 1536,
+    items: int = ITEMS,
+    item_dim: int = 64,
 ) -> SequentialRecommender:
     """Random layers of SmolLM2's width."""
     torch.manual_seed(layers)
@@ -68,7 +74,7 @@ def model(
         bos_token_id=None,
         eos_token_id=None,
     )
-    made = SequentialRecommender(RecommenderConfig(backbone, num_items=items)).eval()
+    made = SequentialRecommender(RecommenderConfig(backbone, items, item_dim)).eval()
     with torch.no_grad():
         made.item_embeddings.weight[1:].normal_()
     return made
@@ -224,13 +230,14 @@ def shown(
     return rows
 
 
-def catalogue(spinning: bool) -> list[dict[str, object]]:
+def catalogue(item_dim: int, spinning: bool) -> list[dict[str, object]]:
     """A million items: PyTorch, the float table, and tables of few bits that are scored again."""
     onnx = partial(engine, spinning=spinning)
-    made, rng, rows = model(4, items=MILLION), np.random.default_rng(0), []
+    made = model(4, items=MILLION, item_dim=item_dim)
+    rng, rows = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as place:
         asked = {
-            "PyTorch": plain(model(4, items=MILLION)),
+            "PyTorch": plain(made),
             "ONNX, float table": onnx(Path(place) / "fp32", made, "fp32"),
             "ONNX, int8+rescore": onnx(Path(place) / "table", made, "fp32", "int8+rescore"),
             "ONNX, int4+rescore": onnx(Path(place) / "four", made, "fp32", "int4+rescore"),
@@ -242,8 +249,8 @@ def catalogue(spinning: bool) -> list[dict[str, object]]:
             def draw(batch: int = batch) -> list[np.ndarray]:
                 return [rng.integers(1, MILLION + 1, 20).astype(np.int32) for _ in range(batch)]
 
-            print(f"\n{MILLION:,} items, batch {batch}")
-            rows += shown(asked, draw, batch, {"items": MILLION})
+            print(f"\n{MILLION:,} items of {item_dim} numbers, batch {batch}")
+            rows += shown(asked, draw, batch, {"items": MILLION, "item_dim": item_dim})
             rows += overlaps(asked, [draw() for _ in range(max(1, 64 // batch))])
     return rows
 
@@ -273,13 +280,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--catalogue", action="store_true")
+    parser.add_argument("--item-dim", type=int, default=64, help="of --catalogue")
     parser.add_argument("--spinning", action="store_true")
     parser.add_argument("--batch", type=int, nargs="+", choices=list(ROUNDS), default=list(ROUNDS))
     given = parser.parse_args()
     print(machine())
     spinning = given.spinning
     if given.catalogue:
-        found = catalogue(spinning)
+        found = catalogue(given.item_dim, spinning)
     else:
         found = students(partial(contenders, spinning=spinning), given.batch)
     if given.json:

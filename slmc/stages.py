@@ -120,7 +120,7 @@ STAGES: dict[str, Stage] = {
         "report",
         BenchConfig,
         "slmc.export.bench:bench",
-        schema=2,
+        schema=3,
         optional=frozenset({"baseline"}),
         libraries=(*TORCH, "onnxruntime"),
         extras={"onnxruntime": "onnx"},
