@@ -4,9 +4,9 @@ The teacher is all 30 layers of SmolLM2's shape in PyTorch (SDPA, padded to 50, 
 SLMRec code runs it); beside it the 4-layer student the same way, packed, and compiled, the engines
 of the student, one of them padded (standard operators only), and those of a pruned one. Weights are
 random: what an engine loses in ranking stands in docs/results.md. ``--json FILE`` writes the
-numbers; ``--catalogue`` times a million items instead, of ``--item-dim`` numbers each (64; the SLMRec
-paper has 128); ``--spinning`` lets the threads of engines spin while they
-compute an answer, as those of PyTorch always do.
+numbers; ``--catalogue`` times a million items instead, of ``--item-dim`` numbers each (64; the
+paper has 128); ``--spinning`` lets the threads of engines spin while they compute an answer, as
+those of PyTorch always do.
 
 Lengths are those of Amazon Beauty if ``SLMC_DATA`` names the folder of its log, else drawn like
 them, and 50 for every history. Each round asks all contenders for the same histories in turn.
