@@ -8,9 +8,10 @@ import multiprocessing
 import resource
 
 import torch
-from timing import machine, seconds
+from timing import machine
 
 from slmc import catalogue
+from slmc.export.threads import seconds_of
 
 POSITIONS, ITEMS, WIDTH = 3_200, 100_000, 64
 
@@ -33,7 +34,7 @@ def measured(ours: bool, queue: "multiprocessing.Queue[tuple[float, float]]") ->
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step(ours)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    queue.put((seconds(lambda: step(ours)), peak / 1024))
+    queue.put((seconds_of(lambda: step(ours)), peak / 1024))
 
 
 if __name__ == "__main__":

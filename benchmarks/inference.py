@@ -74,7 +74,8 @@ def model(
         bos_token_id=None,
         eos_token_id=None,
     )
-    made = SequentialRecommender(RecommenderConfig(backbone, items, item_dim)).eval()
+    shape = RecommenderConfig(backbone, num_items=items, item_dim=item_dim)
+    made = SequentialRecommender(shape).eval()
     with torch.no_grad():
         made.item_embeddings.weight[1:].normal_()
     return made

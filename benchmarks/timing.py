@@ -2,10 +2,11 @@
 
 import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+
+from slmc.export.threads import seconds_of
 
 
 def compare(
@@ -16,7 +17,7 @@ def compare(
     for function in (plain, ours):
         function()
     for _ in range(rounds):
-        pairs.append((seconds(plain), seconds(ours)))
+        pairs.append((seconds_of(plain), seconds_of(ours)))
     ratios = [a / b for a, b in pairs]
     low, median, high = statistics.quantiles(ratios, n=4)
     slow, fast = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -24,13 +25,6 @@ def compare(
         f"{title}: {median:.2f}x (quartiles {low:.2f}-{high:.2f}, {rounds} rounds; "
         f"{1e3 * slow:.0f} ms plain, {1e3 * fast:.0f} ms ours)"
     )
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def machine() -> str:
