@@ -238,7 +238,7 @@ def catalogue(item_dim: int, spinning: bool) -> list[dict[str, object]]:
     rng, rows = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as place:
         asked = {
-            "PyTorch": plain(made),
+            "PyTorch": plain(model(4, items=MILLION, item_dim=item_dim)),
             "ONNX, float table": onnx(Path(place) / "fp32", made, "fp32"),
             "ONNX, int8+rescore": onnx(Path(place) / "table", made, "fp32", "int8+rescore"),
             "ONNX, int4+rescore": onnx(Path(place) / "four", made, "fp32", "int4+rescore"),

@@ -14,7 +14,7 @@ from timing import compare, machine
 from transformers import LlamaConfig
 
 from slmc.data.batches import pad_left
-from slmc.export.plain import plain_user_vectors
+from slmc.export.plain import PlainModel, plain_user_vectors
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 LENGTH, ITEMS, ROUNDS = 50, 12_101, 7
@@ -47,6 +47,7 @@ def model() -> SequentialRecommender:
 
 if __name__ == "__main__":
     rng, recommender, found = np.random.default_rng(0), model(), lengths()
+    plain = PlainModel(model(), top_k=1).model
     print(f"{machine()}; mean length {found.mean():.1f}")
     for batch in (1, 32, 256):
         chosen = rng.choice(found, batch)
@@ -56,7 +57,7 @@ if __name__ == "__main__":
         with torch.inference_mode():
             compare(
                 f"batch {batch}",
-                lambda ids=padded: plain_user_vectors(recommender, ids),
+                lambda ids=padded: plain_user_vectors(plain, ids),
                 lambda ids=packed: recommender.user_vectors(ids),
                 ROUNDS,
             )
