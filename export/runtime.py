@@ -21,6 +21,7 @@ from slmc.artefact import Artefact
 from slmc.data.batches import pad_left
 from slmc.errors import ArtefactError, MissingError
 from slmc.export.config import HALVES
+from slmc.export.pages import large_pages
 from slmc.export.passes import (
     ALLOWED,
     EXCLUDE_SEEN,
@@ -89,7 +90,7 @@ class Engine:
         graph = _with_scores(self.file, rows) if scores else str(self.file)
         options = session_options(threads or cores(), self.file.parent, spinning=spinning)
         runtime = needed("onnxruntime")
-        with _Told(self.file):
+        with _Told(self.file), large_pages():
             self.session = runtime.InferenceSession(
                 graph, options, providers=providers(self.described.precision)
             )
