@@ -47,6 +47,8 @@ until caches have settled."""
 PAUSE_S = 0.02
 """Before a contender's calls: the threads of PyTorch go on spinning for a while after theirs."""
 MILLION = 1_000_000
+OF_MILLION = (1, 32)
+"""Batches over a million items: a larger one's scores alone are a gigabyte a session."""
 Draw = Callable[[], list[np.ndarray]]
 For = Callable[[Draw], tuple[Contender, str]]
 """Made ready for batches of a size, and the sessions that it answers in."""
@@ -231,7 +233,7 @@ def shown(
     return rows
 
 
-def catalogue(item_dim: int, spinning: bool) -> list[dict[str, object]]:
+def catalogue(batches: list[int], item_dim: int, spinning: bool) -> list[dict[str, object]]:
     """A million items: PyTorch, the float table, and tables of few bits that are scored again."""
     onnx = partial(engine, spinning=spinning)
     made = model(4, items=MILLION, item_dim=item_dim)
@@ -245,7 +247,7 @@ def catalogue(item_dim: int, spinning: bool) -> list[dict[str, object]]:
             "ONNX int8, float table": onnx(Path(place) / "int8-table", made, "int8"),
             "ONNX int8, int4+rescore": onnx(Path(place) / "int8", made, "int8", "int4+rescore"),
         }
-        for batch in (1, 32):
+        for batch in batches:
 
             def draw(batch: int = batch) -> list[np.ndarray]:
                 return [rng.integers(1, MILLION + 1, 20).astype(np.int32) for _ in range(batch)]
@@ -283,14 +285,17 @@ if __name__ == "__main__":
     parser.add_argument("--catalogue", action="store_true")
     parser.add_argument("--item-dim", type=int, default=64, help="of --catalogue")
     parser.add_argument("--spinning", action="store_true")
-    parser.add_argument("--batch", type=int, nargs="+", choices=list(ROUNDS), default=list(ROUNDS))
+    parser.add_argument("--batch", type=int, nargs="+", choices=list(ROUNDS))
     given = parser.parse_args()
+    batches = given.batch or list(OF_MILLION if given.catalogue else ROUNDS)
+    if given.catalogue and not set(batches) <= set(OF_MILLION):
+        parser.error(f"--catalogue takes a --batch of {OF_MILLION}")
     print(machine())
     spinning = given.spinning
     if given.catalogue:
-        found = catalogue(given.item_dim, spinning)
+        found = catalogue(batches, given.item_dim, spinning)
     else:
-        found = students(partial(contenders, spinning=spinning), given.batch)
+        found = students(partial(contenders, spinning=spinning), batches)
     if given.json:
         told = {"machine": machine(), "spinning": spinning, "rows": found}
         given.json.write_text(json.dumps(told, indent=2) + "\n")
