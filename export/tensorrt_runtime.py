@@ -136,10 +136,11 @@ class TensorrtEngine:
             ValueError: The shape fits no profile, or the tensor is another.
         """
         item_ids = self._given(item_ids)
-        stream = torch.cuda.current_stream(self.device)
-        context = self._context(item_ids.shape, stream)
-        outputs = self._outputs(len(item_ids))
-        self._enqueue(context, item_ids, outputs, stream)
+        with torch.cuda.device(self.device):  # each thread has a current GPU of its own
+            stream = torch.cuda.current_stream()
+            context = self._context(item_ids.shape, stream)
+            outputs = self._outputs(len(item_ids))
+            self._enqueue(context, item_ids, outputs, stream)
         return outputs
 
     def answer(self, item_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -159,7 +160,8 @@ class TensorrtEngine:
         Raises:
             ValueError: The shape fits no profile.
         """
-        return Captured(self, batch, length)
+        with torch.cuda.device(self.device):
+            return Captured(self, batch, length)
 
     def _given(self, item_ids: Tensor) -> Tensor:
         if item_ids.dtype != torch.int64 or item_ids.device != self.device or item_ids.ndim != 2:
@@ -230,20 +232,21 @@ class Captured:
     """One shape of a plan as a CUDA graph, with a context and tensors of its own."""
 
     def __init__(self, engine: TensorrtEngine, batch: int, length: int) -> None:
-        """Record it; see :meth:`TensorrtEngine.capture`."""
+        """Record it, the engine's GPU being the current one; see :meth:`TensorrtEngine.capture`."""
         self.engine = engine
         self.item_ids = torch.ones((batch, length), dtype=torch.int64, device=engine.device)
         self.outputs = engine._outputs(batch)
         number = engine._profile((batch, length))
         self.context = engine._new_context()
-        aside = torch.cuda.Stream(engine.device)
-        aside.wait_stream(torch.cuda.current_stream(engine.device))
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
         engine._told(self.context.set_optimization_profile_async(number, aside.cuda_stream))
         # What a plan does at its first call, such as to allocate, cannot be recorded.
         engine._enqueue(self.context, self.item_ids, self.outputs, aside)
         aside.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=aside):
+        # Other threads may go on asking meanwhile.
+        with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
             engine._enqueue(self.context, self.item_ids, self.outputs, aside)
 
     def top(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,6 +254,7 @@ class Captured:
 
         The tensors that are given back are the same at every call: use them before the next.
         """
-        self.item_ids.copy_(item_ids)
-        self.graph.replay()
+        with torch.cuda.device(self.engine.device):
+            self.item_ids.copy_(item_ids)
+            self.graph.replay()
         return self.outputs

@@ -3,8 +3,9 @@
 import ctypes
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,7 +81,20 @@ def standing_in(packed: Artefact, monkeypatch: pytest.MonkeyPatch) -> TensorrtEn
     engine.engine = SimpleNamespace(create_execution_context=create, made=made)
     engine._own = threading.local()
     stream = SimpleNamespace(cuda_stream=7)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    current = [torch.device("meta")]  # another thread's GPU
+
+    @contextmanager
+    def device(one: torch.device) -> Iterator[None]:
+        current.append(one)
+        yield
+        current.pop()
+
+    def current_stream() -> SimpleNamespace:
+        assert current[-1] == engine.device
+        return stream
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     logger = SimpleNamespace(said=["no  such\nshape"])
     monkeypatch.setattr(tensorrt_runtime, "told", lambda _: logger)
     return engine
