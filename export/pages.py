@@ -13,7 +13,7 @@ PAGE = 1 << 21
 """Bytes of a large page on x86-64, and on arm64 with small pages of 4 kB."""
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
 """Of madvise(2): new pages may be large; those that are there become so now (Linux 6.1)."""
-ALLOWED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MAPS = Path("/proc/self/maps")
 
 
@@ -40,7 +40,7 @@ def large_pages() -> Iterator[None]:
 def allowed() -> bool:
     """Whether this system gives large pages to those who ask."""
     with suppress(OSError):
-        return "[never]" not in ALLOWED.read_text() and MAPS.exists()
+        return "[never]" not in SWITCH.read_text() and MAPS.exists()
     return False
 
 

@@ -44,7 +44,7 @@ def test_where_they_are_switched_off_nothing_is_asked(
     never.write_text("always madvise [never]\n")
     monkeypatch.setattr(pages.ctypes, "CDLL", lambda _: pytest.fail("asked"))
     for place in (never, nowhere):
-        monkeypatch.setattr(pages, "ALLOWED", place)
+        monkeypatch.setattr(pages, "SWITCH", place)
         assert Engine.open(packed).top([])[0].shape == (0, 10)
 
 
