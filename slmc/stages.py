@@ -55,6 +55,7 @@ STAGES: dict[str, Stage] = {
         "dataset",
         PrepareConfig,
         "slmc.data.prepare:prepare",
+        schema=2,
         libraries=("polars",),
         fingerprint="slmc.data.sources:fingerprint",
     ),
@@ -71,6 +72,7 @@ STAGES: dict[str, Stage] = {
         "report",
         BaselinesConfig,
         "slmc.baselines:baselines",
+        schema=2,
         libraries=TORCH,
     ),
     "teach": Stage(
@@ -134,6 +136,7 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.evaluate:evaluate",
+        schema=2,
         libraries=TORCH,
     ),
     "evaluate_engine": Stage(
@@ -141,7 +144,7 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.export.evaluation:evaluate_engine",
-        schema=2,
+        schema=3,
         libraries=("numpy", "onnxruntime"),
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
