@@ -50,5 +50,4 @@ def evaluate_engine(config: EvaluateConfig, inputs: dict[str, Artefact], out: Pa
             config=config,
             inputs=inputs,
             metrics=write_report(work, per_user, config),
-            libraries=("numpy", "onnxruntime"),
         )

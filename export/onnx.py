@@ -68,7 +68,6 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
             config=config,
             inputs=inputs,
             metrics=metrics,
-            libraries=("torch", "transformers", "numpy", "onnx", "onnxscript", "onnxruntime"),
         )
 
 

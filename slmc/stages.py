@@ -15,7 +15,6 @@ from slmc.export.config import BenchConfig, ExportConfig
 from slmc.model.config import BaselinesConfig, SasrecConfig
 
 Run = Callable[[Any, dict[str, Artefact], Path], Artefact]
-TORCH = ("torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,6 @@ class Stage:
     """Raise it when the same config and inputs come to mean another result."""
     optional: frozenset[str] = frozenset()
     """Roles that may be left out."""
-    libraries: tuple[str, ...] = ()
-    """Distributions whose versions are part of the result, hence of the key."""
     fingerprint: str | None = None
     """Function of the config that names what lies outside the recipe: name -> digest."""
     extras: dict[str, str] = field(default_factory=dict)
@@ -55,7 +52,6 @@ STAGES: dict[str, Stage] = {
         "dataset",
         PrepareConfig,
         "slmc.data.prepare:prepare",
-        libraries=("polars",),
         fingerprint="slmc.data.sources:fingerprint",
     ),
     "sasrec": Stage(
@@ -63,21 +59,18 @@ STAGES: dict[str, Stage] = {
         "model",
         SasrecConfig,
         "slmc.pretrain:sasrec",
-        libraries=TORCH,
     ),
     "baselines": Stage(
         {"data": "dataset", "sasrec": "model"},
         "report",
         BaselinesConfig,
         "slmc.baselines:baselines",
-        libraries=TORCH,
     ),
     "teach": Stage(
         {"data": "dataset", "sasrec": "model", "baselines": "report"},
         "model",
         TeachConfig,
         "slmc.distill.teach:teach",
-        libraries=(*TORCH, "peft", "accelerate"),
         fingerprint="slmc.model.sources:fingerprint",
     ),
     "distill": Stage(
@@ -87,14 +80,12 @@ STAGES: dict[str, Stage] = {
         "slmc.distill.distill:distill",
         optional=frozenset({"student"}),
         fingerprint="slmc.model.sources:fingerprint",
-        libraries=(*TORCH, "accelerate"),
     ),
     "prune": Stage(
         {"data": "dataset", "model": "model"},
         "model",
         PruneConfig,
         "slmc.compress.prune:prune",
-        libraries=(*TORCH, "torch-pruning"),
         extras={"torch_pruning": "prune"},
     ),
     "quantize": Stage(
@@ -102,7 +93,6 @@ STAGES: dict[str, Stage] = {
         "model",
         QuantizeConfig,
         "slmc.compress.quantize:quantize",
-        libraries=(*TORCH, "compressed-tensors", "llmcompressor"),
         extras={"compressed_tensors": "quantize"},
     ),
     "export": Stage(
@@ -112,7 +102,6 @@ STAGES: dict[str, Stage] = {
         "slmc.export.onnx:export",
         schema=7,
         fingerprint="slmc.export.flavours:fingerprint",
-        libraries=(*TORCH, "onnx", "onnxscript", "onnxruntime"),
         extras={"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
     ),
     "bench": Stage(
@@ -122,7 +111,6 @@ STAGES: dict[str, Stage] = {
         "slmc.export.bench:bench",
         schema=3,
         optional=frozenset({"baseline"}),
-        libraries=(*TORCH, "onnxruntime"),
         extras={"onnxruntime": "onnx"},
     ),
     "evaluate": Stage(
@@ -130,7 +118,6 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.evaluate:evaluate",
-        libraries=TORCH,
     ),
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
@@ -138,7 +125,6 @@ STAGES: dict[str, Stage] = {
         EvaluateConfig,
         "slmc.export.evaluation:evaluate_engine",
         schema=2,
-        libraries=("numpy", "onnxruntime"),
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
 }

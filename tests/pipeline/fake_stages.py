@@ -16,6 +16,7 @@ from slmc import stages
 from slmc.artefact import Artefact, canonical, draft
 from slmc.data.config import EvaluateConfig
 from slmc.errors import VerdictError
+from slmc.libraries import LIBRARIES
 from slmc.measured import SCHEMA, protocol
 
 USERS = 40
@@ -29,9 +30,9 @@ def install(table: dict[str, stages.Stage]) -> None:
             stage,
             target=f"fake_stages:{name}",
             fingerprint=outside,
-            libraries=("pydantic",),
             extras={},
         )
+        LIBRARIES[name] = ("pydantic",)
 
 
 def fingerprint(config: Any) -> dict[str, str]:

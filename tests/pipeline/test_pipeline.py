@@ -82,7 +82,7 @@ def test_a_change_of_the_log_or_of_a_library_changes_the_key(
     assert first[0].changed == ["fingerprint.log"]
     assert first[1] == PlannedStep("sasrec", "sasrec", None, "run", ["inputs.data"])
     Path("log.csv").write_text("a,b,1")
-    monkeypatch.setattr("slmc.pipeline.keys.versions", lambda names: {"slmc": "9"})
+    monkeypatch.setattr("slmc.pipeline.keys.versions", lambda stage: {"slmc": "9"})
     assert plan(read("r.yaml"))[0].changed == ["versions.pydantic", "versions.slmc"]
 
 
