@@ -224,6 +224,9 @@ def _per_token(node: Any) -> list[Any] | None:
         return given[:1] if _cuts_widths(node) else None
     if node.op_type == "ReduceMean":
         return given if is_last_axis(node) else None
+    if node.op_type == "LayerNormalization":
+        axis = node.attributes.get("axis")
+        return given if axis is None or axis.as_int() in (-1, 2) else None
     return None
 
 

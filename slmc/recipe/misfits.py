@@ -13,7 +13,6 @@ from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.export.config import ExportConfig
 from slmc.export.possible import Refusal, Source, refusals
-from slmc.model.config import SasrecConfig
 from slmc.recipe.faults import Faults
 from slmc.recipe.sets import bodies
 from slmc.recipe.steps import Step
@@ -100,8 +99,6 @@ def sources(name: str, known: Mapping[str, Step]) -> list[Source]:
     config = known[name].config
     data = known["prepare"].config
     history = data.history if isinstance(data, PrepareConfig) else None
-    if isinstance(config, SasrecConfig):
-        return [Source(on_llm=False, history=history)]
     if not isinstance(config, QuantizeConfig):
         return [Source(history=history)]  # training and pruning leave floats
     table = {"int4": 4, "int8": 8}.get(config.item_table or "")
