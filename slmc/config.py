@@ -41,7 +41,24 @@ class Placed(OnDevice):
     """Precision of the matrix products in training; auto is bf16 where the hardware has it."""
 
 
-class TrainConfig(Seeded, Placed):
+class Sampled(StageConfig):
+    """Rank the target among sampled negatives (the protocol of the SLMRec paper)."""
+
+    sampled: int = Field(999, ge=1)
+    """Negatives a user, drawn once by the seed, the same for every model."""
+
+
+class Protocol(StageConfig):
+    """How targets are ranked. A recipe has one, which all its steps and gates share."""
+
+    ranking: Literal["full"] | Sampled = "full"
+    """The whole catalogue, or {sampled: N} negatives."""
+    exclude_seen: bool | Literal["auto"] = "auto"
+    """Leave the items of the user's history out of the ranking; auto does so where fewer than
+    1 % of the validation targets are repeats."""
+
+
+class TrainConfig(Seeded, Placed, Protocol):
     """Settings of the training loop, the same for every stage that trains."""
 
     epochs: int = Field(2, ge=0)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmc.artefact import Artefact, Draft, draft
+from slmc.config import Sampled
 from slmc.data.batches import pad_left
-from slmc.data.config import EvaluateConfig, Sampled
+from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import BrokenRunError, UndecidedError, UsageError, VerdictError
 from slmc.measured import SCHEMA, TOP, tail_limit, write

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from slmc.data.config import EvaluateConfig, Sampled
+from slmc.config import Sampled
+from slmc.data.config import EvaluateConfig
 from slmc.errors import UndecidedError, VerdictError
 from slmc.gates import Segment
 from slmc.metrics import of_ranks

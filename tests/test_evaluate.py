@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from slmc.artefact import Artefact, load
-from slmc.data.config import EvaluateConfig, Sampled
+from slmc.config import Sampled
+from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import BrokenRunError, SlmcError, UndecidedError, UsageError, VerdictError
 from slmc.evaluate import (

@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from slmc.data.config import EvaluateConfig, Sampled
+from slmc.config import Sampled
+from slmc.data.config import EvaluateConfig
 from slmc.errors import SlmcError, UndecidedError, VerdictError
 from slmc.gates import Gate, Segment
 from slmc.measured import Measured, protocol, segment_mask

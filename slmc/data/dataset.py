@@ -13,6 +13,9 @@ from slmc.artefact import Artefact
 
 Rows = NDArray[np.int32]
 
+RARE_REPEATS = 0.01
+"""Share of repeats among validation targets below which seen items are not worth ranking."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -77,6 +80,17 @@ class Dataset:
             targets=np.array([self._rows[user][cuts[user]] for user in chosen], dtype=np.int64),
             seen=[np.unique(rows) for rows in before],
         )
+
+    @cached_property
+    def repeats(self) -> float:
+        """Share of the validation targets that the user has taken before; 0 if there are none."""
+        valid = self.targets("valid")
+        again = [t in seen for t, seen in zip(valid.targets, valid.seen, strict=True)]
+        return float(np.mean(again)) if again else 0.0
+
+    def excludes_seen(self, setting: bool | Literal["auto"]) -> bool:
+        """What a setting of ``exclude_seen`` means on this data."""
+        return self.repeats < RARE_REPEATS if setting == "auto" else setting
 
     @cached_property
     def _rows(self) -> list[Rows]:

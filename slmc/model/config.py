@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from slmc.config import Seeded, TrainConfig
+from slmc.config import Protocol, Seeded, TrainConfig
 
 
 class SasrecConfig(TrainConfig):
@@ -30,7 +30,7 @@ class SasrecConfig(TrainConfig):
     """Packed rows of one optimizer step; a row is as long as the history."""
 
 
-class BaselinesConfig(Seeded):
+class BaselinesConfig(Seeded, Protocol):
     """The cheap opponents of every run: popularity, Markov-1 and SASRec, measured alike."""
 
     batch: int = Field(512, ge=1)

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from slmc.config import Placed, StageConfig
+from slmc.config import Placed, Protocol, StageConfig
 from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.errors import RecipeError
 from slmc.gates import Gate
@@ -243,7 +243,10 @@ def _read(document: Document, faults: Faults, name: str) -> Recipe:
     evaluate = checked(
         document, faults, EvaluateConfig, raw.get("evaluate", {}), ("evaluate",), shared=shared
     )
-    reader = StepReader(document, faults, shared, frozenset(KEYS) | {"source", "prepare"})
+    protocol = {name: getattr(evaluate, name) for name in Protocol.model_fields}
+    reader = StepReader(
+        document, faults, shared | protocol, frozenset(KEYS) | {"source", "prepare"}
+    )
     steps = reader.read(data)
     if not faults:
         refuse_misfits(document, faults, steps)

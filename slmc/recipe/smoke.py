@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from slmc.compress.config import PruneConfig, QuantizeConfig
-from slmc.config import StageConfig, TrainConfig
-from slmc.data.config import EvaluateConfig, PrepareConfig, Sampled
+from slmc.config import Sampled, StageConfig, TrainConfig
+from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.distill.config import DistillConfig, MustBeat, TeachConfig
 from slmc.export.config import BenchConfig, ExportConfig
 

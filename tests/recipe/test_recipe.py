@@ -6,7 +6,8 @@ import pytest
 from recipe_files import FULL, TEACH, TOP, read
 
 from slmc import recipe as recipes
-from slmc.data.config import Sampled, TemporalSplit
+from slmc.config import Sampled
+from slmc.data.config import TemporalSplit
 from slmc.distill.config import DistillConfig, Losses, TeachConfig
 from slmc.recipe import load, packaged, resolved_yaml
 from slmc.recipe.schema import schema
