@@ -37,8 +37,8 @@ def look_up_in_one(graph: Any) -> None:
     Args:
         graph: An ``onnx_ir.Graph`` whose q, k and v are one product
             (:func:`slmc.export.fusion.merge_products`), turned by
-            :func:`slmc.export.rotary.turn` if they are; changed in place. A layer of another form, such as
-            one with norms of queries, stays.
+            :func:`slmc.export.rotary.turn` if they have positions; changed in place. A layer
+            of another form, such as one with norms of queries, stays.
     """
     known: dict[Any, Any] = {}
     for split in [node for node in graph if node.op_type == "Split"]:

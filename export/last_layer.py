@@ -59,7 +59,9 @@ def select_rows(graph: Any) -> Any:
     source = rows.get(states, states)
     squeeze = ir.node("Squeeze", [source, constant(graph, np.array([0]), "first_axis")])
     graph.insert_before(selected, squeeze)
+    name = selected.outputs[0].name  # that of an output of the engine, where no head follows
     replace(graph, selected, squeeze.outputs[0])
+    squeeze.outputs[0].name = name
     graph.sort()
     return tokens
 

@@ -38,18 +38,18 @@ class Step:
 
     @property
     def is_control(self) -> bool:
-        """Whether it trains the student of another step without that step's teacher."""
+        """Whether it is another step's training without what that step is to show the use of."""
         return self.id.endswith(".control")
 
     @property
-    def is_measured(self) -> bool:
-        """Whether it gives a model or an engine of its own; SASRec is one of the baselines."""
-        return self.stage != "sasrec" and self.gives in ("model", "engine")
+    def can_rank(self) -> bool:
+        """Whether it gives a model or an engine, which a gate can judge."""
+        return self.gives in ("model", "engine")
 
     @property
     def is_candidate(self) -> bool:
-        """Whether a later step or a gate takes it without naming it."""
-        return self.is_measured and not self.is_control
+        """Whether a later step or a gate takes it without naming it: no control, no SASRec."""
+        return self.can_rank and self.stage != "sasrec" and not self.is_control
 
 
 @dataclass(frozen=True)

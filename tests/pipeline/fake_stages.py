@@ -75,7 +75,9 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
         if stage.startswith("evaluate"):
             made = inputs["model" if stage == "evaluate" else "engine"].manifest.stage
             # A student's ranks are worse than its teacher's by a fixed amount.
-            _measure(work.path, worse={"teach": 0.0, "distill": 1.0, "export": 1.0}[made])
+            _measure(
+                work.path, worse={"teach": 0.0, "distill": 1.0, "export": 1.0, "sasrec": 1.0}[made]
+            )
         return work.seal(kind=gives, stage=stage, config=config, inputs=inputs, metrics=metrics)
 
 
