@@ -59,6 +59,7 @@ STAGES: dict[str, Stage] = {
         "model",
         SasrecConfig,
         "slmc.pretrain:sasrec",
+        schema=2,
     ),
     "baselines": Stage(
         {"data": "dataset", "sasrec": "model"},
@@ -67,18 +68,21 @@ STAGES: dict[str, Stage] = {
         "slmc.baselines:baselines",
     ),
     "teach": Stage(
-        {"data": "dataset", "sasrec": "model", "baselines": "report"},
+        {"data": "dataset", "sasrec": "model", "baselines": "report", "like": "model"},
         "model",
         TeachConfig,
         "slmc.distill.teach:teach",
+        schema=2,
+        optional=frozenset({"like"}),
         fingerprint="slmc.model.sources:fingerprint",
     ),
     "distill": Stage(
-        {"data": "dataset", "teacher": "model", "student": "model"},
+        {"data": "dataset", "teacher": "model", "student": "model", "like": "model"},
         "model",
         DistillConfig,
         "slmc.distill.distill:distill",
-        optional=frozenset({"student"}),
+        schema=2,
+        optional=frozenset({"student", "like"}),
         fingerprint="slmc.model.sources:fingerprint",
     ),
     "prune": Stage(

@@ -47,6 +47,8 @@ class Packing:
     """What every query sees besides: the first P of the S keys that mask and distance tell of."""
     ending: "Ending | None" = None
     """What the last layer computes instead, where nothing but the last tokens is asked for."""
+    dropout: float = 0.0
+    """Share of the attention weights that training drops."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def packed_attention(
         attention_mask: Unused; the mask is part of ``packing``.
         packing: Windows and masks.
         scaling: Factor of the scores, ``D ** -0.5`` if none.
-        dropout: Of the attention weights, in training.
+        dropout: Of the attention weights, in training; ``packing.dropout`` if that is more.
         sliding_window: Tokens that a query sees, itself included.
         softcap: Bound of the scores, as Gemma 2.
 
@@ -234,7 +236,8 @@ def packed_attention(
         mask = mask.masked_fill(packing.distance >= sliding_window, torch.finfo(mask.dtype).min)
     scores = scores + mask.repeat(1, 1, group, 1)
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    share = max(dropout, packing.dropout)
+    weights = nn.functional.dropout(weights, p=share, training=module.training)
     out = torch.matmul(weights, v)
     if packing.query_index is None:
         out = out.reshape(-1, heads, size, width).transpose(1, 2)

@@ -1,0 +1,66 @@
+"""The learning rate of a run whose length nobody has to guess.
+
+Warm-up, a constant rate for as long as ranking improves, then a linear decay to 0 from the best
+weights (warmup-stable-decay: Hu et al. 2024, arXiv 2404.06395, section 4; linear decay: Hägele et
+al. 2024, arXiv 2405.18392). An upper bound of the run starts the decay earlier, so that the rate
+has always decayed when a run ends.
+"""
+
+from dataclasses import dataclass
+
+DECAY = 0.3
+"""Share of a run in which the rate decays."""
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Where the decay begins, and for how many optimizer steps it lasts."""
+
+    start: int
+    steps: int
+
+    @property
+    def end(self) -> int:
+        """The step at which the run is over."""
+        return self.start + self.steps
+
+
+def rate(step: int, warmup: int, decay: Decay | None) -> float:
+    """Share of the peak learning rate at an optimizer step, counted from 0."""
+    if decay is not None and step >= decay.start:
+        return max(0.0, 1 - (step - decay.start) / decay.steps)
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def after(start: int, useful: int, *, least: int, most: int) -> Decay:
+    """The decay that follows a constant phase.
+
+    Args:
+        start: Step at which it begins.
+        useful: Steps of the constant phase that led to the best weights.
+        least: Steps of the decay, at least.
+        most: Steps that are left until the bound of the run.
+    """
+    steps = round(useful * DECAY / (1 - DECAY))
+    return Decay(start, max(1, min(max(steps, least), most)))
+
+
+def validations(steps: int, parts: int) -> list[int]:
+    """Steps of an epoch after which the ranking is measured, ``parts`` of them, the last included.
+
+    Args:
+        steps: Optimizer steps of an epoch.
+        parts: Validations of an epoch; fewer if it has fewer steps.
+    """
+    return sorted({max(1, round(part * steps / parts)) for part in range(1, parts + 1)})
+
+
+def latest_start(total: int, marks: list[int]) -> int:
+    """The step at which a run of ``total`` steps has to begin its decay.
+
+    The validation nearest to it (of ``marks``, ascending), or the step itself where there is none
+    between the ends of the run.
+    """
+    exact = max(1, round(total * (1 - DECAY)))
+    between = [mark for mark in marks if mark < total]
+    return min(between, key=lambda mark: abs(mark - exact), default=exact)
