@@ -97,7 +97,6 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
                 f"attention heads and {after.channels} of {before.channels} MLP channels of the "
                 "model that it was pruned from; not trained since."
             ),
-            libraries=("torch-pruning",),
         )
 
 

@@ -64,9 +64,9 @@ def train(
 
     The rate is constant until the last ``config.patience`` validations are on average no better
     than those before them, or a bound nears (``config.epochs``, ``config.max_minutes``); then it
-    decays to 0 from the best weights so far (:mod:`slmc.schedule`). The weights at the end of the decay are kept, unless
-    those of another validation rank better by more than validations differ on the plateau: at a
-    constant rate single ones stand out by chance.
+    decays to 0 from the best weights so far (:mod:`slmc.schedule`). The weights at the end of the
+    decay are kept, unless those of another validation rank better by more than validations
+    differ on the plateau: at a constant rate single ones stand out by chance.
 
     Args:
         task: ``task(batch)`` gives the loss terms by name, ``ce`` and their sum ``total`` among

@@ -63,6 +63,15 @@ class Ending:
     """``[T]`` int64: every token is given what its history's last one is."""
 
 
+def real_items(item_ids: Tensor) -> Tensor:
+    """Which of histories ``[B, L]``, padded with 0 on the left, are items: bool ``[B, L]``.
+
+    The last place always counts, so that an empty history has the answer of one padding item.
+    """
+    real = item_ids != 0
+    return torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
+
+
 def rows(segments: Tensor, positions: Tensor) -> Packing:
     """Take each row as a window.
 
@@ -111,6 +120,19 @@ def stream(lengths: Tensor, row_of_token: Tensor, longest: int, window: int = WI
         query_index=query_index,
         key_index=key.clamp(0, tokens - 1),
     )
+
+
+def serving(lengths: Tensor, row_of_token: Tensor, longest: int, layers: int) -> Packing:
+    """As :func:`stream`, in an engine: nothing but the last token of each history is asked for.
+
+    Args:
+        lengths: As there.
+        row_of_token: As there.
+        longest: As there.
+        layers: Of the decoder.
+    """
+    layout = stream(lengths, row_of_token, longest, SERVING_WINDOW)
+    return ending(layout, lengths, row_of_token, longest, layers - 1)
 
 
 def ending(

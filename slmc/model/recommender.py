@@ -212,8 +212,7 @@ class SequentialRecommender(PreTrainedModel):
     def _stream(self, lengths: Tensor, row_of_token: Tensor, longest: int) -> Packing:
         if not self.serving:
             return packing.stream(lengths, row_of_token, longest)
-        layout = packing.stream(lengths, row_of_token, longest, packing.SERVING_WINDOW)
-        return packing.ending(layout, lengths, row_of_token, longest, len(self.layers) - 1)
+        return packing.serving(lengths, row_of_token, longest, len(self.layers))
 
     def _behind_prefix(self, layout: Packing) -> Packing:
         return packing.behind(layout, self.prefix) if self.prefix else layout
@@ -223,8 +222,7 @@ class SequentialRecommender(PreTrainedModel):
 
         P is 0 where the states of the prompt before the items are known.
         """
-        real = item_ids != 0
-        real = torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
+        real = packing.real_items(item_ids)
         prefix, suffix = self.config.prefix_length, self.config.suffix_length
         if not prefix + suffix:
             return item_ids, real

@@ -16,7 +16,6 @@ from slmc.model.table import QuantizedTable
 
 Save = Callable[[PreTrainedModel, Artefact, Path], None]
 """Writes a model and the vocabulary of a dataset into a folder."""
-LIBRARIES = ("torch", "transformers", "numpy", "accelerate", "peft")
 KEPT = ("best_epoch", "stopped", "still_improving", "must_beat")
 """What the manifest says of how a model was trained."""
 CARD = """---
@@ -56,7 +55,6 @@ def seal_model(
     device: str,
     note: str = "",
     save: Save | None = None,
-    libraries: tuple[str, ...] = (),
 ) -> Artefact:
     """Write and seal a model.
 
@@ -71,7 +69,6 @@ def seal_model(
         device: Device it was computed on.
         note: What the card says of how it was made; else how its training went.
         save: Writes the files in the place of :func:`save_model`.
-        libraries: Distributions besides :data:`LIBRARIES` that the result depends on.
     """
     (save or save_model)(model, inputs["data"], work.path)
     (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
@@ -83,7 +80,6 @@ def seal_model(
         config=config,
         inputs=inputs,
         metrics=metrics,
-        libraries=(*LIBRARIES, *libraries),
         device=device,
     )
 

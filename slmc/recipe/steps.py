@@ -42,14 +42,14 @@ class Step:
         return self.id.endswith(".control")
 
     @property
-    def is_measured(self) -> bool:
-        """Whether it gives a model or an engine of its own; SASRec is one of the baselines."""
-        return self.stage != "sasrec" and self.gives in ("model", "engine")
+    def can_rank(self) -> bool:
+        """Whether it gives a model or an engine, which a gate can judge."""
+        return self.gives in ("model", "engine")
 
     @property
     def is_candidate(self) -> bool:
-        """Whether a later step or a gate takes it without naming it."""
-        return self.is_measured and not self.is_control
+        """Whether a later step or a gate takes it without naming it: no control, no SASRec."""
+        return self.can_rank and self.stage != "sasrec" and not self.is_control
 
 
 @dataclass(frozen=True)
