@@ -310,7 +310,7 @@ class _Run:
         progress = {
             "task": self.name,
             "done": self.progress.step,
-            "total": self.progress.decay.end if self.progress.decay else self.total,
+            "total": self.progress.decay.end if self.progress.decay else None,
             "unit": "steps",
             "epoch": (self.progress.step - 1) // self.steps,
             "lr": self.optimizer.param_groups[0]["lr"],

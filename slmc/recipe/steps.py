@@ -220,10 +220,11 @@ def with_control(step: Step) -> list[Step]:
     if not isinstance(config, (DistillConfig, TeachConfig)) or not config.control:
         return [step]
     alone = config.model_copy(update={"control": False})
-    without: dict[str, Any] = (
-        {"losses": Losses()} if isinstance(alone, DistillConfig) else {"init": "random"}
+    control = alone.model_copy(
+        update={"losses": Losses()}
+        if isinstance(alone, DistillConfig)
+        else {"init": "random", "must_beat": None}
     )
-    control = alone.model_copy(update=without)
     inputs = step.inputs | {"like": step.id}
     return [
         replace(step, config=alone),

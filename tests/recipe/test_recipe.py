@@ -46,6 +46,17 @@ def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
     assert paper.evaluate.ranking == Sampled(sampled=999)
 
 
+def test_the_control_of_a_teacher_is_the_same_from_random_weights(file: Path) -> None:
+    recipe = read(file, FULL.replace("teach: {", "teach: {control: true, ", 1))
+    teach, control = recipe.step("teach"), recipe.step("teach.control")
+    assert isinstance(teach.config, TeachConfig) and isinstance(control.config, TeachConfig)
+    changed = {"init": "random", "must_beat": None}
+    assert control.config == teach.config.model_copy(update=changed)
+    assert control.inputs == teach.inputs | {"like": "teach"}
+    assert recipe.step("distill").inputs["teacher"] == "teach"
+    assert recipe.step("export").inputs["model"] == "distill"
+
+
 def test_steps_that_are_not_written_come_first_and_controls_come_after(file: Path) -> None:
     steps = {step.id: step.inputs for step in read(file, FULL).steps}
     assert steps == {
@@ -54,7 +65,7 @@ def test_steps_that_are_not_written_come_first_and_controls_come_after(file: Pat
         "baselines": {"data": "prepare", "sasrec": "sasrec"},
         "teach": {"data": "prepare", "sasrec": "sasrec", "baselines": "baselines"},
         "distill": {"data": "prepare", "teacher": "teach"},
-        "distill.control": {"data": "prepare", "teacher": "teach"},
+        "distill.control": {"data": "prepare", "teacher": "teach", "like": "distill"},
         "export": {"data": "prepare", "model": "distill"},
         "bench": {"data": "prepare", "engine": "export", "baseline": "teach"},
     }
