@@ -3,21 +3,28 @@
 from collections.abc import Iterable, Sequence
 
 from slmc.report import numbers
-from slmc.report.terminal import cells, headings
+from slmc.report.terminal import cells, difference_of, headings
 from slmc.report.view import View
+
+CONTROLS = (
+    "A control is the same training, for as many steps, without what is in question. Changes are "
+    "paired over users; ce is in nats, and lower is better."
+)
+"""What the table of controls shows."""
 
 
 def summary(view: View) -> str:
     """The summary of a run in GitHub's Markdown."""
     state = "failed" if view.failed else "passed" if view.judged else "no gate"
-    lines = [f"## {view.name}: {state}", "", escape(view.description), ""]
+    lines = [f"## {view.name}: {state}", ""]
+    lines += [part for line in view.advice for part in (f"**{escape(line)}**", "")]
+    lines += [escape(view.description), ""]
     lines += main_table(view)
     if view.judged:
         lines += ["", "### Gates", ""]
         lines += [f"- **{one.label}** {escape(one.verdict.sentence)}" for one in view.judged]
     if view.comparisons:
-        lines += ["", "### Student against its control (the same training without a teacher)", ""]
-        lines += comparison_table(view)
+        lines += ["", "### Controls", "", CONTROLS, "", *comparison_table(view)]
     notes = [*view.sees, *view.notes]
     if notes:
         lines += ["", "### What the numbers can show", "", *(f"- {escape(one)}" for one in notes)]
@@ -31,19 +38,21 @@ def main_table(view: View) -> list[str]:
 
 
 def comparison_table(view: View) -> list[str]:
-    """Each student beside its control."""
+    """Each step beside its control."""
     rows = [
         [
-            one.student,
+            one.step,
+            one.brings,
             one.metric,
-            numbers.value(one.student_value),
+            numbers.value(one.value),
             numbers.value(one.control_value),
-            numbers.change(one.change, relative=False),
+            difference_of(one),
+            one.outcome,
             numbers.count(one.n),
         ]
         for one in view.comparisons
     ]
-    heads = ["student", "metric", "student", "control", "difference (95 % interval)", "n"]
+    heads = ["step", "shows", "metric", "step", "control", "change (95 % interval)", "outcome", "n"]
     return table(heads, rows)
 
 
