@@ -1,11 +1,14 @@
 """``summary.md``: the table and the verdicts, for a pull request or a job summary."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from slmc.report import numbers
 from slmc.report.terminal import cells, difference_of, headings
 from slmc.report.view import View
 
+CODE, ESCAPED = re.compile(r"\\`.*?\\`"), re.compile(r"\\(.)")
+"""Of escaped text: what stands between backticks, and a character with its backslash."""
 CONTROLS = (
     "A control is the same training, for as many steps, without what is in question. Changes are "
     "paired over users; ce is in nats, and lower is better."
@@ -17,7 +20,7 @@ def summary(view: View) -> str:
     """The summary of a run in GitHub's Markdown."""
     state = "failed" if view.failed else "passed" if view.judged else "no gate"
     lines = [f"## {view.name}: {state}", ""]
-    lines += [part for line in view.advice for part in (f"**{escape(line)}**", "")]
+    lines += [part for line in view.advice for part in (_bold(line), "")]
     lines += [escape(view.description), ""]
     lines += main_table(view)
     if view.judged:
@@ -60,6 +63,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return [f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines]
+
+
+def _bold(text: str) -> str:
+    """A bold line; what stands between backticks is code."""
+    code = CODE.sub(lambda found: ESCAPED.sub(r"\1", found[0]), escape(text))
+    return f"**{code}**"
 
 
 def escape(text: str) -> str:

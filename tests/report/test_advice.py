@@ -148,6 +148,12 @@ def test_they_are_the_first_lines_of_every_form(view: View) -> None:
     assert suite is not None and suite.findtext("system-out") == "First <line>.\nSecond."
 
 
+def test_a_command_is_code_in_markdown(view: View) -> None:
+    said = replace(view, advice=["Ship *that*: `slmc export runs/a_b/02-sasrec`."])
+    text = markdown.summary(said)
+    assert "**Ship \\*that\\*: `slmc export runs/a_b/02-sasrec`.**" in text
+
+
 def improving(finished: RunResult, **metrics: object) -> RunResult:
     """The run, had its teacher been stopped so."""
 
