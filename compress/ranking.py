@@ -18,7 +18,7 @@ from slmc.measured import protocol, values
 from slmc.model.recommender import SequentialRecommender
 
 METRIC = "ndcg@10"
-CONFIG = EvaluateConfig(split="valid", metrics=(METRIC, "ce"))
+CONFIG = EvaluateConfig(split="valid", metrics=(METRIC, "ce"), exclude_seen=False)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slmc.artefact import Artefact, draft
+from slmc.config import Protocol
 from slmc.data.dataset import Dataset
 from slmc.distill.config import MustBeat, TeachConfig
 from slmc.distill.student import (
@@ -185,19 +186,21 @@ def _compare(
     from slmc.baselines import not_worse
     from slmc.data.config import EvaluateConfig
     from slmc.evaluate import VectorScorer, rank
+    from slmc.measured import settled
 
     model.eval()
+    # Whatever the teacher's own settings are: it is ranked as the baselines were.
+    alike = {name: baselines.manifest.config[name] for name in ("seed", *Protocol.model_fields)}
+    asked_of = settled(EvaluateConfig(**alike, split="valid"), data)
     per_user = rank(
-        VectorScorer.of(model),
-        data.targets("valid"),
-        data.counts,
-        EvaluateConfig(split="valid", seed=seed),
-        "must_beat",
+        VectorScorer.of(model), data.targets("valid"), data.counts, asked_of, "must_beat"
     )
     found = {}
     for name in asked.models:
         other = pl.read_parquet(baselines.file(f"{name}/valid.parquet"))
-        found[name] = not_worse(per_user, other, asked.metric, asked.confidence, seed)
+        found[name] = not_worse(
+            per_user, other, asked.metric, asked.confidence, seed, config=asked_of
+        )
     worse = [name for name, compared in found.items() if compared.outcome == "worse"]
     if worse:
         what = "; ".join(f"{n}: {found[n].sentence}" for n in worse)

@@ -12,6 +12,7 @@ from slmc.data.dataset import Dataset
 from slmc.evaluate import Histories, rank, write_report
 from slmc.export.runtime import Engine
 from slmc.export.vocabulary import check_same
+from slmc.measured import settled
 
 
 class EngineScorer:
@@ -43,11 +44,12 @@ def evaluate_engine(config: EvaluateConfig, inputs: dict[str, Artefact], out: Pa
     data = Dataset.open(inputs["data"])
     scorer = EngineScorer(inputs["engine"])
     with draft(out) as work:
-        per_user = rank(scorer, data.targets(config.split), data.counts, config)
+        asked = settled(config, data)
+        per_user = rank(scorer, data.targets(asked.split), data.counts, asked)
         return work.seal(
             kind="report",
             stage="evaluate_engine",
             config=config,
             inputs=inputs,
-            metrics=write_report(work, per_user, config),
+            metrics=write_report(work, per_user, asked),
         )

@@ -22,7 +22,7 @@ from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.errors import VerdictError
 from slmc.evaluate import CHUNK, Histories, Scorer, VectorScorer, check_catalogue, rank
-from slmc.measured import protocol, summarise, told, values
+from slmc.measured import protocol, settled, summarise, told, told_of, values
 from slmc.model.config import BaselinesConfig
 from slmc.verdict import better_is_positive, paired_bootstrap
 
@@ -145,7 +145,7 @@ def baselines(config: BaselinesConfig, inputs: dict[str, Artefact], out: Path) -
             (work.path / name).mkdir()
             summary[name] = {}
             for split in SPLITS:
-                asked = EvaluateConfig(split=split, batch=config.batch, seed=config.seed)
+                asked = settled(EvaluateConfig(**dict(config), split=split), data)
                 task = f"baselines {name} {split}"
                 per_user = rank(scorer, data.targets(split), data.counts, asked, task)
                 per_user.write_parquet(work.path / name / f"{split}.parquet")
@@ -164,7 +164,12 @@ def baselines(config: BaselinesConfig, inputs: dict[str, Artefact], out: Path) -
 
 
 def measure_markov(data: Dataset, config: EvaluateConfig) -> pl.DataFrame:
-    """Rank the users of a split by Markov-1: what a test set can see, before anything is taught."""
+    """Rank the users of a split by Markov-1: what a test set can see, before anything is taught.
+
+    Args:
+        data: The dataset.
+        config: Settled by it.
+    """
     scorer = MarkovScorer(data.train_sequences(), data.counts)
     return rank(scorer, data.targets(config.split), data.counts, config, "markov")
 
@@ -206,7 +211,7 @@ def not_worse(
     confidence: float,
     seed: int,
     *,
-    config: EvaluateConfig | None = None,
+    config: EvaluateConfig,
 ) -> Comparison:
     """Compare two tables of :func:`slmc.evaluate.rank` on the same users (paired bootstrap).
 
@@ -216,7 +221,7 @@ def not_worse(
         metric: hr@K, ndcg@K, mrr, ce (a rise is a loss).
         confidence: One-sided, of either significance.
         seed: Of the bootstrap.
-        config: Protocol of both; the default one on validation users if not given.
+        config: Protocol of both, settled.
 
     Raises:
         VerdictError: The tables are of different users or targets.
@@ -227,7 +232,7 @@ def not_worse(
             "the model and its baseline were measured on different users or targets.",
             "Evaluate both on the same dataset and split.",
         )
-    asked = protocol(config or EvaluateConfig(split="valid"))
+    asked = protocol(config)
     ours, theirs = (values(table, metric, asked) for table in (candidate, baseline))
     found = paired_bootstrap(ours, theirs, seed=seed, confidence=confidence).absolute
     turned = better_is_positive(found, metric)
@@ -249,4 +254,4 @@ def _line(summary: dict[str, Any]) -> str:
     numbers = (
         f"{k} {v['value']:.4f}" for k, v in summary["metrics"].items() if v["value"] is not None
     )
-    return f"{', '.join(numbers)} (n = {summary['n']:,}, {told(summary['protocol'])})"
+    return f"{', '.join(numbers)} (n = {summary['n']:,}, {told_of(summary)})"

@@ -25,8 +25,6 @@ class Progress:
     """Best validation so far; larger is better."""
     best_step: int = 0
     """Steps after which it was measured; 0 before the first."""
-    waited: int = 0
-    """Validations since then."""
     decay: Decay | None = None
     """The decay of the rate, once it is decided."""
     stopped: Literal["plateau", "epochs", "minutes", "like"] | None = None

@@ -73,8 +73,8 @@ class TrainConfig(Seeded, Placed, Protocol):
     validation_users: int = Field(10_000, ge=1)
     """Validation users that are ranked, at most: a sample by the seed."""
     patience: int = Field(2, ge=1)
-    """Validations without a better ranking after which the rate decays. There is one each epoch,
-    and up to 8 on large logs."""
+    """The rate decays once the last so many validations are on average no better than as many
+    before them. There is one each epoch, and up to 8 on large logs."""
     lr: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.1, ge=0)

@@ -1,6 +1,7 @@
 """Rank the whole catalogue for the users of a split, by any scorer, and measure it."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,7 +18,7 @@ from slmc.data.batches import pad_left
 from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import BrokenRunError, UndecidedError, UsageError, VerdictError
-from slmc.measured import SCHEMA, TOP, tail_limit, write
+from slmc.measured import SCHEMA, TOP, excludes_seen, settled, tail_limit, told_of, write
 from slmc.measured import protocol as protocol
 from slmc.measured import summarise as summarise
 from slmc.measured import values as values
@@ -101,8 +102,9 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Artefact], out: Path) -> 
     scorer = VectorScorer.of(load_model(inputs["model"], device))
     check_catalogue(scorer, data)
     with draft(out) as work:
-        per_user = rank(scorer, data.targets(config.split), data.counts, config)
-        summary = write_report(work, per_user, config)
+        asked = settled(config, data)
+        per_user = rank(scorer, data.targets(asked.split), data.counts, asked)
+        summary = write_report(work, per_user, asked)
         return work.seal(
             kind="report",
             stage="evaluate",
@@ -124,7 +126,9 @@ def check_catalogue(scorer: Scorer, data: Dataset) -> None:
 
 def write_report(work: Draft, per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
     """Write the files of a report into its draft; returns the summary for the manifest."""
-    return write(work.path, per_user, config)
+    summary = write(work.path, per_user, config)
+    log.info("evaluate: n = %s, %s", f"{summary['n']:,}", told_of(summary))
+    return summary
 
 
 def rank(
@@ -143,7 +147,8 @@ def rank(
         scorer: What is measured.
         targets: U users.
         counts: ``[V + 1]`` training interactions of each row.
-        config: Batch size and protocol.
+        config: Batch size and protocol; settled (:func:`slmc.measured.settled`) if negatives
+            are asked for.
         task: Name of the progress.
 
     Returns:
@@ -169,7 +174,7 @@ def rank(
         fewer += _lacking(negatives, config)
         ranks = _rank_batch(scorer, targets, chosen, negatives)
         _check_finite(ranks, targets, chosen, task)
-        parts.append(_table(ranks, negatives))
+        parts.append(_table(ranks, negatives, config))
         done = {"task": task, "done": start + len(chosen), "total": total, "unit": "users"}
         log.debug("progress", extra={"progress": done})
     if fewer:
@@ -233,12 +238,11 @@ def _rank_batch(
     negatives: list[Tensor] | None,
 ) -> Ranks:
     histories = [targets.histories[user] for user in chosen]
-    seen = [targets.seen[u][targets.seen[u] != targets.targets[u]] for u in chosen]
     with torch.inference_mode():
         return rank_targets(
             lambda: scorer.blocks(histories),
             torch.from_numpy(targets.targets[chosen]),
-            Pairs.of([torch.from_numpy(rows) for rows in seen]),
+            Pairs.of([torch.from_numpy(targets.seen[user]) for user in chosen]),
             None if negatives is None else Pairs.of(negatives),
             num_items=scorer.num_items,
             top=TOP,
@@ -255,10 +259,13 @@ def _check_finite(ranks: Ranks, targets: Targets, chosen: NDArray[np.int64], tas
         )
 
 
-def _table(ranks: Ranks, negatives: list[Tensor] | None) -> pl.DataFrame:
+def _table(ranks: Ranks, negatives: list[Tensor] | None, config: EvaluateConfig) -> pl.DataFrame:
     """What was measured of the users of a batch."""
     nothing = [None] * len(ranks.rank)
-    sampled = nothing if ranks.rank_sampled is None else ranks.rank_sampled.tolist()
+    sampled = nothing
+    if ranks.rank_sampled is not None:
+        missed = ranks.rank_unseen.isinf() & excludes_seen(config)
+        sampled = ranks.rank_sampled.masked_fill(missed, math.inf).tolist()
     sizes = nothing if negatives is None else [len(rows) for rows in negatives]
     columns = {
         "rank": ranks.rank.numpy(),

@@ -8,14 +8,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from slmc.config import Sampled
+from slmc.config import Protocol, Sampled
 from slmc.data.config import EvaluateConfig
+from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError, VerdictError
 from slmc.gates import Segment
 from slmc.metrics import of_ranks
@@ -27,7 +28,7 @@ SCHEMA: dict[str, Any] = {
     "user": pl.String,  # original id
     "target": pl.Int32,  # row of the item that was taken
     "rank": pl.Float64,  # expected rank among all items, seen ones kept
-    "rank_unseen": pl.Float64,  # the same, the user's seen items left out
+    "rank_unseen": pl.Float64,  # the same, the user's seen items left out; inf for a repeat
     "rank_sampled": pl.Float64,  # the same among the negatives; null in full ranking
     "negatives": pl.Int32,  # how many there were; null in full ranking
     "ce": pl.Float64,  # cross-entropy of the target over the catalogue, nats
@@ -63,12 +64,27 @@ class Measured:
         return self.kind == "engine" or self.stage in COMPRESSING
 
 
+Ranked = TypeVar("Ranked", bound=Protocol)
+
+
+def settled(config: Ranked, data: Dataset) -> Ranked:
+    """The config with ``exclude_seen: auto`` replaced by what it means on this dataset."""
+    return config.model_copy(update={"exclude_seen": data.excludes_seen(config.exclude_seen)})
+
+
+def excludes_seen(config: Protocol) -> bool:
+    """Whether seen items are left out; raises ``ValueError`` for one that is not settled."""
+    if config.exclude_seen == "auto":
+        raise ValueError("exclude_seen: auto is settled by a dataset first: see settled()")
+    return config.exclude_seen
+
+
 def protocol(config: EvaluateConfig) -> dict[str, Any]:
-    """What two measurements must share to be compared; JSON-able."""
+    """What two measurements must share to be compared, of a settled config; JSON-able."""
     sampled = isinstance(config.ranking, Sampled)
     shared = {
         "ranking": config.model_dump(mode="json")["ranking"],
-        "exclude_seen": config.exclude_seen,
+        "exclude_seen": excludes_seen(config),
         "split": config.split,
     }
     return shared | ({"seed": config.seed} if sampled else {})
@@ -108,10 +124,19 @@ def values(per_user: pl.DataFrame, metric: str, protocol: Mapping[str, Any]) -> 
     return numbers if metric == "ce" else of_ranks(metric, numbers)
 
 
+def told_of(summary: Mapping[str, Any]) -> str:
+    """The protocol of a summary in words, with the share of targets that are repeats."""
+    share = 100 * summary["repeats"]["share"]
+    missed = ", each a miss" if summary["protocol"]["exclude_seen"] else ""
+    return f"{told(summary['protocol'])} ({share:.3g} % of the targets are repeats{missed})"
+
+
 def summarise(per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
     """The body of ``metrics.json``: protocol, n, and each metric's mean with standard error.
 
-    A metric that was not measured is null, and so is the standard error of a single user.
+    ``repeats`` counts the users whose target is one of their seen items: a miss where those
+    are left out. A metric that was not measured is null, and so is the standard error of a
+    single user.
     """
     shared = protocol(config)
     if isinstance(config.ranking, Sampled):
@@ -123,7 +148,9 @@ def summarise(per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
         metrics[name] = (
             {"value": None, "se": None} if missing else _mean(values(per_user, name, shared))
         )
-    return {"protocol": shared, "n": per_user.height, "metrics": metrics}
+    n, again = per_user.height, int(per_user["rank_unseen"].is_infinite().sum())
+    repeats = {"users": again, "share": again / n}
+    return {"protocol": shared, "n": n, "repeats": repeats, "metrics": metrics}
 
 
 def write(folder: Path, per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ items, a running log-sum-exp, a running top list. Letters: ``n`` users, ``w`` it
 ``P`` pairs of a user and an item.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -80,7 +81,7 @@ class Ranks:
     rank: Tensor
     """``[n]`` float64, expected rank among all items: 1 + above + half of the equal others."""
     rank_unseen: Tensor
-    """``[n]`` the same without the user's seen items."""
+    """``[n]`` the same without the user's seen items; infinite where the target is one."""
     rank_sampled: Tensor | None
     """``[n]`` the same among the user's negatives alone."""
     ce: Tensor
@@ -112,8 +113,8 @@ def rank_targets(
     Args:
         blocks: Scores; see :data:`Blocks`.
         targets: ``[n]`` int64 in 1..V.
-        seen: Items left out of ``rank_unseen``; the target must not be among them.
-        negatives: Items of the sampled protocol; neither must the target.
+        seen: Items left out of ``rank_unseen``.
+        negatives: Items of the sampled protocol; the target must not be among them.
         num_items: V.
         top: Length of the top lists, at most.
 
@@ -144,10 +145,11 @@ def rank_targets(
         for first, scores in _checked(blocks(), num_items):
             look.check_again(first, scores)
             count(first, scores)
-    unseen = Counts(every.above - taken.above, every.equal - taken.equal)
+    unseen = _expected(every.above - taken.above, every.equal - taken.equal - 1)
+    unseen[seen.users[seen.rows == targets[seen.users]].cpu()] = math.inf
     return Ranks(
         rank=_expected(every.above, every.equal - 1),
-        rank_unseen=_expected(unseen.above, unseen.equal - 1),
+        rank_unseen=unseen,
         rank_sampled=None if negatives is None else _expected(drawn.above, drawn.equal),
         ce=look.cross_entropy().cpu(),
         top_items=look.top_items.cpu(),

@@ -6,10 +6,17 @@ al. 2024, arXiv 2405.18392). An upper bound of the run starts the decay earlier,
 has always decayed when a run ends.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 DECAY = 0.3
 """Share of a run in which the rate decays."""
+NOISE = 3.0
+"""Standard deviations by which validations of equally good weights may differ."""
+LARGEST_NOISE = 0.05
+"""Share of the metric above which a difference is never taken for noise."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,30 @@ def after(start: int, useful: int, *, least: int, most: int) -> Decay:
     """
     steps = round(useful * DECAY / (1 - DECAY))
     return Decay(start, max(1, min(max(steps, least), most)))
+
+
+def plateau(curve: Sequence[float], patience: int) -> bool:
+    """Whether the last ``patience`` validations are on average no better than those before them.
+
+    Means, since the best of many validations is one that chance favoured: waiting for a better
+    one ends runs too early.
+    """
+    if len(curve) < 2 * patience:
+        return False
+    return sum(curve[-patience:]) <= sum(curve[-2 * patience : -patience])
+
+
+def noise(curve: Sequence[float]) -> float:
+    """How much better a validation may be by chance, from those near a plateau in their order.
+
+    Weights jitter at a constant rate. Its size is that of the steps between neighbours, whose
+    variance is twice that of one validation.
+    """
+    if len(curve) < 2:
+        return 0.0
+    steps = [after - before for before, after in pairwise(curve)]
+    deviation = math.sqrt(sum(step**2 for step in steps) / len(steps) / 2)
+    return min(NOISE * deviation, LARGEST_NOISE * max(abs(value) for value in curve))
 
 
 def validations(steps: int, parts: int) -> list[int]:

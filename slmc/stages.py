@@ -52,6 +52,7 @@ STAGES: dict[str, Stage] = {
         "dataset",
         PrepareConfig,
         "slmc.data.prepare:prepare",
+        schema=2,
         fingerprint="slmc.data.sources:fingerprint",
     ),
     "sasrec": Stage(
@@ -66,6 +67,7 @@ STAGES: dict[str, Stage] = {
         "report",
         BaselinesConfig,
         "slmc.baselines:baselines",
+        schema=2,
     ),
     "teach": Stage(
         {"data": "dataset", "sasrec": "model", "baselines": "report", "like": "model"},
@@ -122,13 +124,14 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.evaluate:evaluate",
+        schema=2,
     ),
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
         "report",
         EvaluateConfig,
         "slmc.export.evaluation:evaluate_engine",
-        schema=2,
+        schema=3,
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
 }

@@ -62,9 +62,11 @@ def train(
 ) -> Outcome:
     """Train ``task`` in place and leave it with the weights that rank best on validation users.
 
-    The rate is constant until ranking has not improved for ``config.patience`` validations, or
-    a bound nears (``config.epochs``, ``config.max_minutes``); then it decays to 0 from the best
-    weights so far (:mod:`slmc.schedule`). Of all validations the best is kept.
+    The rate is constant until the last ``config.patience`` validations are on average no better
+    than those before them, or a bound nears (``config.epochs``, ``config.max_minutes``); then it
+    decays to 0 from the best weights so far (:mod:`slmc.schedule`). The weights at the end of the
+    decay are kept, unless those of another validation rank better by more than validations
+    differ on the plateau: at a constant rate single ones stand out by chance.
 
     Args:
         task: ``task(batch)`` gives the loss terms by name, ``ce`` and their sum ``total`` among
@@ -140,11 +142,29 @@ class _Run:
         self.spent = self.progress.seconds
         while self.progress.decay is None or self.progress.step < self.progress.decay.end:
             self._period()
-        self.checkpoint.restore_best()
+        kept = self._choose()
         self.accelerator.free_memory()
-        return self._outcome()
+        return self._outcome(kept)
 
-    def _outcome(self) -> Outcome:
+    def _choose(self) -> int:
+        """Keep the weights at the end of the decay, or earlier ones that rank better beyond noise.
+
+        Returns the step at which the kept weights were reached.
+        """
+        progress = self.progress
+        assert progress.decay is not None
+        constant = [
+            gain
+            for gain, one in zip(self._curve(), progress.history, strict=True)
+            if one["epoch"] * self.steps <= progress.decay.start
+        ]
+        noise = schedule.noise(constant[-2 * self.config.patience :])
+        if self._curve()[-1] >= progress.best - noise:
+            return progress.step
+        self.checkpoint.restore_best()
+        return progress.best_step
+
+    def _outcome(self, kept: int) -> Outcome:
         progress = self.progress
         assert progress.decay is not None and progress.stopped is not None
         bound = progress.stopped in ("epochs", "minutes")
@@ -158,7 +178,7 @@ class _Run:
             )
         return Outcome(
             epochs=progress.history,
-            best_epoch=round(progress.best_step / self.steps, 3),
+            best_epoch=round(kept / self.steps, 3),
             selected_by=self.config.select_by,
             steps=progress.step,
             stopped=progress.stopped,
@@ -204,7 +224,7 @@ class _Run:
                 self._begin_decay(self.like, "like")
             return
         left = self.total - progress.step
-        if progress.waited >= self.config.patience:
+        if schedule.plateau(self._curve(), self.config.patience):
             decay = schedule.after(
                 progress.step, progress.best_step, least=self.least, most=self._affordable(left)
             )
@@ -329,13 +349,16 @@ class _Run:
             extra={"progress": {"task": self.name, "done": progress.step, "terms": valid}},
         )
         progress.history.append({"epoch": epoch, "lr": self.share, **means, **valid})
-        value = measured[self.config.select_by]
-        gained = value if self.config.select_by not in LOWER_IS_BETTER else -value
-        progress.waited += 1
-        if gained > progress.best:
-            progress.best, progress.best_step, progress.waited = gained, progress.step, 0
+        if self._curve()[-1] > progress.best:
+            progress.best, progress.best_step = self._curve()[-1], progress.step
             self.checkpoint.remember_best()
         progress.sums, progress.summed = {}, 0
+
+    def _curve(self) -> list[float]:
+        """The metric that chooses, validation by validation, larger if better."""
+        metric = self.config.select_by
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        return [sign * one[f"valid_{metric}"] for one in self.progress.history]
 
     def _elapsed(self) -> float:
         """Seconds of training so far, those before a kill included."""

@@ -21,7 +21,7 @@ from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import VerdictError
 from slmc.evaluate import Scorer, evaluate, rank
-from slmc.measured import protocol, summarise, values
+from slmc.measured import protocol, settled, summarise, values
 from slmc.model.config import BaselinesConfig
 
 
@@ -130,7 +130,7 @@ def test_the_stage(
         for split in of_splits:
             found = pl.read_parquet(baselines.file(f"{name}/{split}.parquet"))
             assert found["user"].to_list() == data.targets(split).users
-            assert of_splits[split] == summarise(found, EvaluateConfig(split=split))
+            assert of_splits[split] == summarise(found, settled(EvaluateConfig(split=split), data))
     # An item mostly tells the next: Markov-1 is the right model, popularity knows nothing.
     hits = {name: summary[name]["test"]["metrics"]["hr@10"]["value"] for name in summary}
     assert hits["markov"] > 0.8 > 0.5 > hits["popularity"]
@@ -164,6 +164,7 @@ def ranked(ranks: np.ndarray, ce: np.ndarray | None = None) -> pl.DataFrame:
     )
 
 
+KEPT = EvaluateConfig(split="valid", exclude_seen=False)
 RANKS = np.exp(np.random.default_rng(0).normal(3, 1.5, 500)).round() + 1
 
 
@@ -172,9 +173,9 @@ RANKS = np.exp(np.random.default_rng(0).normal(3, 1.5, 500)).round() + 1
     [(2 * RANKS, "worse"), (RANKS, "not worse"), (np.maximum(1, RANKS // 2), "better")],
 )
 def test_not_worse_means_significance(ranks: np.ndarray, outcome: str) -> None:
-    found = not_worse(ranked(ranks), ranked(RANKS), "ndcg@10", 0.95, 17)
+    found = not_worse(ranked(ranks), ranked(RANKS), "ndcg@10", 0.95, 17, config=KEPT)
     assert found.outcome == outcome
-    shared = protocol(EvaluateConfig(split="valid"))
+    shared = protocol(KEPT)
     ours, theirs = (values(ranked(r), "ndcg@10", shared).mean() for r in (ranks, RANKS))
     assert (found.value, found.baseline_value) == (ours, theirs)
     assert found.change == pytest.approx(ours - theirs)
@@ -185,17 +186,20 @@ def test_a_small_loss_by_chance_is_not_worse() -> None:
     shuffled = RANKS.copy()
     shuffled[:40] = np.random.default_rng(2).permutation(shuffled[:40])
     shuffled[0] += 5
-    assert not_worse(ranked(shuffled), ranked(RANKS), "mrr", 0.95, 17).outcome == "not worse"
+    assert (
+        not_worse(ranked(shuffled), ranked(RANKS), "mrr", 0.95, 17, config=KEPT).outcome
+        == "not worse"
+    )
 
 
 def test_a_rise_of_ce_is_worse() -> None:
     ce = np.random.default_rng(3).normal(6, 1, 500)
-    found = not_worse(ranked(RANKS, ce + 0.2), ranked(RANKS, ce), "ce", 0.95, 17)
+    found = not_worse(ranked(RANKS, ce + 0.2), ranked(RANKS, ce), "ce", 0.95, 17, config=KEPT)
     assert (found.outcome, found.change) == ("worse", pytest.approx(-0.2))
 
 
 def test_comparisons_in_words_and_as_data() -> None:
-    found = not_worse(ranked(np.ones(3)), ranked(np.ones(3)), "hr@10", 0.95, 17)
+    found = not_worse(ranked(np.ones(3)), ranked(np.ones(3)), "hr@10", 0.95, 17, config=KEPT)
     assert found.sentence == (
         "hr@10 1.0000 against 1.0000, change +0.0000 [+0.0000, +0.0000] (n = 3, full ranking, "
         "seen items kept, valid, one-sided 95 % bounds)"
@@ -216,7 +220,7 @@ def test_comparisons_in_words_and_as_data() -> None:
 
 def test_different_users_do_not_pair() -> None:
     with pytest.raises(VerdictError) as caught:
-        not_worse(ranked(RANKS), ranked(RANKS[1:]), "mrr", 0.95, 17)
+        not_worse(ranked(RANKS), ranked(RANKS[1:]), "mrr", 0.95, 17, config=KEPT)
     assert caught.value.what == (
         "the model and its baseline were measured on different users or targets."
     )

@@ -12,7 +12,7 @@ from slmc.gates import Gate, Segment
 from slmc.measured import Measured, protocol, segment_mask
 from slmc.verdict import Verdict, judge
 
-FULL = protocol(EvaluateConfig())
+FULL = protocol(EvaluateConfig(exclude_seen=False))
 RNG = np.random.default_rng(0)
 RANKS = np.exp(RNG.normal(3, 1.5, 1000)).round() + 1
 CE = RNG.normal(6, 2, 1000)
@@ -228,7 +228,7 @@ def test_different_users() -> None:
 
 
 def test_different_protocols() -> None:
-    sampled = protocol(EvaluateConfig(ranking=Sampled()))
+    sampled = protocol(EvaluateConfig(ranking=Sampled(), exclude_seen=False))
     with pytest.raises(VerdictError) as caught:
         judge(drop(), measured(), measured("teach", asked=sampled), seed=1)
     check(

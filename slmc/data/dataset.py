@@ -97,9 +97,16 @@ class Dataset:
     @cached_property
     def repeats(self) -> float:
         """Share of the validation targets that the user has taken before; 0 if there are none."""
-        valid = self.targets("valid")
-        again = [t in seen for t, seen in zip(valid.targets, valid.seen, strict=True)]
-        return float(np.mean(again)) if again else 0.0
+        cuts, ends = (self.sequences[name].to_numpy() for name in ("valid_from", "test_from"))
+        lengths = self.sequences["items"].list.len().to_numpy().astype(np.int64)
+        flat, starts = self._flat, np.cumsum(lengths) - lengths
+        chosen = (cuts > 0) & (cuts < ends)
+        target = np.zeros_like(lengths)  # 0 is no item
+        target[chosen] = flat[starts[chosen] + cuts[chosen]]
+        place = np.arange(flat.size) - np.repeat(starts, lengths)
+        again = (place < np.repeat(cuts, lengths)) & (flat == np.repeat(target, lengths))
+        users = np.unique(np.repeat(np.arange(lengths.size), lengths)[again])
+        return users.size / int(chosen.sum()) if chosen.any() else 0.0
 
     def excludes_seen(self, setting: bool | Literal["auto"]) -> bool:
         """What a setting of ``exclude_seen`` means on this data."""
@@ -108,6 +115,10 @@ class Dataset:
     @cached_property
     def _rows(self) -> list[Rows]:
         """Each user's rows, as views of one array."""
-        lists = self.sequences["items"]
-        flat = lists.explode(empty_as_null=False).to_numpy().astype(np.int32, copy=False)
-        return np.split(flat, np.cumsum(lists.list.len().to_numpy())[:-1])
+        return np.split(self._flat, np.cumsum(self.sequences["items"].list.len().to_numpy())[:-1])
+
+    @property
+    def _flat(self) -> Rows:
+        """The rows of all users, one user after the other."""
+        flat = self.sequences["items"].explode(empty_as_null=False)
+        return flat.to_numpy().astype(np.int32, copy=False)

@@ -28,8 +28,8 @@ class SasrecConfig(TrainConfig):
     warmup: int = Field(50, ge=0)
     """Optimizer steps of linear warm-up; then the rate is constant until it decays to 0."""
     patience: int = Field(5, ge=1)
-    """Validations without a better ranking after which the rate decays. There is one each epoch,
-    and up to 8 on large logs."""
+    """The rate decays once the last so many validations are on average no better than as many
+    before them. There is one each epoch, and up to 8 on large logs."""
     rows: int = Field(64, ge=1)
     """Packed rows of one optimizer step; a row is as long as the history."""
 

@@ -106,13 +106,13 @@ def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:
 def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
     import polars as pl
 
-    from slmc.measured import protocol, segment_mask, values
+    from slmc.measured import segment_mask, values
     from slmc.verdict import detectable_drop, pass_chance
 
-    # Baselines rank the whole catalogue; for sampled ranking that is the nearest there is.
-    full = recipe.evaluate.model_copy(update={"ranking": "full"})
-    users = pl.read_parquet(baselines.file(f"markov/{full.split}.parquet"))
-    numbers = values(users, gate.metric, protocol(full))[segment_mask(users, gate.segment)]
+    split = recipe.evaluate.split
+    users = pl.read_parquet(baselines.file(f"markov/{split}.parquet"))
+    ranked = protocol_of(baselines, split)
+    numbers = values(users, gate.metric, ranked)[segment_mask(users, gate.segment)]
     budget, relative = parse_budget(gate.max_drop or 0.0)
     chance = pass_chance(budget, numbers, relative=relative, confidence=gate.confidence)
     if chance >= POWER:
@@ -123,6 +123,12 @@ def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
         f"drop of about {100 * drop:.1f} %; a candidate as good as its baseline would pass with "
         f"a chance of {100 * chance:.0f} %"
     )
+
+
+def protocol_of(baselines: Artefact, split: str) -> dict[str, Any]:
+    """How a report of the baselines, hence all of its run, ranks the users of a split."""
+    said: dict[str, Any] = baselines.manifest.metrics["markov"][split]["protocol"]
+    return said
 
 
 def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Measured":

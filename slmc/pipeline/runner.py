@@ -22,7 +22,7 @@ from slmc.artefact import MANIFEST, Artefact
 from slmc.config import StageConfig
 from slmc.errors import ArtefactError, BrokenRunError, SlmcError, UndecidedError
 from slmc.pipeline import store
-from slmc.pipeline.judging import check_power, described, judge_gates
+from slmc.pipeline.judging import check_power, described, judge_gates, protocol_of
 from slmc.pipeline.keys import Key, Outside, key_of
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
 from slmc.pipeline.preflight import check_devices, check_disk, check_engines, check_extras
@@ -72,6 +72,12 @@ class RunResult:
     def artefacts(self) -> dict[str, Artefact]:
         """Step id -> artefact of what the run has made."""
         return {step.id: step.artefact for step in self.steps}
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How models and baselines were ranked; empty before any was."""
+        report = next((step.artefact for step in self.steps if step.stage == "baselines"), None)
+        return {} if report is None else protocol_of(report, self.recipe.evaluate.split)
 
 
 Watch = Callable[[PlannedStep | StepResult], None]

@@ -31,13 +31,12 @@ def seen(
     import polars as pl
 
     from slmc.errors import UndecidedError
-    from slmc.measured import protocol
 
     users = pl.read_parquet(result.evaluations[teacher].file("per_user.parquet"))
     said = []
     for metric in result.recipe.evaluate.metrics:
         try:
-            said.append(power_line(metric, users, protocol(result.recipe.evaluate)))
+            said.append(power_line(metric, users, result.protocol))
         except UndecidedError:
             continue
     same = [r.step for r in rows if r.change is not None and r.change.low <= 0 <= r.change.high]

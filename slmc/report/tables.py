@@ -258,10 +258,10 @@ def _per_user(report: Artefact) -> pl.DataFrame:
 
 def _values(table: pl.DataFrame, metric: str, result: "RunResult") -> NDArray[np.float64] | None:
     """The metric of each user; None where it was not measured in this way."""
-    from slmc.measured import protocol, values
+    from slmc.measured import values
 
     try:
-        return values(table, metric, protocol(result.recipe.evaluate))
+        return values(table, metric, result.protocol)
     except UndecidedError:
         return None
 

@@ -113,7 +113,7 @@ class View:
 
 def view_of(result: "RunResult") -> View:
     """Gather the view of a run that has ended, whole or up to a step."""
-    from slmc.measured import told
+    from slmc.measured import told_of
 
     recipe = result.recipe
     made = result.artefacts()
@@ -140,7 +140,7 @@ def view_of(result: "RunResult") -> View:
         smoke=recipe.smoke,
         seed=recipe.seed,
         metric=metric,
-        protocol=told(first["protocol"]) if first else "nothing was measured",
+        protocol=told_of(first) if first else "nothing was measured",
         n=int(first["n"]) if first else 0,
         teacher=teacher,
         rows=rows,

@@ -20,6 +20,7 @@ from slmc.libraries import LIBRARIES
 from slmc.measured import SCHEMA, protocol
 
 USERS = 40
+PROTOCOL = protocol(EvaluateConfig(exclude_seen=True))
 
 
 def install(table: dict[str, stages.Stage]) -> None:
@@ -72,6 +73,7 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
             (work.path / "markov").mkdir()
             _measure(work.path / "markov", worse=0.0)
             (work.path / "markov" / "per_user.parquet").rename(work.path / "markov/test.parquet")
+            metrics = {"markov": {"test": {"protocol": PROTOCOL}}}
         if stage.startswith("evaluate"):
             made = inputs["model" if stage == "evaluate" else "engine"].manifest.stage
             # A student's ranks are worse than its teacher's by a fixed amount.
@@ -101,7 +103,8 @@ def _measure(path: Path, *, worse: float) -> None:
         },
         schema=SCHEMA,
     ).write_parquet(path / "per_user.parquet")
-    summary = {"protocol": protocol(EvaluateConfig()), "n": USERS, "metrics": {}}
+    none = {"users": 0, "share": 0.0}
+    summary = {"protocol": PROTOCOL, "n": USERS, "repeats": none, "metrics": {}}
     (path / "metrics.json").write_bytes(canonical(summary))
 
 

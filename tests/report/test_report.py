@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from slmc import report
-from slmc.measured import protocol, values
+from slmc.measured import values
 from slmc.pipeline import RunResult
 from slmc.report import card, junit, markdown
 from slmc.report.html import interval, page
@@ -51,7 +51,7 @@ def test_the_table_has_baselines_models_control_and_engine(view: View) -> None:
 
 
 def test_values_are_those_of_the_evaluations(finished: RunResult, view: View) -> None:
-    how = protocol(finished.recipe.evaluate)
+    how = finished.protocol
     for row in view.rows[3:]:
         users = pl.read_parquet(finished.evaluations[row.step].file("per_user.parquet"))
         each = values(users, "ndcg@10", how)
@@ -113,9 +113,9 @@ def test_steps_are_compared_with_their_controls(finished: RunResult, view: View)
 
 def test_the_caption_names_protocol_n_and_interval(view: View) -> None:
     assert replace(view, rows=[]).caption == (
-        "NDCG@10: full ranking, seen items kept, test, n = 80 users. Change: relative, against "
-        "teach, the same users (paired bootstrap). Intervals are two-sided, 95 %; ± is half of "
-        "one."
+        "NDCG@10: full ranking, seen items kept, test (70 % of the targets are repeats), "
+        "n = 80 users. Change: relative, against teach, the same users (paired bootstrap). "
+        "Intervals are two-sided, 95 %; ± is half of one."
     )
 
 
