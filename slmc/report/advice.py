@@ -7,9 +7,9 @@ to read that before any table; where the LLM ranks better, the table says all th
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from slmc.bootstrap import Bounds, paired_bootstrap
+from slmc.bootstrap import Bounds
 from slmc.report import numbers
-from slmc.report.tables import CONFIDENCE, ranking_metric, teacher_of, user_values
+from slmc.report.tables import change_between, mean_of, ranking_metric, teacher_of, user_table
 
 if TYPE_CHECKING:
     from slmc.pipeline import RunResult, StepResult
@@ -75,22 +75,23 @@ def _shipping(result: "RunResult", ours: Beside) -> list[str]:
 
 def _beside(result: "RunResult", step_id: str | None, metric: str) -> Beside | None:
     """A step's model or engine beside SASRec; None where one was not measured so."""
-    report = result.evaluations.get(step_id or "")
-    if step_id is None or report is None:
+    if step_id is None:
         return None
-    ours, theirs = (user_values(result, name, metric) for name in (step_id, "sasrec"))
-    if ours is None or theirs is None or ours.shape != theirs.shape or not ours.size:
+    ours, theirs = user_table(result, step_id), user_table(result, "sasrec")
+    if ours is None or theirs is None:
         return None
-    seed = result.recipe.seed
-    claim = paired_bootstrap(ours, theirs, seed=seed, confidence=CLAIM).absolute
-    shown = paired_bootstrap(ours, theirs, seed=seed, confidence=CONFIDENCE)
-    values = f"{numbers.value(float(ours.mean()))} against {numbers.value(float(theirs.mean()))}"
+    value, other = (mean_of(table, metric, result) for table in (ours, theirs))
+    claim = change_between(ours, theirs, metric, result, confidence=CLAIM)
+    shown = change_between(ours, theirs, metric, result)
+    if claim is None or shown is None:
+        return None
     change = numbers.change(shown.relative or shown.absolute, relative=shown.relative is not None)
+    pair = f"{numbers.value(value)} against {numbers.value(other)}"
     return Beside(
         step=step_id,
         kind=result.artefacts()[step_id].manifest.kind,
-        outcome=_outcome(claim),
-        numbers=f"{metric.upper()} {values}, {change}, n = {ours.size:,}",
+        outcome=_outcome(claim.absolute),
+        numbers=f"{metric.upper()} {pair}, {change}, n = {ours.height:,}",
     )
 
 

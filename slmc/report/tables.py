@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact
-from slmc.bootstrap import Bounds, paired_bootstrap
+from slmc.bootstrap import Bounds, Interval, paired_bootstrap
 from slmc.errors import UndecidedError
 from slmc.metrics import LOWER_IS_BETTER
 from slmc.report.training import still_improving
@@ -114,7 +114,7 @@ def rows_of(
         teacher: Id of the step that the changes are against.
         timed: Id of a bench step -> its times.
     """
-    against = user_values(result, teacher, metric) if teacher else None
+    against = user_table(result, teacher) if teacher else None
     reader = _RowReader(result, metric, teacher, against, timed)
     made_by = {step.stage: step.id for step in result.steps}
     rows = [
@@ -138,16 +138,15 @@ class _RowReader:
     result: "RunResult"
     metric: str
     teacher: str | None
-    against: NDArray[np.float64] | None
-    """The metric of each user, by the teacher."""
+    against: pl.DataFrame | None
+    """What the teacher's evaluation gave."""
     timed: Mapping[str, list[Timing]]
 
     def row(self, name: str, kind: Kind, table: pl.DataFrame, step_id: str | None) -> Row:
         """The row of what a step has made; of a baseline that no step makes, ``step_id`` None."""
         made = self.result.artefacts().get(step_id or "")
         metrics: dict[str, Any] = made.manifest.metrics if made is not None else {}
-        mine = _values(table, self.metric, self.result)
-        value, half = _mean(mine)
+        value, half = _mean(_values(table, self.metric, self.result))
         times = {t.batch: t for some in self.timed.values() for t in some if t.who == step_id}
         first, many = times.get(LATENCY_BATCH), times.get(THROUGHPUT_BATCH)
         is_teacher = self.teacher is not None and step_id == self.teacher
@@ -158,13 +157,19 @@ class _RowReader:
             size_mb=metrics.get("size_mb"),
             value=value,
             half=half,
-            change=None if is_teacher else _relative(mine, self.against, self.result),
+            change=None if is_teacher else self._change(table),
             p50_ms=first.p50_ms if first else None,
             p99_ms=first.p99_ms if first else None,
             per_s=many.per_s if many else None,
             gate=_gate(step_id, self.result),
             still_improving=made is not None and still_improving(made),
         )
+
+    def _change(self, table: pl.DataFrame) -> Bounds | None:
+        if self.against is None:
+            return None
+        interval = change_between(table, self.against, self.metric, self.result)
+        return interval.relative if interval is not None else None
 
 
 def compare_controls(result: "RunResult") -> list[Comparison]:
@@ -179,20 +184,23 @@ def compare_controls(result: "RunResult") -> list[Comparison]:
 
 
 def _compare(result: "RunResult", step: str, control: str, metric: str) -> Comparison | None:
-    mine, others = (user_values(result, name, metric) for name in (step, control))
-    if mine is None or others is None:
+    ours, theirs = (user_table(result, name) for name in (step, control))
+    if ours is None or theirs is None:
         return None
-    interval = paired_bootstrap(mine, others, seed=result.recipe.seed, confidence=CONFIDENCE)
+    value, other = (mean_of(table, metric, result) for table in (ours, theirs))
+    interval = change_between(ours, theirs, metric, result)
+    if interval is None or value is None or other is None:
+        return None
     return Comparison(
         step=step,
         control=control,
         brings=f"what {BRINGS.get(result.recipe.step(step).stage, step)} brings",
         metric=metric,
-        value=float(mine.mean()),
-        control_value=float(others.mean()),
+        value=value,
+        control_value=other,
         change=interval.absolute,
         relative=None if metric in LOWER_IS_BETTER else interval.relative,
-        n=mine.size,
+        n=ours.height,
     )
 
 
@@ -207,14 +215,39 @@ def teacher_of(result: "RunResult") -> str | None:
     return next((step.id for step in steps if step.id in result.evaluations), None)
 
 
-def user_values(result: "RunResult", name: str, metric: str) -> NDArray[np.float64] | None:
-    """The metric of each user, by a model or engine that was measured, or by a baseline."""
+def user_table(result: "RunResult", name: str) -> pl.DataFrame | None:
+    """What the evaluation of a model or an engine gave, or else that of a baseline."""
     if name in result.evaluations:
-        return _values(_per_user(result.evaluations[name]), metric, result)
+        return _per_user(result.evaluations[name])
     report = _baseline_tables(result).get(name)
-    return (
-        None if report is None else _values(_baseline_table(name, report, result), metric, result)
-    )
+    return None if report is None else _baseline_table(name, report, result)
+
+
+def mean_of(table: pl.DataFrame, metric: str, result: "RunResult") -> float | None:
+    """Mean of a metric over the users; None where it was not measured."""
+    return _mean(_values(table, metric, result))[0]
+
+
+def change_between(
+    table: pl.DataFrame,
+    against: pl.DataFrame,
+    metric: str,
+    result: "RunResult",
+    confidence: float = CONFIDENCE,
+) -> Interval | None:
+    """The change from one evaluation to another; None where it was not measured, or of others.
+
+    Args:
+        table: Of the candidate.
+        against: Of what it is compared with.
+        metric: Whose mean changes.
+        result: The run, for its protocol and seed.
+        confidence: One-sided, of each bound.
+    """
+    mine, others = (_values(one, metric, result) for one in (table, against))
+    if mine is None or others is None or mine.shape != others.shape or mine.size == 0:
+        return None
+    return paired_bootstrap(mine, others, seed=result.recipe.seed, confidence=confidence)
 
 
 def timings(bench: Artefact, names: Mapping[str, str]) -> list[Timing]:
@@ -271,15 +304,6 @@ def _mean(mine: NDArray[np.float64] | None) -> tuple[float | None, float | None]
         return None, None
     half = Z * float(mine.std(ddof=1)) / mine.size**0.5 if mine.size > 1 else None
     return float(mine.mean()), half
-
-
-def _relative(
-    mine: NDArray[np.float64] | None, against: NDArray[np.float64] | None, result: "RunResult"
-) -> Bounds | None:
-    if mine is None or against is None or mine.shape != against.shape or mine.size == 0:
-        return None
-    seed = result.recipe.seed
-    return paired_bootstrap(mine, against, seed=seed, confidence=CONFIDENCE).relative
 
 
 def _gate(step_id: str | None, result: "RunResult") -> str:

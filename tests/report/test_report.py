@@ -17,7 +17,7 @@ from slmc.measured import values
 from slmc.pipeline import RunResult
 from slmc.report import card, junit, markdown
 from slmc.report.html import interval, page
-from slmc.report.tables import Z, user_values
+from slmc.report.tables import Z
 from slmc.report.terminal import cells, run_table, sentence_of
 from slmc.report.view import View, view_of
 
@@ -89,10 +89,8 @@ def test_sasrec_has_one_row_where_it_is_measured_twice(finished: RunResult, view
     assert "sasrec" in finished.evaluations
     assert [row.kind for row in view.rows if row.step == "sasrec"] == ["baseline"]
     users = pl.read_parquet(finished.evaluations["sasrec"].file("per_user.parquet"))
-    again = user_values(finished, "sasrec", "ndcg@10")
-    assert again is not None
-    value = {row.step: row.value for row in view.rows}["sasrec"]
-    assert value == pytest.approx(again.mean()) and users.height == again.size
+    again = values(users, "ndcg@10", finished.protocol).mean()
+    assert {row.step: row.value for row in view.rows}["sasrec"] == pytest.approx(again)
 
 
 def test_steps_are_compared_with_their_controls(finished: RunResult, view: View) -> None:
