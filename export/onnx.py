@@ -114,6 +114,7 @@ def source_of(model: Recommender, own: Mapping[str, Codes]) -> Source:
         group_sizes=frozenset(codes.group_size for codes in own.values()),
         zero_points=any(c.bits == 4 and c.zero_point is not None for c in own.values()),
         table_bits=table.bits if isinstance(table, QuantizedTable) else None,
+        on_llm=isinstance(model, SequentialRecommender),
         history=config.history,
         prompt=prompt,
     )

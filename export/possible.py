@@ -36,6 +36,8 @@ class Source:
     """Whether 4-bit codes among them have zero points."""
     table_bits: int | None = None
     """Width of the codes of its item table, if that is quantized."""
+    on_llm: bool = True
+    """Whether it is a recommender on an LLM: only those can be quantized."""
     history: int | None = None
     """Items that it sees of a history."""
     prompt: int = 0
@@ -109,7 +111,8 @@ def _of_precision(config: ExportConfig, source: Source, name: str) -> Iterator[R
             "precision",
             precision,
             f"{name} has no 4-bit codes",
-            "Quantize it to 4 bits first, or export it as int8 or fp32.",
+            f"{'Quantize it to 4 bits first, or export' if source.on_llm else 'Export'} it as "
+            "int8 or fp32.",
         )
     elif precision.startswith("int8") and source.bits and source.precision != precision:
         yield Refusal(
@@ -191,7 +194,8 @@ def _of_tensorrt_codes(source: Source, name: str) -> Iterator[Refusal]:
     key = "tensorrt.precision"
     if 4 not in source.bits:
         why = f"{name} has no 4-bit codes"
-        yield Refusal(key, "int4", why, "Quantize it to 4 bits first, or take bf16.")
+        remedy = "Quantize it to 4 bits first, or take bf16." if source.on_llm else "Take bf16."
+        yield Refusal(key, "int4", why, remedy)
         return
     if source.zero_points:
         why = f"{name} has zero points, which TensorRT's 4-bit DequantizeLinear has not"

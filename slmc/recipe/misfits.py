@@ -111,6 +111,8 @@ def sources(name: str, known: Mapping[str, Step]) -> list[Source]:
     config = known[name].config
     data = known["prepare"].config
     history = data.history if isinstance(data, PrepareConfig) else None
+    if known[name].stage == "sasrec":
+        return [Source(on_llm=False, history=history)]
     if not isinstance(config, QuantizeConfig):
         return [Source(history=history)]  # training and pruning leave floats
     table = {"int4": 4, "int8": 8}.get(config.item_table or "")

@@ -25,6 +25,8 @@ def suites(view: View) -> str:
     root = ElementTree.Element("testsuites", {"name": "slmc", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": _clean(view.name), **counts})
     suite.extend(cases)
+    if view.advice:
+        ElementTree.SubElement(suite, "system-out").text = _clean("\n".join(view.advice))
     ElementTree.indent(root)
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n'

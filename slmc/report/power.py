@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from slmc.metrics import LOWER_IS_BETTER
-
 if TYPE_CHECKING:
     import polars as pl
 
     from slmc.gates import Gate
     from slmc.measured import Measured
     from slmc.pipeline import RunResult
-    from slmc.report.tables import Comparison, Row
+    from slmc.report.tables import Row
 
 POWER, CORRELATION = 0.8, 0.9
 
@@ -20,7 +18,6 @@ def seen(
     result: "RunResult",
     teacher: str | None,
     rows: "Sequence[Row]",
-    comparisons: "Sequence[Comparison]",
 ) -> list[str]:
     """What the test set of a run can see, and which differences it does not show.
 
@@ -28,7 +25,6 @@ def seen(
         result: The run.
         teacher: Id of the step that the changes are against; None if there is none.
         rows: The main table.
-        comparisons: Students beside their controls.
     """
     if teacher is None:
         return []
@@ -48,17 +44,7 @@ def seen(
         said.append(
             f"no difference to {teacher} is shown by {users.height:,} users for: {', '.join(same)}"
         )
-    return said + [_compared(one) for one in comparisons]
-
-
-def _compared(one: "Comparison") -> str:
-    """Whether a student differs from its control, in words."""
-    if one.change.low <= 0 <= one.change.high:
-        outcome = "no difference is shown"
-    else:
-        better = (one.change.low > 0) != (one.metric in LOWER_IS_BETTER)
-        outcome = f"the student is {'better' if better else 'worse'} than its control"
-    return f"{one.metric} of {one.student} against {one.control}: {outcome} (n = {one.n:,})"
+    return said
 
 
 def power_lines(gates: "Sequence[Gate]", baseline: "Measured") -> list[str]:

@@ -74,11 +74,11 @@ def test_what_is_refused(source: Source, config: dict[str, Any], expected: list[
 def test_what_is_known_of_a_model(model: Artefact, sasrec: Artefact) -> None:
     loaded = load_model(model)
     assert source_of(loaded, {}) == Source(history=12)
-    assert source_of(load_model(sasrec), {}) == Source(history=12)
+    assert source_of(load_model(sasrec), {}) == Source(on_llm=False, history=12)
     weight = np.ones((2, 96), np.float32)
     plain, eight = (rounded(weight, bits=bits, group_size=32) for bits in (4, 8))
     zeros = Codes(4, 24, plain.codes, plain.scale, np.zeros_like(plain.scale, dtype=np.uint8))
     quantize_table(loaded, "int8")
     found = source_of(loaded, {"a": plain, "b": eight, "c": zeros})
-    assert found == Source(frozenset([4, 8]), frozenset([24, 32]), True, 8, 12)
+    assert found == Source(frozenset([4, 8]), frozenset([24, 32]), True, 8, True, 12)
     assert (found.precision, source_of(loaded, {"b": eight}).precision) == ("int4", "int8-accurate")

@@ -74,7 +74,14 @@ def recipe(steps: list[str]) -> str:
             TABLE.format("int8+rescore"),
         ),
         (["quantize: {item_table: int4}", "export: {table: fp32}"], TABLE.format("fp32")),
-        (["export: {model: sasrec, precision: int4}"], NO_CODES.format("'sasrec'")),
+        (
+            ["export: {model: sasrec, precision: int4}"],
+            "export.precision: int4: 'sasrec' has no 4-bit codes. Export it as int8 or fp32.",
+        ),
+        (
+            [f"export: {{model: sasrec, {TENSORRT}, tensorrt: {{precision: int4}}}}"],
+            "export.tensorrt.precision: int4: 'sasrec' has no 4-bit codes. Take bf16.",
+        ),
         (["prune: {model: sasrec, layers: 1}"], "prune.model: " + LLM.format("prune")),
         (["quantize: {model: sasrec}"], "quantize.model: " + LLM.format("quantize")),
         (
