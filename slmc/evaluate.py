@@ -138,6 +138,8 @@ def rank(
     counts: NDArray[np.int64],
     config: EvaluateConfig,
     task: str = "evaluate",
+    *,
+    top: int = TOP,
 ) -> pl.DataFrame:
     """Rank each user's target among all items.
 
@@ -151,6 +153,7 @@ def rank(
         config: Batch size and protocol; settled (:func:`slmc.measured.settled`) if negatives
             are asked for.
         task: Name of the progress.
+        top: Length of the top lists; 0 leaves them empty and saves a third of the time.
 
     Returns:
         Columns as :data:`slmc.measured.SCHEMA`, U rows.
@@ -173,7 +176,7 @@ def rank(
         chosen = order[start : start + config.batch]
         negatives = _negatives(targets, chosen, scorer.num_items, config)
         fewer += _lacking(negatives, config)
-        ranks = _rank_batch(scorer, targets, chosen, negatives)
+        ranks = _rank_batch(scorer, targets, chosen, negatives, top)
         _check_finite(ranks, targets, chosen, task)
         parts.append(_table(ranks, negatives, config))
         done = {"task": task, "done": start + len(chosen), "total": total, "unit": "users"}
@@ -237,6 +240,7 @@ def _rank_batch(
     targets: Targets,
     chosen: NDArray[np.int64],
     negatives: list[Tensor] | None,
+    top: int,
 ) -> Ranks:
     histories = [targets.histories[user] for user in chosen]
     with torch.inference_mode():
@@ -246,7 +250,7 @@ def _rank_batch(
             Pairs.of([torch.from_numpy(targets.seen[user]) for user in chosen]),
             None if negatives is None else Pairs.of(negatives),
             num_items=scorer.num_items,
-            top=TOP,
+            top=top,
         )
 
 
@@ -275,8 +279,8 @@ def _table(ranks: Ranks, negatives: list[Tensor] | None, config: EvaluateConfig)
         "negatives": pl.Series(sizes, dtype=pl.Int32),
         "ce": ranks.ce.numpy(),
         "constant": ranks.constant.numpy(),
-        "top_items": pl.Series(ranks.top_items.to(torch.int32).numpy()).arr.to_list(),
-        "top_scores": pl.Series(ranks.top_scores.float().numpy()).arr.to_list(),
+        "top_items": pl.Series(list(ranks.top_items.to(torch.int32).numpy())),
+        "top_scores": pl.Series(list(ranks.top_scores.float().numpy())),
     }
     return pl.DataFrame(columns)
 
