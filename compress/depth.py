@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slmc.compress.importance import Histories, forward
-from slmc.data.dataset import Targets
 from slmc.model.recommender import SequentialRecommender
 
 SEARCH_USERS = 2048
@@ -104,18 +102,3 @@ def skipping(layers: nn.ModuleList, numbers: Sequence[int]) -> Iterator[None]:
     finally:
         for number in numbers:
             del layers[number].forward
-
-
-def sample(targets: Targets, seed: int) -> Targets:
-    """At most :data:`SEARCH_USERS` users of a split, drawn at random."""
-    if len(targets.users) <= SEARCH_USERS:
-        return targets
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(targets.users), SEARCH_USERS, replace=False))
-    return replace(
-        targets,
-        users=[targets.users[i] for i in chosen],
-        histories=[targets.histories[i] for i in chosen],
-        targets=targets.targets[chosen],
-        seen=[targets.seen[i] for i in chosen],
-    )

@@ -22,6 +22,7 @@ from slmc.compress.importance import Calibration
 from slmc.compress.sizes import Kept, Sizes, wanted
 from slmc.compress.width import FIND
 from slmc.data.batches import pad_left
+from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
 from slmc.evaluate import VectorScorer, check_catalogue
@@ -30,7 +31,7 @@ from slmc.model.loading import load_model, place
 from slmc.model.quantized import is_quantized
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
-from slmc.next_item import validation
+from slmc.next_item import ranking
 
 CHECKED = 8
 """Calibration histories on which the smaller model is compared with the masked one."""
@@ -96,7 +97,6 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
                 f"attention heads and {after.channels} of {before.channels} MLP channels of the "
                 "model that it was pruned from; not trained since."
             ),
-            libraries=("torch-pruning",),
         )
 
 
@@ -138,9 +138,10 @@ def _layers(
     numbers: dict[str, Any] = {"block_influence": influence}
     if config.depth_by == "influence":
         return depth.by_influence(influence, target.layers), numbers
-    targets = depth.sample(data.targets("valid"), config.seed)
-    measure = validation(model, targets, placement)
-    kept, gone = depth.by_search(model, measure, target.layers)
+    targets = data.targets("valid").sample(depth.SEARCH_USERS, config.seed)
+    measured = EvaluateConfig(split="valid", metrics=("ce",), exclude_seen=False)
+    measure = ranking(model, targets, data, measured, placement)
+    kept, gone = depth.by_search(model, lambda: measure()["ce"], target.layers)
     return kept, numbers | {"search": gone}
 
 

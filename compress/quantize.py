@@ -73,7 +73,6 @@ def quantize(config: QuantizeConfig, inputs: dict[str, Artefact], out: Path) -> 
             device=where.type,
             note=_note(config, done),
             save=partial(_save, layers=done, group_size=config.group_size),
-            libraries=("compressed-tensors", "llmcompressor"),
         )
 
 

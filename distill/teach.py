@@ -14,15 +14,23 @@ from slmc.artefact import Artefact, draft
 from slmc.config import Protocol
 from slmc.data.dataset import Dataset
 from slmc.distill.config import MustBeat, TeachConfig
-from slmc.distill.student import add_adapters, fresh, merge_adapters, parameter_groups
+from slmc.distill.student import (
+    add_adapters,
+    fresh,
+    merge_adapters,
+    origin_of,
+    parameter_groups,
+)
 from slmc.errors import UsageError, VerdictError
 from slmc.model import backbone, device
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place, quiet
+from slmc.model.origin import Origin
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
-from slmc.next_item import NextItem, training_rows, validation
-from slmc.train import Outcome, train
+from slmc.next_item import NextItem, decay_of, training_rows, validation
+from slmc.train import train
+from slmc.train_types import Outcome
 
 log = logging.getLogger("slmc.teach")
 
@@ -43,8 +51,8 @@ def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
     placement = device.choose(config.device, config.dtype)
     with draft(out) as work:
         torch.manual_seed(config.seed)
-        model = _teacher(config, inputs["sasrec"], data)
-        outcome = _train(config, model, data, placement, work.resume)
+        model, origin = _teacher(config, inputs["sasrec"], data)
+        outcome = _train(config, model, origin, data, placement, work.resume, inputs.get("like"))
         compared = {}
         if config.must_beat is not None:
             compared = _compare(config.must_beat, model, inputs["baselines"], data, config.seed)
@@ -68,10 +76,14 @@ def check_vocabulary(model: SequentialRecommender, data: Dataset) -> None:
         )
 
 
-def _teacher(config: TeachConfig, sasrec: Artefact, data: Dataset) -> SequentialRecommender:
+def _teacher(
+    config: TeachConfig, sasrec: Artefact, data: Dataset
+) -> tuple[SequentialRecommender, Origin]:
+    """The recommender before its training, and the weights that it has to begin with."""
     directory = Path(config.backbone)
     if _is_recommender(directory):
-        return _own(directory, data)
+        model = _own(directory, data)
+        return model, Origin.of(config.backbone, model.state_dict())
     if config.epochs == 0:
         raise UsageError(
             f"epochs: 0 keeps the weights as they come, but {config.backbone} is a plain LLM "
@@ -79,17 +91,15 @@ def _teacher(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Sequential
             "Ask for at least 1 epoch, or name a directory of a tuned recommender.",
         )
     found = backbone.load(config.backbone, revision=config.revision, layers=config.layers)
+    if config.init == "random":
+        found = found.randomised()
+    items = _items(config, sasrec, data)
     prompt = config.prompt
-    model = fresh(
-        found,
-        _items(config, sasrec, data),
-        history=data.history,
-        dropout=config.dropout,
-        prefix=found.prompt(prompt.prefix) if prompt else None,
-        suffix=found.prompt(prompt.suffix) if prompt else None,
-    )
+    prefix = found.prompt(prompt.prefix) if prompt else None
+    suffix = found.prompt(prompt.suffix) if prompt else None
+    model = fresh(found, items, history=data.history, prefix=prefix, suffix=suffix)
     model.item_embeddings.requires_grad_(not config.freeze_items)
-    return model
+    return model, origin_of(found, items, (prefix, suffix))
 
 
 def _items(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Tensor:
@@ -134,26 +144,31 @@ def _own(directory: Path, data: Dataset) -> SequentialRecommender:
 def _train(
     config: TeachConfig,
     model: SequentialRecommender,
+    origin: Origin,
     data: Dataset,
     placement: Placement,
     resume: Path,
+    like: Artefact | None,
 ) -> Outcome:
     if config.epochs == 0:
         place(model, placement.device)
-        return Outcome(epochs=[], best_epoch=0, stopped_early=False, steps=0)
+        return Outcome.untrained(config.select_by)
+    model.set_dropout(config.dropout, config.residual_dropout, config.attention_dropout)
     if config.tune == "lora":
         add_adapters(model, config.lora)
+    origin.check(model)
     prompt = (model.config.prefix_length, model.config.suffix_length)
     outcome = train(
         NextItem(model),
         parameter_groups(model, lr=config.lr, projection_lr=config.projection_lr),
         training_rows(config, data, prompt=prompt),
         config,
-        name="teach",
+        name="teach" if config.init == "backbone" else "teach from random weights",
         placement=placement,
         num_items=data.num_items,
-        validate=validation(model, data.targets("valid"), placement),
+        validation=validation(model, data, config, placement),
         resume=resume,
+        like=decay_of(like),
     )
     if config.tune == "lora":
         merge_adapters(model)

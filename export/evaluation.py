@@ -52,5 +52,4 @@ def evaluate_engine(config: EvaluateConfig, inputs: dict[str, Artefact], out: Pa
             config=config,
             inputs=inputs,
             metrics=write_report(work, per_user, asked),
-            libraries=("numpy", "onnxruntime"),
         )

@@ -36,8 +36,6 @@ class Source:
     """Whether 4-bit codes among them have zero points."""
     table_bits: int | None = None
     """Width of the codes of its item table, if that is quantized."""
-    on_llm: bool = True
-    """Whether it is a recommender on an LLM, the only one with a padded form."""
     history: int | None = None
     """Items that it sees of a history."""
     prompt: int = 0
@@ -136,10 +134,6 @@ def _rounds_again(source: Source, name: str) -> str:
 
 
 def _of_form(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
-    if config.layout == "padded" and not source.on_llm:
-        yield Refusal(
-            "layout", "padded", f"{name} has no padded form", "Export it with layout packed."
-        )
     if source.table_bits is not None and config.table is not None:
         yield Refusal(
             "table",
@@ -165,13 +159,6 @@ def _of_form(config: ExportConfig, source: Source, name: str) -> Iterator[Refusa
 
 def _of_tensorrt(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
     settings = config.tensorrt
-    if not source.on_llm:
-        yield Refusal(
-            "formats",
-            "tensorrt",
-            f"{name} has no padded form, the only one TensorRT takes",
-            "Export it without tensorrt.",
-        )
     # A smaller catalogue brings top_k down to its size; then the largest k gives the same engine.
     if config.top_k > LARGEST_K:
         yield Refusal(

@@ -159,7 +159,6 @@ def baselines(config: BaselinesConfig, inputs: dict[str, Artefact], out: Path) -
             config=config,
             inputs=inputs,
             metrics=summary,
-            libraries=("torch", "transformers", "numpy"),
             device=device.type,
         )
 

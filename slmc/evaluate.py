@@ -111,7 +111,6 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Artefact], out: Path) -> 
             config=config,
             inputs=inputs,
             metrics=summary,
-            libraries=("torch", "transformers", "numpy"),
             device=device.type,
         )
 

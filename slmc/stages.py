@@ -15,7 +15,6 @@ from slmc.export.config import BenchConfig, ExportConfig
 from slmc.model.config import BaselinesConfig, SasrecConfig
 
 Run = Callable[[Any, dict[str, Artefact], Path], Artefact]
-TORCH = ("torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,6 @@ class Stage:
     """Raise it when the same config and inputs come to mean another result."""
     optional: frozenset[str] = frozenset()
     """Roles that may be left out."""
-    libraries: tuple[str, ...] = ()
-    """Distributions whose versions are part of the result, hence of the key."""
     fingerprint: str | None = None
     """Function of the config that names what lies outside the recipe: name -> digest."""
     extras: dict[str, str] = field(default_factory=dict)
@@ -56,7 +53,6 @@ STAGES: dict[str, Stage] = {
         PrepareConfig,
         "slmc.data.prepare:prepare",
         schema=2,
-        libraries=("polars",),
         fingerprint="slmc.data.sources:fingerprint",
     ),
     "sasrec": Stage(
@@ -64,7 +60,7 @@ STAGES: dict[str, Stage] = {
         "model",
         SasrecConfig,
         "slmc.pretrain:sasrec",
-        libraries=TORCH,
+        schema=2,
     ),
     "baselines": Stage(
         {"data": "dataset", "sasrec": "model"},
@@ -72,31 +68,30 @@ STAGES: dict[str, Stage] = {
         BaselinesConfig,
         "slmc.baselines:baselines",
         schema=2,
-        libraries=TORCH,
     ),
     "teach": Stage(
-        {"data": "dataset", "sasrec": "model", "baselines": "report"},
+        {"data": "dataset", "sasrec": "model", "baselines": "report", "like": "model"},
         "model",
         TeachConfig,
         "slmc.distill.teach:teach",
-        libraries=(*TORCH, "peft", "accelerate"),
+        schema=2,
+        optional=frozenset({"like"}),
         fingerprint="slmc.model.sources:fingerprint",
     ),
     "distill": Stage(
-        {"data": "dataset", "teacher": "model", "student": "model"},
+        {"data": "dataset", "teacher": "model", "student": "model", "like": "model"},
         "model",
         DistillConfig,
         "slmc.distill.distill:distill",
-        optional=frozenset({"student"}),
+        schema=2,
+        optional=frozenset({"student", "like"}),
         fingerprint="slmc.model.sources:fingerprint",
-        libraries=(*TORCH, "accelerate"),
     ),
     "prune": Stage(
         {"data": "dataset", "model": "model"},
         "model",
         PruneConfig,
         "slmc.compress.prune:prune",
-        libraries=(*TORCH, "torch-pruning"),
         extras={"torch_pruning": "prune"},
     ),
     "quantize": Stage(
@@ -104,7 +99,6 @@ STAGES: dict[str, Stage] = {
         "model",
         QuantizeConfig,
         "slmc.compress.quantize:quantize",
-        libraries=(*TORCH, "compressed-tensors", "llmcompressor"),
         extras={"compressed_tensors": "quantize"},
     ),
     "export": Stage(
@@ -112,9 +106,8 @@ STAGES: dict[str, Stage] = {
         "engine",
         ExportConfig,
         "slmc.export.onnx:export",
-        schema=7,
+        schema=8,
         fingerprint="slmc.export.flavours:fingerprint",
-        libraries=(*TORCH, "onnx", "onnxscript", "onnxruntime"),
         extras={"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
     ),
     "bench": Stage(
@@ -122,9 +115,8 @@ STAGES: dict[str, Stage] = {
         "report",
         BenchConfig,
         "slmc.export.bench:bench",
-        schema=3,
+        schema=4,
         optional=frozenset({"baseline"}),
-        libraries=(*TORCH, "onnxruntime"),
         extras={"onnxruntime": "onnx"},
     ),
     "evaluate": Stage(
@@ -133,7 +125,6 @@ STAGES: dict[str, Stage] = {
         EvaluateConfig,
         "slmc.evaluate:evaluate",
         schema=2,
-        libraries=TORCH,
     ),
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
@@ -141,7 +132,6 @@ STAGES: dict[str, Stage] = {
         EvaluateConfig,
         "slmc.export.evaluation:evaluate_engine",
         schema=3,
-        libraries=("numpy", "onnxruntime"),
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
 }

@@ -29,6 +29,19 @@ class Targets:
     seen: list[Rows]
     """Sorted rows of all items before the target, each once, however long ago."""
 
+    def sample(self, most: int, seed: int) -> "Targets":
+        """At most ``most`` of the users, drawn by the seed, in their order."""
+        if len(self.users) <= most:
+            return self
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.choice(len(self.users), size=most, replace=False))
+        return Targets(
+            users=[self.users[user] for user in chosen],
+            histories=[self.histories[user] for user in chosen],
+            targets=self.targets[chosen],
+            seen=[self.seen[user] for user in chosen],
+        )
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -66,9 +66,12 @@ def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         if config.terms is not None:
             (work.path / "TERMS.txt").write_text(config.terms.strip() + "\n", encoding="utf-8")
         return work.seal(
-            kind="dataset", stage="prepare", config=config, inputs=inputs,
-            metrics=prepared.metrics, libraries=("polars",),
-        )  # fmt: skip
+            kind="dataset",
+            stage="prepare",
+            config=config,
+            inputs=inputs,
+            metrics=prepared.metrics,
+        )
 
 
 def fetch_log(config: PrepareConfig) -> Log:

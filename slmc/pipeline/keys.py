@@ -84,7 +84,7 @@ def key_of(name: str, config: StageConfig, inputs: Mapping[str, str], outside: O
             "config": {k: v for k, v in settings.items() if k not in _outside_key(config)},
             "inputs": dict(sorted(inputs.items())),
             "fingerprint": outside.fingerprint(stage, config),
-            "versions": versions(stage.libraries),
+            "versions": versions(name),
         }
     )
 

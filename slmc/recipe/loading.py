@@ -106,6 +106,17 @@ class Recipe:
             f"See its steps with `{self.command} --plan`.",
         )
 
+    def is_measured(self, step: Step) -> bool:
+        """Whether its ranking is measured on its own: each model and engine.
+
+        SASRec is measured among the baselines, and once more only where a step makes another
+        model or an engine of it, or a gate names it.
+        """
+        if step.stage != "sasrec":
+            return step.can_rank
+        taken = any(other.inputs.get("model") == step.id for other in self.steps)
+        return taken or any(step.id in (gate.on, gate.baseline) for gate in self.gates)
+
     def is_binding(self, gate: Gate) -> bool:
         """Whether the gate decides the exit code.
 

@@ -16,6 +16,7 @@ from slmc import stages
 from slmc.artefact import Artefact, canonical, draft
 from slmc.data.config import EvaluateConfig
 from slmc.errors import VerdictError
+from slmc.libraries import LIBRARIES
 from slmc.measured import SCHEMA, protocol
 
 USERS = 40
@@ -30,9 +31,9 @@ def install(table: dict[str, stages.Stage]) -> None:
             stage,
             target=f"fake_stages:{name}",
             fingerprint=outside,
-            libraries=("pydantic",),
             extras={},
         )
+        LIBRARIES[name] = ("pydantic",)
 
 
 def fingerprint(config: Any) -> dict[str, str]:
@@ -76,7 +77,9 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
         if stage.startswith("evaluate"):
             made = inputs["model" if stage == "evaluate" else "engine"].manifest.stage
             # A student's ranks are worse than its teacher's by a fixed amount.
-            _measure(work.path, worse={"teach": 0.0, "distill": 1.0, "export": 1.0}[made])
+            _measure(
+                work.path, worse={"teach": 0.0, "distill": 1.0, "export": 1.0, "sasrec": 1.0}[made]
+            )
         return work.seal(kind=gives, stage=stage, config=config, inputs=inputs, metrics=metrics)
 
 

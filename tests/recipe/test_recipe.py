@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from recipe_files import FULL, TEACH, TOP, read
+from recipe_files import FULL, TEACH, TOP, faults, read
 
 from slmc import recipe as recipes
 from slmc.config import Sampled
@@ -65,6 +65,34 @@ def test_sasrec_comes_first_wherever_it_is_written(file: Path) -> None:
     made = read(file, TOP + TEACH + "  - sasrec: {epochs: 3}\n")
     assert [step.id for step in made.steps] == ["prepare", "sasrec", "baselines", "teach"]
     assert made.step("sasrec").config.model_dump()["epochs"] == 3
+
+
+ENGINE = "  - export: {id: sasrec-engine, model: sasrec}\n"
+GATED = "gates:\n  - {metric: ndcg@10, on: %s, baseline: %s, max_drop: 3%%}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "measured"),
+    [
+        (TEACH, False),
+        (TEACH + "  - bench: {engine: e, baseline: sasrec}\n", False),
+        (ENGINE, True),
+        (TEACH + ENGINE, True),
+        (TEACH + GATED % ("teach", "sasrec"), True),
+        (TEACH + GATED % ("sasrec", "teach"), True),
+        (ENGINE + GATED % ("sasrec-engine", "source"), True),
+    ],
+)
+def test_sasrec_is_measured_where_something_takes_it(text: str, measured: bool, file: Path) -> None:
+    made = read(file, TOP + text.replace("  - bench", "  - export: {id: e}\n  - bench"))
+    assert made.is_measured(made.step("sasrec")) == measured
+
+
+def test_nothing_takes_sasrec_without_naming_it(file: Path) -> None:
+    (fault,) = faults(file, TOP + "  - export:\n")
+    assert (
+        fault == "./r.yaml:5: export: needs a model as its model, and no step before it gives one"
+    )
 
 
 def test_the_control_is_the_same_training_without_the_teacher(file: Path) -> None:
