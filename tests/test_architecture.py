@@ -29,7 +29,7 @@ LAYERS = (
         "ranking",
         "bootstrap",
     },
-    {"train", "next_item", "pretrain", "measured", "evaluate", "verdict", "baselines"},
+    {"train", "next_item", "pretrain", "measured", "evaluate", "verdict", "multiple", "baselines"},
     set(STAGE_FOLDERS),
     {"stages"},
     {"recipe"},
