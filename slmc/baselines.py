@@ -21,7 +21,15 @@ from slmc.artefact import Artefact, draft
 from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.errors import VerdictError
-from slmc.evaluate import CHUNK, Histories, Scorer, VectorScorer, check_catalogue, rank
+from slmc.evaluate import (
+    CHUNK,
+    Histories,
+    Scorer,
+    VectorScorer,
+    best_temperature,
+    check_catalogue,
+    rank,
+)
 from slmc.measured import protocol, settled, summarise, told, told_of, values
 from slmc.model.config import BaselinesConfig
 from slmc.verdict import better_is_positive, paired_bootstrap
@@ -144,12 +152,15 @@ def baselines(config: BaselinesConfig, inputs: dict[str, Artefact], out: Path) -
         for name, scorer in scorers.items():
             (work.path / name).mkdir()
             summary[name] = {}
+            asked = settled(EvaluateConfig(**dict(config)), data)
+            best = best_temperature(scorer, data, asked, f"baselines {name} calibrate")
             for split in SPLITS:
-                asked = settled(EvaluateConfig(**dict(config), split=split), data)
+                asked = asked.model_copy(update={"split": split})
                 task = f"baselines {name} {split}"
-                per_user = rank(scorer, data.targets(split), data.counts, asked, task)
+                users = data.targets(split)
+                per_user = rank(scorer, users, data.counts, asked, task, temperature=best)
                 per_user.write_parquet(work.path / name / f"{split}.parquet")
-                summary[name][split] = summarise(per_user, asked)
+                summary[name][split] = summarise(per_user, asked, best)
             log.info("%s: %s", name, _line(summary[name]["test"]))
         text = json.dumps(summary, indent=2, sort_keys=True, allow_nan=False)
         (work.path / "metrics.json").write_text(text + "\n")

@@ -67,7 +67,7 @@ STAGES: dict[str, Stage] = {
         "report",
         BaselinesConfig,
         "slmc.baselines:baselines",
-        schema=2,
+        schema=3,
     ),
     "teach": Stage(
         {"data": "dataset", "sasrec": "model", "baselines": "report", "like": "model"},
@@ -124,14 +124,14 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.evaluate:evaluate",
-        schema=2,
+        schema=3,
     ),
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
         "report",
         EvaluateConfig,
         "slmc.export.evaluation:evaluate_engine",
-        schema=3,
+        schema=4,
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
 }

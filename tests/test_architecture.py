@@ -27,6 +27,7 @@ LAYERS = (
         "catalogue",
         "checkpoint",
         "ranking",
+        "temperature",
         "bootstrap",
     },
     {"train", "next_item", "pretrain", "measured", "evaluate", "verdict", "multiple", "baselines"},

@@ -130,7 +130,9 @@ def test_the_stage(
         for split in of_splits:
             found = pl.read_parquet(baselines.file(f"{name}/{split}.parquet"))
             assert found["user"].to_list() == data.targets(split).users
-            assert of_splits[split] == summarise(found, settled(EvaluateConfig(split=split), data))
+            assert of_splits[split] == summarise(
+                found, settled(EvaluateConfig(split=split), data), of_splits[split]["temperature"]
+            )
     # An item mostly tells the next: Markov-1 is the right model, popularity knows nothing.
     hits = {name: summary[name]["test"]["metrics"]["hr@10"]["value"] for name in summary}
     assert hits["markov"] > 0.8 > 0.5 > hits["popularity"]

@@ -370,8 +370,11 @@ def test_the_stage(dataset: Artefact, sasrec: Artefact, tmp_path: Path) -> None:
     data = Dataset.open(dataset)
     assert found["user"].to_list() == data.targets("test").users
     summary = json.loads(report.file("metrics.json").read_text())
-    settled_by_data = settled(EvaluateConfig(), data)
-    assert summary == report.manifest.metrics == summarise(found, settled_by_data)
+    asked, temperature = settled(EvaluateConfig(), data), summary["temperature"]
+    assert 0.2 < temperature < 8
+    assert summary == report.manifest.metrics == summarise(found, asked, temperature)
+    ce = {name: summary["metrics"][name]["value"] for name in ("ce", "ce_calibrated")}
+    assert ce["ce_calibrated"] < ce["ce"]
     # An item mostly tells the next, so that what was learned shows: chance is a mean rank of 15.
     assert found["rank"].mean() < 8  # type: ignore[operator]
     again = evaluate(EvaluateConfig(), inputs, tmp_path / "two")

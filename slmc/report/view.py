@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slmc.artefact import Artefact
+from slmc.metrics import CROSS_ENTROPIES
 from slmc.report.curves import Curves, curves_of
 from slmc.report.power import seen
 from slmc.report.tables import Comparison, Row, Timing, compare_controls, rows_of, timings
@@ -104,7 +105,8 @@ def view_of(result: "RunResult") -> View:
         for step_id, report in result.evaluations.items()
     }
     first: Mapping[str, Any] = next(iter(summaries.values()), {})
-    metric = next((m for m in recipe.evaluate.metrics if m != "ce"), recipe.evaluate.metrics[0])
+    metrics = recipe.evaluate.metrics
+    metric = next((m for m in metrics if m not in CROSS_ENTROPIES), metrics[0])
     teacher = next((s.id for s in reversed(recipe.steps) if s.stage == "teach"), None)
     teacher = teacher if teacher in result.evaluations else None
     benches = [step for step in recipe.steps if step.stage == "bench" and step.id in made]
