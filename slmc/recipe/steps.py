@@ -221,7 +221,9 @@ def with_control(step: Step) -> list[Step]:
         return [step]
     alone = config.model_copy(update={"control": False})
     without: dict[str, Any] = (
-        {"losses": Losses()} if isinstance(alone, DistillConfig) else {"init": "random"}
+        {"losses": Losses()}
+        if isinstance(alone, DistillConfig)
+        else {"init": "random", "must_beat": None}
     )
     control = alone.model_copy(update=without)
     inputs = step.inputs | {"like": step.id}

@@ -11,6 +11,8 @@ def summary(view: View) -> str:
     """The summary of a run in GitHub's Markdown."""
     state = "failed" if view.failed else "passed" if view.judged else "no gate"
     lines = [f"## {view.name}: {state}", "", escape(view.description), ""]
+    if view.ended is not None:
+        lines += [escape(view.state), ""]
     lines += main_table(view)
     if view.judged:
         lines += ["", "### Gates", ""]
