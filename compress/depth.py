@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,34 +56,33 @@ def by_influence(influence: Sequence[float], keep: int) -> tuple[int, ...]:
 def by_search(
     model: SequentialRecommender, measure: Callable[[], float], keep: int
 ) -> tuple[tuple[int, ...], list[dict[str, float]]]:
-    """Drop one layer after the other, each time that whose loss is lowest without it.
+    """Drop one layer after the other, each time that without which the model ranks best.
 
     Args:
         model: Its layers are passed over while they are measured, and stay in it.
-        measure: Validation cross-entropy of the model as it is.
+        measure: Mean NDCG of validation users, of the model as it is.
         keep: Layers to keep.
 
     Returns:
         The layers that are kept, in order, and for each that went its number ``removed`` and
-        the ``valid_ce`` after that.
+        the ``valid_ndcg`` after that.
     """
     left = list(range(len(model.layers)))
     gone: list[dict[str, float]] = []
     total = sum(range(keep + 1, len(left) + 1))
     done = 0
     while len(left) > keep:
-        losses: dict[int, float] = {}
+        found: dict[int, float] = {}
         for candidate in left:
             with skipping(model.layers, [int(one["removed"]) for one in gone] + [candidate]):
-                losses[candidate] = measure()
+                found[candidate] = measure()
             done += 1
             progress = {"task": "prune", "done": done, "total": total, "unit": "models"}
-            log.debug("progress", extra={"progress": progress | {"valid_ce": losses[candidate]}})
-        # A loss that is not a number must not win; of two alike the later layer goes.
-        best = min(losses, key=lambda i: (not np.isfinite(losses[i]), losses[i], -i))
+            log.debug("progress", extra={"progress": progress | {"valid_ndcg": found[candidate]}})
+        best = max(found, key=lambda i: (found[i], i))  # of two alike the later layer goes
         left.remove(best)
-        gone.append({"removed": best, "valid_ce": losses[best]})
-        log.info("prune: without layer %d the validation loss is %.4f", best, losses[best])
+        gone.append({"removed": best, "valid_ndcg": found[best]})
+        log.info("prune: without layer %d the validation NDCG is %.4f", best, found[best])
     return tuple(left), gone
 
 

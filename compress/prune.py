@@ -19,13 +19,14 @@ from slmc.compress import depth, importance, width
 from slmc.compress.calibration import histories
 from slmc.compress.config import PruneConfig
 from slmc.compress.importance import Calibration
+from slmc.compress.ranking import alike
 from slmc.compress.sizes import Kept, Sizes, wanted
 from slmc.compress.width import FIND
 from slmc.data.batches import pad_left
-from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
 from slmc.evaluate import VectorScorer, check_catalogue
+from slmc.measured import protocol
 from slmc.model.device import Placement, choose
 from slmc.model.loading import load_model, place
 from slmc.model.quantized import is_quantized
@@ -35,6 +36,8 @@ from slmc.next_item import ranking
 
 CHECKED = 8
 """Calibration histories on which the smaller model is compared with the masked one."""
+SEARCHED = "ndcg"
+"""Metric of a search: without a cutoff, it changes with every rank."""
 LITTLE = 0.05
 """Share of the weights below which a saving is called small."""
 NAMES = {"heads": "kv_groups", "ffn": "channels"}
@@ -139,10 +142,10 @@ def _layers(
     if config.depth_by == "influence":
         return depth.by_influence(influence, target.layers), numbers
     targets = data.targets("valid").sample(depth.SEARCH_USERS, config.seed)
-    measured = EvaluateConfig(split="valid", metrics=("ce",), exclude_seen=False)
-    measure = ranking(model, targets, data, measured, placement)
-    kept, gone = depth.by_search(model, lambda: measure()["ce"], target.layers)
-    return kept, numbers | {"search": gone}
+    how = alike(config, data).model_copy(update={"metrics": (SEARCHED,)})
+    measure = ranking(model, targets, data, how, placement)
+    kept, gone = depth.by_search(model, lambda: measure()[SEARCHED], target.layers)
+    return kept, numbers | {"search": gone, "protocol": protocol(how)}
 
 
 def _units(

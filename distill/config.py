@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from slmc.config import StageConfig, TrainConfig
+from slmc.config import OUTSIDE_KEY, StageConfig, TrainConfig
 
 
 class Lora(StageConfig):
@@ -32,20 +32,25 @@ class Dropout(StageConfig):
 
 
 class MustBeat(StageConfig):
-    """What happens when the teacher is significantly worse than a baseline on validation."""
+    """What happens when the teacher is significantly worse than a baseline on validation.
+
+    It is told by default and does not end a run: what else the run makes and measures, SASRec
+    among it, is then still there to choose from.
+    """
 
     models: tuple[Literal["popularity", "markov", "sasrec"], ...] = (
         "popularity",
         "markov",
         "sasrec",
     )
-    """Baselines that it is compared with, paired over validation users."""
+    """Baselines that it is compared with, paired over validation users; several are corrected
+    together (Holm 1979)."""
     metric: str = "ndcg@10"
     """Metric of the comparison."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """One-sided confidence of the comparison."""
-    otherwise: Literal["stop", "warn"] = "stop"
-    """stop ends the run with exit 1; warn only says so."""
+    otherwise: Literal["stop", "warn"] = Field("warn", json_schema_extra=OUTSIDE_KEY)
+    """stop ends the run with exit 1, the teacher kept; warn only says so."""
 
 
 class Prompt(StageConfig):

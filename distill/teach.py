@@ -4,16 +4,15 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor, nn
 
 from slmc.artefact import Artefact, draft
-from slmc.config import Protocol
 from slmc.data.dataset import Dataset
-from slmc.distill.config import MustBeat, TeachConfig
+from slmc.distill import must_beat
+from slmc.distill.config import TeachConfig
 from slmc.distill.student import (
     add_adapters,
     fresh,
@@ -21,7 +20,8 @@ from slmc.distill.student import (
     origin_of,
     parameter_groups,
 )
-from slmc.errors import UsageError, VerdictError
+from slmc.errors import UsageError
+from slmc.evaluate import VectorScorer
 from slmc.model import backbone, device
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place, quiet
@@ -38,13 +38,13 @@ log = logging.getLogger("slmc.teach")
 def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
     """Train the first layers of an LLM as a recommender, and compare it with the baselines.
 
+    What follows from the comparison is decided after it, by :func:`slmc.distill.must_beat.check`.
+
     A backbone that is a recommender already (a directory with its ``items.parquet``) keeps its
     weights; with ``epochs: 0`` it is taken as it is.
 
     Raises:
         UsageError: The backbone does not fit.
-        VerdictError: The teacher is significantly worse than a baseline, and the config says
-            ``otherwise: stop``.
         BrokenRunError: Training diverged.
     """
     data = Dataset.open(inputs["data"])
@@ -53,9 +53,10 @@ def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
         torch.manual_seed(config.seed)
         model, origin = _teacher(config, inputs["sasrec"], data)
         outcome = _train(config, model, origin, data, placement, work.resume, inputs.get("like"))
-        compared = {}
-        if config.must_beat is not None:
-            compared = _compare(config.must_beat, model, inputs["baselines"], data, config.seed)
+        compared, asked = {}, config.must_beat
+        if asked is not None:
+            scorer = VectorScorer.of(model.eval())
+            compared = must_beat.compare(asked, scorer, inputs["baselines"], data, config.seed)
         return seal_model(
             work,
             model,
@@ -173,42 +174,3 @@ def _train(
     if config.tune == "lora":
         merge_adapters(model)
     return outcome
-
-
-def _compare(
-    asked: MustBeat,
-    model: SequentialRecommender,
-    baselines: Artefact,
-    data: Dataset,
-    seed: int,
-) -> dict[str, Any]:
-    """Outcome of the paired comparison with each baseline, on validation users."""
-    from slmc.baselines import not_worse
-    from slmc.data.config import EvaluateConfig
-    from slmc.evaluate import VectorScorer, rank
-    from slmc.measured import settled
-
-    model.eval()
-    # Whatever the teacher's own settings are: it is ranked as the baselines were.
-    alike = {name: baselines.manifest.config[name] for name in ("seed", *Protocol.model_fields)}
-    asked_of = settled(EvaluateConfig(**alike, split="valid"), data)
-    per_user = rank(
-        VectorScorer.of(model), data.targets("valid"), data.counts, asked_of, "must_beat"
-    )
-    found = {}
-    for name in asked.models:
-        other = pl.read_parquet(baselines.file(f"{name}/valid.parquet"))
-        found[name] = not_worse(
-            per_user, other, asked.metric, asked.confidence, seed, config=asked_of
-        )
-    worse = [name for name, compared in found.items() if compared.outcome == "worse"]
-    if worse:
-        what = "; ".join(f"{n}: {found[n].sentence}" for n in worse)
-        if asked.otherwise == "stop":
-            raise VerdictError(
-                f"teach: the teacher is significantly worse than {what}.",
-                "Train it longer or at another rate, give it more layers, or set "
-                "must_beat.otherwise: warn.",
-            )
-        log.warning("the teacher is significantly worse than %s", what)
-    return {name: compared.as_dict() for name, compared in found.items()}

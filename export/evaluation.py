@@ -9,10 +9,9 @@ from torch import Tensor
 from slmc.artefact import Artefact, draft
 from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
-from slmc.evaluate import Histories, rank, write_report
+from slmc.evaluate import Histories, write_report
 from slmc.export.runtime import Engine
 from slmc.export.vocabulary import check_same
-from slmc.measured import settled
 
 
 class EngineScorer:
@@ -44,12 +43,10 @@ def evaluate_engine(config: EvaluateConfig, inputs: dict[str, Artefact], out: Pa
     data = Dataset.open(inputs["data"])
     scorer = EngineScorer(inputs["engine"])
     with draft(out) as work:
-        asked = settled(config, data)
-        per_user = rank(scorer, data.targets(asked.split), data.counts, asked)
         return work.seal(
             kind="report",
             stage="evaluate_engine",
             config=config,
             inputs=inputs,
-            metrics=write_report(work, per_user, asked),
+            metrics=write_report(work, scorer, data, config),
         )

@@ -19,7 +19,7 @@ from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError, VerdictError
 from slmc.gates import Segment
-from slmc.metrics import of_ranks
+from slmc.metrics import CROSS_ENTROPIES, of_ranks
 
 TOP = 20
 """Length of the top lists that are kept for each user."""
@@ -32,6 +32,7 @@ SCHEMA: dict[str, Any] = {
     "rank_sampled": pl.Float64,  # the same among the negatives; null in full ranking
     "negatives": pl.Int32,  # how many there were; null in full ranking
     "ce": pl.Float64,  # cross-entropy of the target over the catalogue, nats
+    "ce_calibrated": pl.Float64,  # the same at the best temperature; null if none was looked for
     "history": pl.Int32,  # earlier interactions; beyond the model's window, distinct items
     "count": pl.Int32,  # training interactions of the target
     "tail": pl.Boolean,  # whether the target is an item of the tail (see tail_limit)
@@ -106,14 +107,14 @@ def values(per_user: pl.DataFrame, metric: str, protocol: Mapping[str, Any]) -> 
 
     Args:
         per_user: Table of an evaluation.
-        metric: hr@K, ndcg@K, mrr (from the rank that the protocol asks for) or ce (always over
-            the whole catalogue).
+        metric: hr@K, ndcg@K, ndcg, mrr (from the rank that the protocol asks for), ce or
+            ce_calibrated (always over the whole catalogue).
         protocol: As :func:`protocol` gives it.
 
     Raises:
         UndecidedError: The table does not have that number.
     """
-    column = "ce" if metric == "ce" else _rank_column(protocol)
+    column = metric if metric in CROSS_ENTROPIES else _rank_column(protocol)
     found = per_user[column]
     if found.null_count():
         raise UndecidedError(
@@ -121,7 +122,7 @@ def values(per_user: pl.DataFrame, metric: str, protocol: Mapping[str, Any]) -> 
             "Evaluate again with the ranking that the metric needs.",
         )
     numbers = found.to_numpy().astype(np.float64)
-    return numbers if metric == "ce" else of_ranks(metric, numbers)
+    return numbers if metric in CROSS_ENTROPIES else of_ranks(metric, numbers)
 
 
 def told_of(summary: Mapping[str, Any]) -> str:
@@ -131,12 +132,19 @@ def told_of(summary: Mapping[str, Any]) -> str:
     return f"{told(summary['protocol'])} ({share:.3g} % of the targets are repeats{missed})"
 
 
-def summarise(per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
+def summarise(
+    per_user: pl.DataFrame, config: EvaluateConfig, temperature: float | None = None
+) -> dict[str, Any]:
     """The body of ``metrics.json``: protocol, n, and each metric's mean with standard error.
 
     ``repeats`` counts the users whose target is one of their seen items: a miss where those
     are left out. A metric that was not measured is null, and so is the standard error of a
     single user.
+
+    Args:
+        per_user: Table of an evaluation.
+        config: Settled.
+        temperature: That of ``ce_calibrated``; None if there was no validation user to find it.
     """
     shared = protocol(config)
     if isinstance(config.ranking, Sampled):
@@ -144,22 +152,26 @@ def summarise(per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
         shared = shared | {"users_with_fewer_negatives": fewer}
     metrics = {}
     for name in config.metrics:
-        missing = name == "ce" and per_user["ce"].null_count() > 0
+        missing = name in CROSS_ENTROPIES and per_user[name].null_count() > 0
         metrics[name] = (
             {"value": None, "se": None} if missing else _mean(values(per_user, name, shared))
         )
     n, again = per_user.height, int(per_user["rank_unseen"].is_infinite().sum())
     repeats = {"users": again, "share": again / n}
-    return {"protocol": shared, "n": n, "repeats": repeats, "metrics": metrics}
+    return {
+        "protocol": shared,
+        "n": n,
+        "repeats": repeats,
+        "temperature": temperature,
+        "metrics": metrics,
+    }
 
 
-def write(folder: Path, per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
-    """Write ``per_user.parquet`` and ``metrics.json``; returns what the latter holds."""
-    summary = summarise(per_user, config)
+def write(folder: Path, per_user: pl.DataFrame, summary: dict[str, Any]) -> None:
+    """Write ``per_user.parquet`` and, with its summary, ``metrics.json``."""
     per_user.write_parquet(folder / "per_user.parquet")
     text = json.dumps(summary, indent=2, sort_keys=True, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n")
-    return summary
 
 
 def tail_limit(counts: NDArray[np.int64]) -> int:

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-METRIC = re.compile(r"(hr|ndcg)@([1-9]\d*)|ndcg|mrr|ce")
-LOWER_IS_BETTER = frozenset({"ce"})
+METRIC = re.compile(r"(hr|ndcg)@([1-9]\d*)|ndcg|mrr|ce|ce_calibrated")
+CROSS_ENTROPIES = frozenset({"ce", "ce_calibrated"})
+"""Metrics of the scores, not of the rank; nats."""
+LOWER_IS_BETTER = CROSS_ENTROPIES
 
 
 def check_metric(name: str) -> str:
     """Return ``name`` if it is a metric's; raises ``ValueError`` naming what there is."""
     if METRIC.fullmatch(name) is None:
-        raise ValueError(f"there is no metric {name!r}; there are hr@K, ndcg@K, ndcg, mrr, ce")
+        raise ValueError(
+            f"there is no metric {name!r}; there are hr@K, ndcg@K, ndcg, mrr, ce, ce_calibrated"
+        )
     return name
 
 
@@ -34,7 +38,7 @@ def of_ranks(name: str, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
         ``[U]`` in [0, 1].
     """
     match = METRIC.fullmatch(name)
-    if match is None or name == "ce":
+    if match is None or name in CROSS_ENTROPIES:
         raise ValueError(f"{name!r} is no metric of ranks")
     if name == "mrr":
         return 1.0 / ranks

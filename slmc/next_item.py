@@ -129,7 +129,7 @@ def ranking(
 
     def measure() -> dict[str, float]:
         scorer = VectorScorer(vectors, model.item_vectors().detach())
-        ranked = rank(scorer, targets, data.counts, config, "validation")
+        ranked = rank(scorer, targets, data.counts, config, "validation", top=0)
         shared = protocol(config)
         return {name: float(values(ranked, name, shared).mean()) for name in config.metrics}
 

@@ -31,6 +31,9 @@ class Stage:
     """Roles that may be left out."""
     fingerprint: str | None = None
     """Function of the config that names what lies outside the recipe: name -> digest."""
+    check: str | None = None
+    """Function of the config and the artefact that decides, once the step is done or found in
+    the cache, whether the run goes on; it raises ``VerdictError`` where it does not."""
     extras: dict[str, str] = field(default_factory=dict)
     """Module that the stage needs -> extra of slmc that brings it."""
 
@@ -67,14 +70,15 @@ STAGES: dict[str, Stage] = {
         "report",
         BaselinesConfig,
         "slmc.baselines:baselines",
-        schema=2,
+        schema=3,
     ),
     "teach": Stage(
         {"data": "dataset", "sasrec": "model", "baselines": "report", "like": "model"},
         "model",
         TeachConfig,
         "slmc.distill.teach:teach",
-        schema=2,
+        schema=3,
+        check="slmc.distill.must_beat:check",
         optional=frozenset({"like"}),
         fingerprint="slmc.model.sources:fingerprint",
     ),
@@ -124,14 +128,14 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.evaluate:evaluate",
-        schema=2,
+        schema=3,
     ),
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
         "report",
         EvaluateConfig,
         "slmc.export.evaluation:evaluate_engine",
-        schema=3,
+        schema=4,
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
 }

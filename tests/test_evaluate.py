@@ -101,6 +101,16 @@ def test_agrees_with_loops_and_keeps_the_order_of_users(width: int, batch: int) 
     assert found["rank_sampled"].null_count() == found["negatives"].null_count() == 37
 
 
+@pytest.mark.parametrize("width", [ITEMS, 7])
+def test_without_top_lists_the_rest_is_the_same(width: int) -> None:
+    whole = rank(TableScorer(width), some_targets(), COUNTS, EvaluateConfig())
+    less = rank(TableScorer(width), some_targets(), COUNTS, EvaluateConfig(), top=0)
+    lists = ("top_items", "top_scores")
+    assert less.drop(lists).equals(whole.drop(lists))
+    assert less.schema == whole.schema
+    assert all(rows.is_empty() for name in lists for rows in less[name])
+
+
 def test_batches_hold_histories_of_like_length() -> None:
     scorer = TableScorer()
     rank(scorer, some_targets(), COUNTS, EvaluateConfig(batch=8))
@@ -360,8 +370,11 @@ def test_the_stage(dataset: Artefact, sasrec: Artefact, tmp_path: Path) -> None:
     data = Dataset.open(dataset)
     assert found["user"].to_list() == data.targets("test").users
     summary = json.loads(report.file("metrics.json").read_text())
-    settled_by_data = settled(EvaluateConfig(), data)
-    assert summary == report.manifest.metrics == summarise(found, settled_by_data)
+    asked, temperature = settled(EvaluateConfig(), data), summary["temperature"]
+    assert 0.2 < temperature < 8
+    assert summary == report.manifest.metrics == summarise(found, asked, temperature)
+    ce = {name: summary["metrics"][name]["value"] for name in ("ce", "ce_calibrated")}
+    assert ce["ce_calibrated"] < ce["ce"]
     # An item mostly tells the next, so that what was learned shows: chance is a mean rank of 15.
     assert found["rank"].mean() < 8  # type: ignore[operator]
     again = evaluate(EvaluateConfig(), inputs, tmp_path / "two")

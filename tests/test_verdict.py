@@ -314,7 +314,8 @@ def test_sentences_of_what_cannot_be_told_or_believed() -> None:
     [
         (
             {"metric": "auc", "min": 0.5},
-            "there is no metric 'auc' to gate; there are hr@K, ndcg@K, mrr, ce, overlap@K, size_mb",
+            "there is no metric 'auc' to gate; there are hr@K, ndcg@K, ndcg, mrr, ce, "
+            "ce_calibrated, overlap@K, size_mb",
         ),
         (
             {"metric": "overlap@21", "baseline": "source", "min": 0.5},

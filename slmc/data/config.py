@@ -93,8 +93,9 @@ class PrepareConfig(Seeded):
 class EvaluateConfig(Seeded, Protocol):
     """How a model's ranking is measured."""
 
-    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "ce")
-    """Metrics of the summary: hr@K, ndcg@K, mrr, ce (nats)."""
+    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "ce", "ce_calibrated")
+    """Metrics of the summary: hr@K, ndcg@K, ndcg, mrr, ce (nats) and ce_calibrated, the same at
+    the temperature that is best on validation."""
     split: Literal["valid", "test"] = "test"
     """Which targets are ranked."""
     batch: int = Field(128, ge=1)

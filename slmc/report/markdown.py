@@ -22,6 +22,8 @@ def summary(view: View) -> str:
     lines = [f"## {view.name}: {state}", ""]
     lines += [part for line in view.advice for part in (_bold(line), "")]
     lines += [escape(view.description), ""]
+    if view.ended is not None:
+        lines += [escape(view.state), ""]
     lines += main_table(view)
     if view.judged:
         lines += ["", "### Gates", ""]

@@ -84,6 +84,8 @@ class View:
     sees: list[str]
     """What so many users can and cannot show, in sentences."""
     notes: list[str] = field(default_factory=list)
+    ended: tuple[str, str] | None = None
+    """Step whose own check ended the run, and what it said."""
     last: Artefact | None = None
     """The last model or engine that was measured."""
     last_step: str = ""
@@ -91,8 +93,19 @@ class View:
 
     @property
     def failed(self) -> bool:
-        """Whether a binding gate did not pass."""
-        return any(one.binding and one.verdict.failed for one in self.judged)
+        """Whether a binding gate did not pass, or the run ended before its last step."""
+        gates = any(one.binding and one.verdict.failed for one in self.judged)
+        return gates or self.ended is not None
+
+    @property
+    def state(self) -> str:
+        """What became of the run, in a sentence."""
+        if self.ended is not None:
+            step, why = self.ended
+            return f"The run ended at step {step}. {why}"
+        if self.failed:
+            return "A gate did not pass."
+        return "Every binding gate passed." if self.judged else "There was no gate to judge."
 
     @property
     def caption(self) -> str:
@@ -158,6 +171,7 @@ def view_of(result: "RunResult") -> View:
         curves=curves_of(result.run_dir / "log.jsonl"),
         sees=seen(result, teacher, rows),
         notes=[*unfinished(result), *result.notes],
+        ended=(ended.step, ended.error.what) if (ended := result.ended) is not None else None,
         last=made.get(last_step),
         last_step=last_step,
     )

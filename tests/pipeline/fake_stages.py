@@ -1,7 +1,8 @@
 """Stages that need no torch and take no time: what the tests of the pipeline run.
 
 Each leaves a line in ``$FAKE_CALLS`` when it begins. What it does besides is told by files in
-the folder of ``$FAKE_CALLS``: ``STAGE.crash`` breaks it, ``STAGE.wait`` makes it wait.
+the folder of ``$FAKE_CALLS``: ``STAGE.crash`` breaks it, ``STAGE.wait`` makes it wait, and with
+``teach.worse`` the teacher is worse than Markov-1.
 """
 
 import os
@@ -67,13 +68,19 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
         (work.path / "payload.bin").write_bytes(canonical([stage, config.model_dump(mode="json")]))
         if gives in ("model", "engine"):
             metrics = {"size_mb": 2.5, "parameters": 10}
+        if stage == "teach":
+            worse = {"outcome": "worse", "sentence": "mrr 0.1, not 0.2"}
+            metrics["must_beat"] = (
+                {"markov": worse} if (told.parent / "teach.worse").exists() else {}
+            )
         if stage == "prepare":
             metrics = {"users": USERS, "test_users": config.users or USERS, "valid_users": USERS}
         if stage == "baselines":
-            (work.path / "markov").mkdir()
-            _measure(work.path / "markov", worse=0.0)
-            (work.path / "markov" / "per_user.parquet").rename(work.path / "markov/test.parquet")
-            metrics = {"markov": {"test": {"protocol": PROTOCOL}}}
+            for name in ("popularity", "markov", "sasrec"):
+                (work.path / name).mkdir()
+                _measure(work.path / name, worse=0.0)
+                (work.path / name / "per_user.parquet").rename(work.path / name / "test.parquet")
+                metrics[name] = {"test": {"protocol": PROTOCOL}}
         if stage.startswith("evaluate"):
             made = inputs["model" if stage == "evaluate" else "engine"].manifest.stage
             # A student's ranks are worse than its teacher's by a fixed amount.
@@ -95,6 +102,7 @@ def _measure(path: Path, *, worse: float) -> None:
             "rank_sampled": [None] * USERS,
             "negatives": [None] * USERS,
             "ce": [2.0 + worse / 10 + user % 3 for user in rows],
+            "ce_calibrated": [2.0 + worse / 10 + user % 3 for user in rows],
             "history": [5] * USERS,
             "count": [7] * USERS,
             "tail": [False] * USERS,

@@ -6,7 +6,7 @@ import pytest
 from recipe_files import FULL, TEACH, TOP, faults, read
 
 from slmc import recipe as recipes
-from slmc.config import Sampled
+from slmc.config import Protocol, Sampled
 from slmc.data.config import TemporalSplit
 from slmc.distill.config import DistillConfig, Losses, TeachConfig
 from slmc.recipe import load, packaged, resolved_yaml
@@ -219,6 +219,27 @@ def test_smoke_shrinks_everything_and_binds_only_what_holds_of_random_weights(fi
     assert made.step("prepare").config == made.data
     assert [made.is_binding(gate) for gate in made.gates] == [False, True, True]
     assert all(read(file, text).is_binding(gate) for gate in read(file, text).gates)
+
+
+@pytest.mark.parametrize(("smoke", "sampled"), [(False, 99), (True, 50)])
+def test_all_steps_share_one_protocol(file: Path, smoke: bool, sampled: int) -> None:
+    steps = FULL.replace(
+        "  - export:", "  - prune: {layers: 1}\n  - quantize: {bits: 8}\n  - export:"
+    )
+    text = steps + "evaluate: {ranking: {sampled: 99}, exclude_seen: true}\n"
+    made = read(file, text, smoke=smoke)
+    shared = [step for step in made.steps if isinstance(step.config, Protocol)]
+    assert {step.stage for step in shared} == {
+        "sasrec",
+        "baselines",
+        "teach",
+        "distill",
+        "prune",
+        "quantize",
+    }
+    for config in (made.evaluate, *(step.config for step in shared)):
+        assert isinstance(config, Protocol)
+        assert (config.ranking, config.exclude_seen) == (Sampled(sampled=sampled), True)
 
 
 def test_smoke_makes_nothing_larger(file: Path) -> None:
