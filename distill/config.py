@@ -23,7 +23,7 @@ class Lora(StageConfig):
 class Dropout(StageConfig):
     """Dropout of a recommender in training."""
 
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(0.4, ge=0, lt=1)
     """Dropout after input_proj and before output_proj."""
     residual_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of what each attention and MLP of the backbone adds to the residual stream."""
