@@ -24,6 +24,7 @@ LAYERS = (
         "checkpoint",
         "ranking",
         "bootstrap",
+        "power",
     },
     {"train", "next_item", "pretrain", "measured", "evaluate", "verdict", "multiple", "baselines"},
     set(STAGE_FOLDERS),

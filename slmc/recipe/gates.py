@@ -19,7 +19,14 @@ def read_gates(document: Document, faults: Faults, steps: Sequence[Step]) -> lis
         steps: The recipe's steps.
     """
     listed = document.value.get("gates")
-    entries = enumerate(listed if isinstance(listed, list) else [])
+    listed = listed if isinstance(listed, list) else []
+    metrics = {entry.get("metric") for entry in listed if isinstance(entry, dict)}
+    if metrics - {"size_mb"} == {"ce"}:
+        what = (
+            "ce alone passes models that rank worse; add a gate on ndcg@K, hr@K, mrr or overlap@K"
+        )
+        faults.add(document.place(("gates",)), "gates", what)
+    entries = enumerate(listed)
     return [gate for i, entry in entries if (gate := _gate(document, faults, entry, i, steps))]
 
 

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact
-from slmc.bootstrap import Bounds, paired_bootstrap
+from slmc.bootstrap import Bounds, Interval
 from slmc.errors import UndecidedError
 
 if TYPE_CHECKING:
@@ -95,18 +95,17 @@ def rows_of(
         timed: Id of a bench step -> its times.
     """
     made = result.artefacts()
-    reference = _per_user(result.evaluations[teacher]) if teacher else None
-    against = _values(reference, metric, result) if reference is not None else None
+    against = _per_user(result.evaluations[teacher]) if teacher else None
     rows = [
         _baseline_row(name, table, metric, against, result)
         for name, table in _baseline_tables(result).items()
     ]
     for step_id, report in result.evaluations.items():
         artefact = made[step_id]
-        mine = _values(_per_user(report), metric, result)
+        table = _per_user(report)
         time = {t.batch: t for times in timed.values() for t in times if t.who == step_id}
         first, many = time.get(LATENCY_BATCH), time.get(THROUGHPUT_BATCH)
-        value, half = _mean(mine)
+        value, half = _mean(_values(table, metric, result))
         metrics = artefact.manifest.metrics
         kind: Kind = "engine" if artefact.manifest.kind == "engine" else "model"
         rows.append(
@@ -117,7 +116,7 @@ def rows_of(
                 size_mb=metrics.get("size_mb"),
                 value=value,
                 half=half,
-                change=None if step_id == teacher else _relative(mine, against, result),
+                change=None if step_id == teacher else _relative(table, against, metric, result),
                 p50_ms=first.p50_ms if first else None,
                 p99_ms=first.p99_ms if first else None,
                 per_s=many.per_s if many else None,
@@ -134,14 +133,12 @@ def compare_controls(result: "RunResult") -> list[Comparison]:
         student = control.removesuffix(".control")
         if student == control or student not in result.evaluations:
             continue
-        tables = [_per_user(r) for r in (result.evaluations[student], report)]
+        ours, theirs = (_per_user(r) for r in (result.evaluations[student], report))
         for metric in result.recipe.evaluate.metrics:
-            mine, others = (_values(table, metric, result) for table in tables)
-            if mine is None or others is None:
+            mine, others = (_values(table, metric, result) for table in (ours, theirs))
+            interval = _change(ours, theirs, metric, result)
+            if mine is None or others is None or interval is None:
                 continue
-            interval = paired_bootstrap(
-                mine, others, seed=result.recipe.seed, confidence=CONFIDENCE
-            )
             found.append(
                 Comparison(
                     student=student,
@@ -191,12 +188,11 @@ def _baseline_row(
     name: str,
     report: Artefact,
     metric: str,
-    against: NDArray[np.float64] | None,
+    against: pl.DataFrame | None,
     result: "RunResult",
 ) -> Row:
     table = pl.read_parquet(report.file(f"{name}/{result.recipe.evaluate.split}.parquet"))
-    mine = _values(table, metric, result)
-    value, half = _mean(mine)
+    value, half = _mean(_values(table, metric, result))
     made = next((s.artefact for s in result.steps if s.stage == name), None)
     metrics: dict[str, Any] = made.manifest.metrics if made is not None else {}
     return Row(
@@ -206,7 +202,7 @@ def _baseline_row(
         size_mb=metrics.get("size_mb"),
         value=value,
         half=half,
-        change=_relative(mine, against, result),
+        change=_relative(table, against, metric, result),
         p50_ms=None,
         p99_ms=None,
         per_s=None,
@@ -236,12 +232,26 @@ def _mean(mine: NDArray[np.float64] | None) -> tuple[float | None, float | None]
 
 
 def _relative(
-    mine: NDArray[np.float64] | None, against: NDArray[np.float64] | None, result: "RunResult"
+    table: pl.DataFrame, against: pl.DataFrame | None, metric: str, result: "RunResult"
 ) -> Bounds | None:
-    if mine is None or against is None or mine.shape != against.shape or mine.size == 0:
+    interval = _change(table, against, metric, result) if against is not None else None
+    return interval.relative if interval is not None else None
+
+
+def _change(
+    table: pl.DataFrame, against: pl.DataFrame, metric: str, result: "RunResult"
+) -> Interval | None:
+    """The change between two tables; None where it was not measured, or of other users."""
+    from slmc.measured import protocol
+    from slmc.verdict import paired_change
+
+    if table.height != against.height or table.height == 0:
         return None
-    seed = result.recipe.seed
-    return paired_bootstrap(mine, against, seed=seed, confidence=CONFIDENCE).relative
+    asked, seed = protocol(result.recipe.evaluate), result.recipe.seed
+    try:
+        return paired_change(table, against, metric, asked, seed=seed, confidence=CONFIDENCE)
+    except UndecidedError:
+        return None
 
 
 def _gate(step_id: str, result: "RunResult") -> str:
