@@ -87,8 +87,8 @@ class Gate(StageConfig):
     def _absolute_budget_of_ce(self) -> "Gate":
         if self.metric == "ce" and self.max_drop is not None and parse_budget(self.max_drop)[1]:
             raise ValueError(
-                f"max_drop {self.max_drop} of ce would pass models that rank far worse; give nats, "
-                "such as max_drop: 0.02"
+                f"{self.max_drop} of ce would pass models that rank far worse; give a budget in "
+                "nats, such as 0.02"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,7 +80,8 @@ def judge(
 
     Pass only when the bound of the change on the side of a loss is within the budget;
     regression when the other bound is beyond it; else inconclusive. One user alone is always
-    inconclusive. Identical rankings of all users have no loss.
+    inconclusive. Identical rankings of all users have no loss, identical top lists an overlap of
+    1, whatever the number of users.
 
     Args:
         gate: The condition.
@@ -225,6 +226,8 @@ def _judge_bound(
     else:
         ours = values(candidate.per_user, gate.metric, candidate.protocol)[users]
     mean = mean_bounds(ours, seed=seed, confidence=gate.confidence)
+    if gate.overlap_at is not None and bool((ours == 1).all()):
+        mean = replace(mean, low=1.0)  # as identical rankings: lists of K items for every user
     if gate.min is not None:
         outcome, needed = _decide(mean, gate.min, ours, gate.confidence)
     else:
