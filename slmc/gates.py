@@ -1,11 +1,15 @@
-"""What a gate can ask. No torch here: recipes are checked without it."""
+"""What a gate can ask. No torch here: recipes are checked without it.
+
+Where there are several gates, all must pass: one that fails, or cannot tell, decides the exit
+code. Asking all of them makes a false pass rarer, so their confidence needs no correction.
+"""
 
 import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from slmc.config import Budget, StageConfig
+from slmc.config import Budget, StageConfig, parse_budget
 
 OVERLAP = re.compile(r"overlap@([1-9]\d*)")
 LONGEST = 20
@@ -26,7 +30,8 @@ class Gate(StageConfig):
     baseline: str | None = None
     """Step it is compared with, or source: the model that the engine was made from."""
     max_drop: Budget | None = None
-    """Largest loss against the baseline: 3% of it, or a plain number. For ce, a rise is a loss."""
+    """Largest loss against the baseline: 3% of it, or a plain number. For ce, a rise is a loss,
+    and the budget is a plain number of nats, such as 0.02."""
     min: float | None = None
     """Smallest value."""
     max: float | None = None
@@ -38,7 +43,8 @@ class Gate(StageConfig):
     long-histories, the quarter with the longest; tail-items, those whose target is in the
     least popular 80 % of the catalogue."""
     anomalous: Literal["warn", "fail"] = "warn"
-    """What to do with a compressed model that is better than its baseline by more than 5 %."""
+    """What to do with an engine, or a pruned or quantized model, that is better by more than 5 %
+    than the baseline, if the baseline is the model that it was made from."""
 
     @model_validator(mode="after")
     def _known_metric(self) -> "Gate":
@@ -76,6 +82,19 @@ class Gate(StageConfig):
             raise ValueError(f"{self.metric} needs a baseline whose lists are compared")
         if self.baseline is not None and self.max_drop is None and self.overlap_at is None:
             raise ValueError(f"a gate on {self.metric} with a plain bound takes no baseline")
+        return self
+
+    @model_validator(mode="after")
+    def _absolute_budget_of_ce(self) -> "Gate":
+        from slmc.metrics import CROSS_ENTROPIES
+
+        if self.metric not in CROSS_ENTROPIES or self.max_drop is None:
+            return self
+        if parse_budget(self.max_drop)[1]:
+            raise ValueError(
+                f"{self.max_drop} of {self.metric} would pass models that rank far worse; give a budget in "
+                "nats, such as 0.02"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -41,28 +41,16 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-COMPRESSING = frozenset({"prune", "quantize", "export"})
-"""Stages that cannot make a model better."""
-
-
 @dataclass(frozen=True)
 class Measured:
     """A model or an engine, and what its evaluation gave."""
 
     name: str
-    kind: Literal["model", "engine"]
     per_user: pl.DataFrame
     """Columns as :data:`SCHEMA`."""
     protocol: dict[str, Any]
     """As :func:`protocol` gives it."""
     size_mb: float
-    stage: str = ""
-    """Stage that made it, where known: some are expected to lose and never to gain."""
-
-    @property
-    def compressed(self) -> bool:
-        """Whether it was made by a stage of :data:`COMPRESSING`."""
-        return self.kind == "engine" or self.stage in COMPRESSING
 
 
 Ranked = TypeVar("Ranked", bound=Protocol)
@@ -114,7 +102,7 @@ def values(per_user: pl.DataFrame, metric: str, protocol: Mapping[str, Any]) -> 
     Raises:
         UndecidedError: The table does not have that number.
     """
-    column = metric if metric in CROSS_ENTROPIES else _rank_column(protocol)
+    column = _column(metric, protocol)
     found = per_user[column]
     if found.null_count():
         raise UndecidedError(
@@ -123,6 +111,14 @@ def values(per_user: pl.DataFrame, metric: str, protocol: Mapping[str, Any]) -> 
         )
     numbers = found.to_numpy().astype(np.float64)
     return numbers if metric in CROSS_ENTROPIES else of_ranks(metric, numbers)
+
+
+def identical(
+    candidate: pl.DataFrame, baseline: pl.DataFrame, metric: str, protocol: Mapping[str, Any]
+) -> bool:
+    """Whether a metric's own numbers are equal for every user: ranks, beyond its cutoff too."""
+    column = _column(metric, protocol)
+    return candidate[column].equals(baseline[column])
 
 
 def told_of(summary: Mapping[str, Any]) -> str:
@@ -218,6 +214,10 @@ def segment_mask(per_user: pl.DataFrame, segment: Segment) -> NDArray[np.bool_]:
     if segment == "tail-items":
         return per_user["tail"].to_numpy()
     return np.ones(per_user.height, dtype=bool)
+
+
+def _column(metric: str, protocol: Mapping[str, Any]) -> str:
+    return metric if metric in CROSS_ENTROPIES else _rank_column(protocol)
 
 
 def _rank_column(protocol: Mapping[str, Any]) -> str:

@@ -1,28 +1,29 @@
 """Gates judged: pass, regression or inconclusive, each with its interval. No torch here."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from slmc.bootstrap import Bounds, Interval
-from slmc.bootstrap import detectable_drop as detectable_drop
+from slmc.bootstrap import UNCHANGED, Bounds, Floats, Interval, mean_bounds
 from slmc.bootstrap import paired_bootstrap as paired_bootstrap
-from slmc.bootstrap import pass_chance as pass_chance
 from slmc.config import parse_budget
 from slmc.errors import UndecidedError
 from slmc.gates import Gate
 from slmc.measured import Measured as Measured
-from slmc.measured import check_same_users, segment_mask, told, values
+from slmc.measured import check_same_users, identical, segment_mask, told, values
 from slmc.metrics import LOWER_IS_BETTER, overlap
+from slmc.power import POWER, users_needed
 
 Outcome = Literal["pass", "regression", "inconclusive"]
 
 ANOMALY = 0.05
-"""A compressed model that is better by more than this share has likely been measured wrongly."""
+"""An engine, or a pruned or quantized model, that is better than the model it was made from by
+more than this share has likely been measured wrongly."""
 PART = 50_000
 """Users whose top lists are compared at once."""
 
@@ -47,9 +48,11 @@ class Verdict:
     relative: bool
     n: int
     """Users; 0 for a size."""
+    share: float
+    """Of all measured users, those that the gate's segment holds; 1 without a segment."""
     needed_users: int | None
-    """About how many users would tell, if the change stays what it is; None if told, or if no
-    number would."""
+    """About how many users would tell with a power of 80 %, if the change stays what it is; None
+    if told, or if no number would."""
     anomalous: bool
     protocol: str
     """In words."""
@@ -66,18 +69,27 @@ class Verdict:
 
 
 def judge(
-    gate: Gate, candidate: Measured, baseline: Measured | None = None, *, seed: int
+    gate: Gate,
+    candidate: Measured,
+    baseline: Measured | None = None,
+    *,
+    seed: int,
+    of_same_model: bool = False,
 ) -> Verdict:
-    """Judge a gate on a candidate, by a paired bootstrap over users (design: Verdicts).
+    """Judge a gate on a candidate, paired over users (see :mod:`slmc.bootstrap`).
 
     Pass only when the bound of the change on the side of a loss is within the budget;
-    regression when the other bound is beyond it; else inconclusive.
+    regression when the other bound is beyond it; else inconclusive. One user alone is always
+    inconclusive. Identical rankings of all users have no loss, identical top lists an overlap of
+    1, whatever the number of users.
 
     Args:
         gate: The condition.
         candidate: What is judged.
         baseline: What it is compared with, if the gate compares.
         seed: Of the bootstrap.
+        of_same_model: Whether the baseline is the model that the candidate was made from, by
+            pruning, quantizing or exporting it: only there is a gain anomalous.
 
     Raises:
         UndecidedError: No user (in the segment), no baseline, or a number was not measured.
@@ -96,8 +108,43 @@ def judge(
         check_same_users(candidate, baseline)
     users = _segment(gate, candidate)
     if gate.max_drop is not None and baseline is not None:
-        return _judge_drop(gate, candidate, baseline, users, seed)
+        return _judge_drop(gate, candidate, baseline, users, seed, of_same_model)
     return _judge_bound(gate, candidate, baseline, users, seed)
+
+
+def paired_change(
+    candidate: pl.DataFrame,
+    baseline: pl.DataFrame,
+    metric: str,
+    protocol: Mapping[str, Any],
+    *,
+    seed: int,
+    confidence: float,
+    users: NDArray[np.bool_] | None = None,
+) -> Interval:
+    """The change of a metric between two tables of the same users, with its bounds.
+
+    Identical rankings have no change, whoever else is ranked; equal values of a metric with a
+    cutoff have bounds (see :func:`slmc.bootstrap.paired_bootstrap`).
+
+    Args:
+        candidate: Table of an evaluation, ``[U]`` rows.
+        baseline: Table of the same users and targets.
+        metric: hr@K, ndcg@K, mrr or ce.
+        protocol: Of both.
+        seed: Of the bootstrap.
+        confidence: One-sided, of each bound.
+        users: ``[U]`` which users count; all if left out.
+
+    Raises:
+        UndecidedError: The metric was not measured in this way.
+    """
+    ours, theirs = (values(table, metric, protocol) for table in (candidate, baseline))
+    if identical(candidate, baseline, metric, protocol):
+        return UNCHANGED
+    if users is not None:
+        ours, theirs = ours[users], theirs[users]
+    return paired_bootstrap(ours, theirs, seed=seed, confidence=confidence)
 
 
 def better_is_positive(bounds: Bounds, metric: str) -> Bounds:
@@ -128,29 +175,41 @@ def _judge_size(gate: Gate, candidate: Measured) -> Verdict:
         gate=gate, on=candidate.name, baseline=None,
         outcome="pass" if within else "regression",
         value=candidate.size_mb, baseline_value=None, change=None, low=None, high=None,
-        relative=False, n=0, needed_users=None, anomalous=False, protocol="",
+        relative=False, n=0, share=1.0, needed_users=None, anomalous=False, protocol="",
     )  # fmt: skip
 
 
 def _judge_drop(
-    gate: Gate, candidate: Measured, baseline: Measured, users: NDArray[np.bool_], seed: int
+    gate: Gate,
+    candidate: Measured,
+    baseline: Measured,
+    users: NDArray[np.bool_],
+    seed: int,
+    of_same_model: bool,
 ) -> Verdict:
     budget, relative = parse_budget(gate.max_drop or 0.0)
     ours, theirs = (
         values(m.per_user, gate.metric, m.protocol)[users] for m in (candidate, baseline)
     )
-    found = paired_bootstrap(ours, theirs, seed=seed, confidence=gate.confidence)
-    bounds = found.relative if relative else found.absolute
+    change = paired_change(
+        candidate.per_user, baseline.per_user, gate.metric, candidate.protocol,
+        seed=seed, confidence=gate.confidence, users=users,
+    )  # fmt: skip
+    bounds = change.relative if relative else change.absolute
     turned = better_is_positive(bounds, gate.metric) if bounds else None
-    outcome, needed = _decide(turned, -budget, ours.size) if turned else ("inconclusive", None)
+    outcome, needed = (
+        _decide(turned, -budget, _of_change(ours, theirs, relative), gate.confidence)
+        if turned
+        else ("inconclusive", None)
+    )
     return Verdict(
         gate=gate, on=candidate.name, baseline=baseline.name, outcome=outcome,
         value=float(ours.mean()), baseline_value=float(theirs.mean()),
         change=turned.change if turned else None,
         low=turned.low if turned else None,
         high=turned.high if turned else None,
-        relative=relative, n=ours.size, needed_users=needed,
-        anomalous=candidate.compressed and _suspicious(found, gate.metric),
+        relative=relative, n=ours.size, share=float(users.mean()), needed_users=needed,
+        anomalous=of_same_model and _suspicious(change, gate.metric),
         protocol=told(candidate.protocol),
     )  # fmt: skip
 
@@ -166,26 +225,41 @@ def _judge_bound(
         ours = _overlap(gate.overlap_at, candidate.per_user, baseline.per_user)[users]
     else:
         ours = values(candidate.per_user, gate.metric, candidate.protocol)[users]
-    zero = np.zeros_like(ours)
-    mean = paired_bootstrap(ours, zero, seed=seed, confidence=gate.confidence).absolute
+    mean = mean_bounds(ours, seed=seed, confidence=gate.confidence)
+    if gate.overlap_at is not None and bool((ours == 1).all()):
+        mean = replace(mean, low=1.0)  # as identical rankings: lists of K items for every user
     if gate.min is not None:
-        outcome, needed = _decide(mean, gate.min, ours.size)
+        outcome, needed = _decide(mean, gate.min, ours, gate.confidence)
     else:
         turned = Bounds(-mean.change, -mean.high, -mean.low)
-        outcome, needed = _decide(turned, -(gate.max or 0.0), ours.size)
+        outcome, needed = _decide(turned, -(gate.max or 0.0), ours, gate.confidence)
     return Verdict(
         gate=gate, on=candidate.name, baseline=baseline.name if baseline else None,
         outcome=outcome, value=mean.change, baseline_value=None, change=None,
-        low=mean.low, high=mean.high, relative=False, n=ours.size, needed_users=needed,
-        anomalous=False, protocol=told(candidate.protocol),
+        low=mean.low, high=mean.high, relative=False, n=ours.size, share=float(users.mean()),
+        needed_users=needed, anomalous=False, protocol=told(candidate.protocol),
     )  # fmt: skip
 
 
-def _decide(bounds: Bounds, limit: float, n: int) -> tuple[Outcome, int | None]:
-    """The outcome for values that must not lie below ``limit``, and the users it would take.
+def _of_change(ours: Floats, theirs: Floats, relative: bool) -> Floats:
+    """What each user adds to a change, ``[n]``: its spread is that of the change."""
+    change, mean = ours - theirs, float(theirs.mean())
+    if not relative or mean == 0:
+        return change
+    linearised: Floats = (change - theirs * float(change.mean()) / mean) / mean
+    return linearised
 
-    A bound's distance from the estimate shrinks with the square root of the users.
+
+def _decide(
+    bounds: Bounds, limit: float, parts: Floats, confidence: float
+) -> tuple[Outcome, int | None]:
+    """The outcome for a mean that must not lie below ``limit``, and the users it would take.
+
+    ``parts`` ``[n]`` is what each user adds to the mean.
     """
+    n = parts.size
+    if n == 1:
+        return "inconclusive", None
     if bounds.low >= limit:
         return "pass", None
     if bounds.high < limit:
@@ -194,7 +268,11 @@ def _decide(bounds: Bounds, limit: float, n: int) -> tuple[Outcome, int | None]:
     if room == 0:
         return "inconclusive", None
     reach = bounds.change - bounds.low if room > 0 else bounds.high - bounds.change
-    return "inconclusive", max(n + 1, math.ceil(n * (reach / room) ** 2))
+    needed = users_needed(
+        n, room=abs(room), reach=reach, error=float(parts.std(ddof=1)) / math.sqrt(n),
+        confidence=confidence,
+    )  # fmt: skip
+    return "inconclusive", needed
 
 
 def _suspicious(found: Interval, metric: str) -> bool:
@@ -246,7 +324,8 @@ def _basis(verdict: Verdict) -> str:
     gate = verdict.gate
     if gate.metric == "size_mb":
         return "(what serving needs)"
-    segment = "" if gate.segment == "all" else f"{gate.segment}, "
+    share = f"{100 * verdict.share:.0f} % of users"
+    segment = "" if gate.segment == "all" else f"{gate.segment}, {share}, "
     return (
         f"({segment}n = {verdict.n:,}, {verdict.protocol}, "
         f"one-sided {100 * gate.confidence:g} % bounds)"
@@ -258,9 +337,10 @@ def _outcome(verdict: Verdict) -> str:
     name = next(k for k in ("max_drop", "min", "max") if getattr(gate, k) is not None)
     text = f"{verdict.outcome}, {name} {getattr(gate, name)}"
     if verdict.needed_users is not None:
-        text += f"; about {_rounded(verdict.needed_users):,} users would tell"
+        users = f"{_rounded(verdict.needed_users):,} users"
+        text += f"; about {users} would tell with {100 * POWER:.0f} % power"
     if verdict.anomalous:
-        text += "; anomalous: a compressed model should not be better than its baseline by 5 %"
+        text += "; anomalous: better by more than 5 % than the model that it was made from"
     return text
 
 

@@ -29,6 +29,7 @@ LAYERS = (
         "ranking",
         "temperature",
         "bootstrap",
+        "power",
     },
     {"train", "next_item", "pretrain", "measured", "evaluate", "verdict", "multiple", "baselines"},
     set(STAGE_FOLDERS),

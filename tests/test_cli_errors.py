@@ -49,6 +49,11 @@ from slmc.errors import BrokenRunError
             "ndcg@K, mrr, ce, overlap@K, size_mb\n  See `slmc validate --help`.\n",
         ),
         (
+            ["validate", "E", "--baseline", "M", "--max-drop", "ce=3%"],
+            "error: --max-drop ce=3%: 3% of ce would pass models that rank far worse; give a "
+            "budget in nats, such as 0.02\n  See `slmc validate --help`.\n",
+        ),
+        (
             ["validate", "E", "--max", "64"],
             "error: --max 64: is not of the form METRIC=VALUE.\n  See `slmc validate --help`.\n",
         ),

@@ -59,7 +59,7 @@ def validate(
     ] = None,
     anomalous: Annotated[
         str | None,
-        _gate("--anomalous", "warn|fail", "If a compressed model is better by more than 5 %."),
+        _gate("--anomalous", "warn|fail", "If it is 5 % better than its own model."),
     ] = None,
     data: Data = None,
     json: Json = False,
@@ -81,7 +81,9 @@ def validate(
     against = given.taken(baseline) if baseline is not None else None
     dataset = given.data_for(judged, data)
     measured = [measure(a, dataset, config) for a in (judged, against) if a is not None]
-    return _judge(gates, measured, config.seed, as_json=json)
+    made_from = judged.manifest.parents.get("model")
+    of_same_model = against is not None and made_from == against.digest
+    return _judge(gates, measured, config.seed, of_same_model=of_same_model, as_json=json)
 
 
 def _read(
@@ -132,16 +134,24 @@ def label(artefact: Artefact) -> str:
 
 
 def _judge(
-    gates: Sequence[Gate], measured: "Sequence[Measured]", seed: int, *, as_json: bool
+    gates: Sequence[Gate],
+    measured: "Sequence[Measured]",
+    seed: int,
+    *,
+    of_same_model: bool,
+    as_json: bool,
 ) -> int:
     from slmc.pipeline.judging import described
     from slmc.report.power import power_lines
     from slmc.report.terminal import verdict_table
     from slmc.verdict import judge
 
-    verdicts = [judge(gate, measured[0], (*measured[1:], None)[0], seed=seed) for gate in gates]
+    candidate, baseline = measured[0], measured[1] if len(measured) > 1 else None
+    verdicts = [
+        judge(gate, candidate, baseline, seed=seed, of_same_model=of_same_model) for gate in gates
+    ]
     failed = any(verdict.failed for verdict in verdicts)
-    power = power_lines(gates, measured[-1])
+    power = power_lines(gates, candidate, baseline) if baseline is not None else []
     if as_json:
         rows = [described(verdict) for verdict in verdicts]
         console.result_json({"passed": not failed, "verdicts": rows, "power": power})

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("slmc.pipeline.judging")
 
-POWER = 0.8
-"""Chance to pass that a gate should leave to a candidate as good as its baseline."""
-
 
 @dataclass
 class Judgement:
@@ -63,7 +60,9 @@ def judge_gates(
             )
         measured = [measured_as(s, made[s], evaluations[s]) for s in steps]
         baseline = measured[1] if len(measured) > 1 else None
-        result.verdicts.append(judge(gate, measured[0], baseline, seed=recipe.seed))
+        of_same_model = recipe.is_of_same_model(gate)
+        verdict = judge(gate, measured[0], baseline, seed=recipe.seed, of_same_model=of_same_model)
+        result.verdicts.append(verdict)
     return result
 
 
@@ -71,8 +70,8 @@ def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:
     """Say, before the long steps, which gates the test set is too small for.
 
     From the spread of Markov-1's values over the users, and a correlation of 0.9 between the
-    values of candidate and baseline: what an engine has with its own model is higher, so those
-    gates are not looked at; and a smoke run binds no other.
+    values of candidate and baseline, which nothing has measured yet. An engine and its own model
+    correlate by about 1, so those gates are not looked at; and a smoke run binds no other.
 
     Args:
         recipe: The recipe.
@@ -95,8 +94,7 @@ def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:
     if notes and recipe.power == "stop":
         raise RecipeError(
             "\n".join(notes),
-            "Raise max_drop, gate ce, or give a log with more users; with `power: warn` the run "
-            "goes on.",
+            "Raise max_drop, or give a log with more users; with `power: warn` the run goes on.",
         )
     for note in notes:
         log.warning("%s", note)
@@ -107,7 +105,7 @@ def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
     import polars as pl
 
     from slmc.measured import segment_mask, values
-    from slmc.verdict import detectable_drop, pass_chance
+    from slmc.power import ASSUMED_CORRELATION, POWER, detectable_drop, pass_chance
 
     split = recipe.evaluate.split
     users = pl.read_parquet(baselines.file(f"markov/{split}.parquet"))
@@ -121,7 +119,8 @@ def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
     return (
         f"gate {gate.metric} on {gate.on}, max_drop {gate.max_drop}: {numbers.size} users see a "
         f"drop of about {100 * drop:.1f} %; a candidate as good as its baseline would pass with "
-        f"a chance of {100 * chance:.0f} %"
+        f"a chance of {100 * chance:.0f} % (assumed: values that correlate by "
+        f"{ASSUMED_CORRELATION:g})"
     )
 
 
@@ -147,10 +146,8 @@ def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Measure
     size = artefact.manifest.metrics.get("size_mb")
     return Measured(
         name=name,
-        kind="engine" if artefact.manifest.kind == "engine" else "model",
         per_user=pl.read_parquet(evaluation.file("per_user.parquet")),
         protocol=summary["protocol"],
-        stage=artefact.manifest.stage,
         size_mb=float(size if size is not None else size_mb(artefact, ("",))),
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slmc.gates import Gate
+from slmc.metrics import CROSS_ENTROPIES
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
 from slmc.recipe.steps import Step
@@ -19,7 +20,15 @@ def read_gates(document: Document, faults: Faults, steps: Sequence[Step]) -> lis
         steps: The recipe's steps.
     """
     listed = document.value.get("gates")
-    entries = enumerate(listed if isinstance(listed, list) else [])
+    listed = listed if isinstance(listed, list) else []
+    metrics = {entry.get("metric") for entry in listed if isinstance(entry, dict)}
+    quality = metrics - {"size_mb"}
+    if quality and quality <= CROSS_ENTROPIES:
+        what = (
+            "ce alone passes models that rank worse; add a gate on ndcg@K, hr@K, mrr or overlap@K"
+        )
+        faults.add(document.place(("gates",)), "gates", what)
+    entries = enumerate(listed)
     return [gate for i, entry in entries if (gate := _gate(document, faults, entry, i, steps))]
 
 

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from slmc.pipeline import RunResult
     from slmc.report.tables import Row
 
-POWER, CORRELATION = 0.8, 0.9
-
 
 def seen(
     result: "RunResult",
@@ -33,10 +31,15 @@ def seen(
     from slmc.errors import UndecidedError
 
     users = pl.read_parquet(result.evaluations[teacher].file("per_user.parquet"))
+    last = next((r.step for r in reversed(rows) if _is_candidate(r, teacher)), None)
+    measured = result.evaluations[last] if last is not None else None
+    candidate = pl.read_parquet(measured.file("per_user.parquet")) if measured else None
     said = []
     for metric in result.recipe.evaluate.metrics:
         try:
-            said.append(power_line(metric, users, result.protocol))
+            said.append(
+                power_line(metric, users, result.protocol, candidate=candidate, name=last or "")
+            )
         except UndecidedError:
             continue
     same = [r.step for r in rows if r.change is not None and r.change.low <= 0 <= r.change.high]
@@ -47,16 +50,27 @@ def seen(
     return said
 
 
-def power_lines(gates: "Sequence[Gate]", baseline: "Measured") -> list[str]:
+def _is_candidate(row: "Row", teacher: str) -> bool:
+    return row.kind in ("model", "engine") and row.step != teacher
+
+
+def power_lines(gates: "Sequence[Gate]", candidate: "Measured", baseline: "Measured") -> list[str]:
     """For each metric that is gated by a drop, what this many users can see.
 
     Args:
         gates: The gates.
+        candidate: What is judged: how much its values and the baseline's correlate.
         baseline: Whose values tell how much users differ.
     """
     chosen = {(g.metric, g.confidence): None for g in gates if g.max_drop is not None}
     return [
-        power_line(metric, baseline.per_user, baseline.protocol, confidence=confidence)
+        power_line(
+            metric,
+            baseline.per_user,
+            baseline.protocol,
+            candidate=candidate.per_user,
+            confidence=confidence,
+        )
         for metric, confidence in chosen
     ]
 
@@ -66,18 +80,34 @@ def power_line(
     per_user: "pl.DataFrame",
     protocol: Mapping[str, Any],
     *,
+    candidate: "pl.DataFrame | None" = None,
+    name: str = "",
     confidence: float = 0.95,
 ) -> str:
-    """The smallest loss that these users can see, with its assumptions, in a sentence."""
-    from slmc.bootstrap import detectable_drop
-    from slmc.measured import values
+    """The smallest loss that these users can see, with its assumptions, in a sentence.
 
-    found = values(per_user, metric, protocol)
-    drop = detectable_drop(found, confidence=confidence, power=POWER, correlation=CORRELATION)
+    Args:
+        metric: Metric that would fall.
+        per_user: Table of the baseline.
+        protocol: Of the tables.
+        candidate: Table of a candidate, the same users: its correlation with the baseline is
+            measured. Without one it is assumed.
+        name: What the candidate is called.
+        confidence: One-sided, of a gate.
+    """
+    from slmc.measured import values
+    from slmc.power import ASSUMED_CORRELATION, POWER, correlation_of, detectable_drop
+
+    ours = values(per_user, metric, protocol)
+    if candidate is None:
+        correlation, how = ASSUMED_CORRELATION, "assumed"
+    else:
+        correlation, how = correlation_of(values(candidate, metric, protocol), ours), "measured"
+    drop = detectable_drop(ours, confidence=confidence, correlation=correlation)
     basis = (
         f"one-sided {100 * confidence:g} %, power {100 * POWER:g} %, correlation between "
-        f"baseline and candidate {CORRELATION:g}"
+        f"baseline and {name or 'candidate'} {correlation:.3g}, {how}"
     )
     if drop == float("inf"):
-        return f"{metric}: {found.size:,} users cannot see any relative loss ({basis})"
-    return f"{metric}: {found.size:,} users can see a loss of {100 * drop:.1f} % or more ({basis})"
+        return f"{metric}: {ours.size:,} users cannot see any relative loss ({basis})"
+    return f"{metric}: {ours.size:,} users can see a loss of {100 * drop:.1f} % or more ({basis})"

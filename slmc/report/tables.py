@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact
-from slmc.bootstrap import Bounds, Interval, paired_bootstrap
+from slmc.bootstrap import Bounds, Interval
 from slmc.errors import UndecidedError
 from slmc.metrics import LOWER_IS_BETTER
 from slmc.report.training import still_improving
@@ -244,10 +244,17 @@ def change_between(
         result: The run, for its protocol and seed.
         confidence: One-sided, of each bound.
     """
-    mine, others = (_values(one, metric, result) for one in (table, against))
-    if mine is None or others is None or mine.shape != others.shape or mine.size == 0:
+    from slmc.verdict import paired_change
+
+    if table.height != against.height or table.height == 0:
         return None
-    return paired_bootstrap(mine, others, seed=result.recipe.seed, confidence=confidence)
+    seed = result.recipe.seed
+    try:
+        return paired_change(
+            table, against, metric, result.protocol, seed=seed, confidence=confidence
+        )
+    except UndecidedError:
+        return None
 
 
 def timings(bench: Artefact, names: Mapping[str, str]) -> list[Timing]:

@@ -212,11 +212,26 @@ def test_messages_of_steps(file: Path, steps: list[str], messages: list[str]) ->
         ),
         ("{metric: size_mb, maxx: 3}", "gates.0.maxx: there is no key 'maxx'. Did you mean 'max'?"),
         ("ndcg@10", "gates.0: should be a mapping"),
+        (
+            "{metric: ce, baseline: teach, max_drop: 3%}\n  - {metric: hr@10, min: 0.1}",
+            "gates.0: 3% of ce would pass models that rank far worse; give a budget in nats, "
+            "such as 0.02",
+        ),
     ],
 )
 def test_messages_of_gates(file: Path, gate: str, message: str) -> None:
     head = FULL.partition("gates:")[0]
     assert f"./r.yaml:10: {message}" in faults(file, f"{head}gates:\n  - {gate}\n")
+
+
+def test_cross_entropy_is_never_the_only_gate(file: Path) -> None:
+    head = FULL.partition("gates:")[0] + "gates:\n"
+    ce = "  - {metric: ce, baseline: teach, max_drop: 0.02}\n  - {metric: size_mb, max: 64}\n"
+    assert faults(file, head + ce) == [
+        "./r.yaml:9: gates: ce alone passes models that rank worse; add a gate on ndcg@K, hr@K, "
+        "mrr or overlap@K"
+    ]
+    read(file, head + ce + "  - {metric: overlap@10, baseline: source, min: 0.9}\n")
 
 
 @pytest.mark.parametrize(
