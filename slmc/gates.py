@@ -92,8 +92,8 @@ class Gate(StageConfig):
             return self
         if parse_budget(self.max_drop)[1]:
             raise ValueError(
-                f"{self.max_drop} of {self.metric} would pass models that rank far worse; give a budget in "
-                "nats, such as 0.02"
+                f"{self.max_drop} of {self.metric} would pass models that rank far worse; give a "
+                "budget in nats, such as 0.02"
             )
         return self
 
