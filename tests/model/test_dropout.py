@@ -1,0 +1,63 @@
+"""Dropout of a recommender: where it acts, and that it acts in training alone."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from slmc.model import packing
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+
+KINDS = ("llama", "qwen3", "gemma2", "phi3")
+TOKENS = torch.tensor([1, 2, 3, 4, 5, 6])
+
+
+def recommender(kind: str = "llama") -> SequentialRecommender:
+    torch.manual_seed(0)
+    backbone = AutoConfig.for_model(
+        kind, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=1, pad_token_id=None,
+    )  # fmt: skip
+    return SequentialRecommender(RecommenderConfig(backbone, num_items=9, item_dim=8))
+
+
+def states(model: SequentialRecommender, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    segments, positions = torch.ones(1, 6, dtype=torch.long), torch.arange(6)[None]
+    with torch.no_grad():
+        return model.hidden_states(TOKENS, packing.rows(segments, positions))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["residual", "attention"])
+def test_it_acts_in_training_alone(kind: str, where: str) -> None:
+    model = recommender(kind)
+    plain = states(model.eval())
+    model.set_dropout(0.0, 0.5 * (where == "residual"), 0.5 * (where == "attention"))
+    assert torch.equal(states(model), plain)
+    model.train()
+    first, second = states(model, 1), states(model, 2)
+    assert not torch.equal(first, plain) and not torch.equal(first, second)
+    assert torch.equal(states(model, 1), first)
+    assert torch.equal(states(model.eval()), plain)
+
+
+def test_without_a_share_training_computes_the_same() -> None:
+    model = recommender()
+    plain = states(model.eval())
+    assert torch.equal(states(model.train()), plain)
+
+
+def test_residual_dropout_drops_what_attention_and_mlp_add() -> None:
+    model = recommender().train()
+    model.set_dropout(0.0, 0.999999, 0.0)  # all but certainly everything
+    inputs = model.embed(TOKENS)
+    assert torch.allclose(states(model), model.backbone.norm(inputs), atol=1e-6)
+
+
+def test_the_shares_are_kept_with_the_model() -> None:
+    model = recommender()
+    model.set_dropout(0.25, 0.125, 0.5)
+    again = RecommenderConfig.from_dict(model.config.to_dict())
+    assert (again.dropout, again.residual_dropout, again.attention_dropout) == (0.25, 0.125, 0.5)
+    assert model.dropout.p == 0.25
