@@ -63,6 +63,16 @@ def plateau(curve: Sequence[float], patience: int) -> bool:
     return sum(curve[-patience:]) <= sum(curve[-2 * patience : -patience])
 
 
+def improving(curve: Sequence[float], patience: int) -> bool:
+    """Whether a constant phase that a bound has cut short was still improving.
+
+    As :func:`plateau` judges it, over fewer validations where there are few; with one alone
+    nothing speaks against it.
+    """
+    window = min(patience, len(curve) // 2)
+    return window == 0 or not plateau(curve, window)
+
+
 def noise(curve: Sequence[float]) -> float:
     """How much better a validation may be by chance, from those near a plateau in their order.
 

@@ -27,10 +27,10 @@ from slmc.data.batches import Rows
 from slmc.errors import BrokenRunError
 from slmc.metrics import LOWER_IS_BETTER
 from slmc.model.device import Placement
+from slmc.optimizer import adamw
 from slmc.schedule import Decay
 from slmc.train_types import Batch, Epochs, Outcome, Stopped, Validation
 
-BETA1 = 0.9
 VALIDATION_SHARE = 0.1
 """Largest share of training that several validations of one epoch may cost."""
 TRAINING_COST = 3
@@ -112,10 +112,7 @@ class _Run:
         self.accelerator = Accelerator(cpu=placement.device.type == "cpu")
         torch.manual_seed(config.seed)
         self.raw = task.to(placement.device)
-        fused = placement.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(
-            _decayed(groups, config.weight_decay), betas=(BETA1, config.beta2), fused=fused
-        )
+        optimizer = adamw(groups, config, placement.device)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.task, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -152,13 +149,7 @@ class _Run:
         Returns the step at which the kept weights were reached.
         """
         progress = self.progress
-        assert progress.decay is not None
-        constant = [
-            gain
-            for gain, one in zip(self._curve(), progress.history, strict=True)
-            if one["epoch"] * self.steps <= progress.decay.start
-        ]
-        noise = schedule.noise(constant[-2 * self.config.patience :])
+        noise = schedule.noise(self._constant()[-2 * self.config.patience :])
         if self._curve()[-1] >= progress.best - noise:
             return progress.step
         self.checkpoint.restore_best()
@@ -167,8 +158,9 @@ class _Run:
     def _outcome(self, kept: int) -> Outcome:
         progress = self.progress
         assert progress.decay is not None and progress.stopped is not None
-        bound = progress.stopped in ("epochs", "minutes")
-        if bound:
+        bounded = progress.stopped in ("epochs", "minutes")
+        improving = bounded and schedule.improving(self._constant(), self.config.patience)
+        if improving:
             log.warning(
                 "%s: reached its bound (%s) while ranking still improved; more may rank better",
                 self.name,
@@ -182,7 +174,7 @@ class _Run:
             selected_by=self.config.select_by,
             steps=progress.step,
             stopped=progress.stopped,
-            still_improving=bound,
+            still_improving=improving,
             decay=asdict(progress.decay),
         )
 
@@ -360,6 +352,13 @@ class _Run:
         sign = -1 if metric in LOWER_IS_BETTER else 1
         return [sign * one[f"valid_{metric}"] for one in self.progress.history]
 
+    def _constant(self) -> list[float]:
+        """The part of that curve before the decay."""
+        assert self.progress.decay is not None
+        steps = (round(one["epoch"] * self.steps) for one in self.progress.history)
+        before = sum(step <= self.progress.decay.start for step in steps)
+        return self._curve()[:before]
+
     def _elapsed(self) -> float:
         """Seconds of training so far, those before a kill included."""
         return self.spent + time.monotonic() - self.resumed_at
@@ -395,14 +394,3 @@ class _Run:
         if self.accelerator.is_main_process:
             self.checkpoint.save(self.progress)
         self.saved_at = time.monotonic()
-
-
-def _decayed(groups: Sequence[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
-    """Split each group: matrices decay, vectors (norms, biases) do not."""
-    split = []
-    for group in groups:
-        for matrices in (True, False):
-            params = [p for p in group["params"] if (p.ndim >= 2) is matrices]
-            if params:
-                split.append(group | {"params": params, "weight_decay": decay if matrices else 0.0})
-    return split

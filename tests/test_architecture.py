@@ -31,6 +31,7 @@ LAYERS = (
         "temperature",
         "train_types",
         "bootstrap",
+        "optimizer",
         "power",
     },
     {"train", "next_item", "pretrain", "measured", "evaluate", "verdict", "multiple", "baselines"},

@@ -16,7 +16,7 @@ from slmc.config import TrainConfig
 from slmc.data.batches import pack
 from slmc.errors import BrokenRunError
 from slmc.model.device import Placement
-from slmc.schedule import Decay, after, latest_start, noise, plateau, rate, validations
+from slmc.schedule import Decay, after, improving, latest_start, noise, plateau, rate, validations
 from slmc.train import train
 from slmc.train_types import Batch, Epochs, Outcome, Validation
 
@@ -169,6 +169,14 @@ def test_a_bound_starts_the_decay_and_is_told(
     )
 
 
+def test_a_bound_is_not_told_where_ranking_no_longer_improved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = run(Bigram(), tmp_path, itertools.count(9, -1).__next__, epochs=3)
+    assert outcome.stopped == "epochs" and not outcome.still_improving
+    assert not any("bound" in message for message in caplog.messages)
+
+
 def test_minutes_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()  # a second passes whenever the time is asked for
     monkeypatch.setattr("slmc.train.time.monotonic", lambda: float(next(clock)))
@@ -229,6 +237,12 @@ def test_a_run_that_learns_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(BrokenRunError) as caught:
         run(Bigram(lambda _, loss: loss * 0 + math.log(ITEMS)), tmp_path, epochs=50, patience=50)
     assert "as of a model that knows nothing (2.48), at step 104 of 400." in caught.value.what
+
+
+def test_a_short_curve_improves_unless_it_falls() -> None:
+    assert improving([], 2) and improving([0.1], 2)
+    assert improving([0.1, 0.2], 2) and not improving([0.2, 0.1], 2)
+    assert improving([0.1, 0.4, 0.3, 0.3], 2) and not improving([0.4, 0.3, 0.3, 0.3], 2)
 
 
 def test_noise_is_that_of_neighbouring_validations() -> None:
