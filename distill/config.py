@@ -157,6 +157,9 @@ class DistillConfig(Dropout, TrainConfig):
     projection_lr: float = Field(1e-3, gt=0)
     """Peak learning rate of input_proj, output_proj and the heads of the terms."""
 
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Dropout after input_proj and before output_proj."""
+
     @model_validator(mode="after")
     def _blocks_fit(self) -> "DistillConfig":
         if self.blocks > self.layers:
