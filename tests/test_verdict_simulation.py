@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from slmc.bootstrap import ENOUGH, paired_bootstrap
+from slmc.bootstrap import ENOUGH, paired_bootstrap, paired_over_seeds
 
 GAINS = np.append(1 / np.log2(1 + np.arange(1, 11)), 0.0)  # [H]
 RANKS = np.arange(1, 11) ** -0.6 / (np.arange(1, 11) ** -0.6).sum()
@@ -160,3 +160,35 @@ def test_verdicts_are_right_as_often_as_they_say(
         assert case.coverage >= COVERAGE[0] - ERROR, case.line
         assert not case.enough or case.coverage <= COVERAGE[1] + ERROR, case.line
     assert float(np.mean([case.false_passes for case in cases])) <= 0.05
+
+
+SEEDS, USERS = 3, 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("together", "between"), [(1.0, 0.0), (1.0, 1.4), (0.3, 3.0)])
+def test_intervals_over_seeds_hold(
+    together: float, between: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Changes with an effect of the user (1), of user and seed together, and of the seed.
+
+    The last is in standard errors of the users' mean. Drawing the seeds anew holds less often.
+    """
+    rng, covered, naive = np.random.default_rng(0), 0, 0
+    for trial in range(TRIALS):
+        users, mixed = rng.normal(0, 1, USERS), rng.normal(0, together, (SEEDS, USERS))
+        effects = rng.normal(0, between, (SEEDS, 1)) / math.sqrt(USERS)
+        candidate = 6 + users + mixed + effects
+        level, zero = {"confidence": 0.975, "resamples": RESAMPLES}, np.full(USERS, 6.0)
+        interval = paired_over_seeds(candidate, zero, seed=trial, **level)
+        covered += interval.low <= 0 <= interval.high
+        drawn = [
+            candidate[rng.integers(0, SEEDS, SEEDS)][:, rng.integers(0, USERS, USERS)].mean() - 6
+            for _ in range(RESAMPLES // 2)
+        ]
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        naive += low <= 0 <= high
+    rates = f"{100 * covered / TRIALS:.1f} % | {100 * naive / TRIALS:.1f} %"
+    with capsys.disabled():
+        print(f"\n| {SEEDS} seeds, {USERS} users | {together} | {between} | {rates} |")
+    assert COVERAGE[0] - ERROR <= covered / TRIALS <= COVERAGE[1] + ERROR
