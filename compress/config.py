@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slmc.config import Budget, OnDevice, Seeded
+from slmc.config import Budget, OnDevice, Protocol, Seeded
 
 
 def _pairs(value: Any) -> Any:
@@ -22,7 +22,7 @@ Assignment = Annotated[dict[str, Literal[4, 8, "skip"]], BeforeValidator(_pairs)
 """Pattern of layer names -> width of their codes, or ``skip``."""
 
 
-class PruneConfig(Seeded, OnDevice):
+class PruneConfig(Seeded, OnDevice, Protocol):
     """Take layers, attention heads and MLP channels out of a recommender.
 
     Layers go first; heads and channels are then chosen in each layer that is left. All layers
@@ -33,7 +33,7 @@ class PruneConfig(Seeded, OnDevice):
     """Decoder layers that are kept; null keeps all."""
     depth_by: Literal["influence", "search"] = "influence"
     """influence: the layers go that change the hidden state least (ShortGPT, arXiv 2403.03853);
-    search: one after the other, that which hurts the validation cross-entropy least."""
+    search: one after the other, that without which validation users are ranked best (ndcg)."""
     heads: float | None = Field(None, gt=0, le=1)
     """Share of the kv groups that is kept: a kv head goes with all its query heads."""
     ffn: float | None = Field(None, gt=0, le=1)
@@ -53,7 +53,7 @@ class PruneConfig(Seeded, OnDevice):
         return self
 
 
-class QuantizeConfig(Seeded, OnDevice):
+class QuantizeConfig(Seeded, OnDevice, Protocol):
     """Store weights in 4 or 8 bits (GPTQ, Frantar et al. 2022, arXiv 2210.17323)."""
 
     method: Literal["gptq", "rtn"] = "gptq"

@@ -3,16 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slmc.compress.importance import Histories, forward
-from slmc.data.dataset import Targets
 from slmc.model.recommender import SequentialRecommender
 
 SEARCH_USERS = 2048
@@ -59,34 +56,33 @@ def by_influence(influence: Sequence[float], keep: int) -> tuple[int, ...]:
 def by_search(
     model: SequentialRecommender, measure: Callable[[], float], keep: int
 ) -> tuple[tuple[int, ...], list[dict[str, float]]]:
-    """Drop one layer after the other, each time that whose loss is lowest without it.
+    """Drop one layer after the other, each time that without which the model ranks best.
 
     Args:
         model: Its layers are passed over while they are measured, and stay in it.
-        measure: Validation cross-entropy of the model as it is.
+        measure: Mean NDCG of validation users, of the model as it is.
         keep: Layers to keep.
 
     Returns:
         The layers that are kept, in order, and for each that went its number ``removed`` and
-        the ``valid_ce`` after that.
+        the ``valid_ndcg`` after that.
     """
     left = list(range(len(model.layers)))
     gone: list[dict[str, float]] = []
     total = sum(range(keep + 1, len(left) + 1))
     done = 0
     while len(left) > keep:
-        losses: dict[int, float] = {}
+        found: dict[int, float] = {}
         for candidate in left:
             with skipping(model.layers, [int(one["removed"]) for one in gone] + [candidate]):
-                losses[candidate] = measure()
+                found[candidate] = measure()
             done += 1
             progress = {"task": "prune", "done": done, "total": total, "unit": "models"}
-            log.debug("progress", extra={"progress": progress | {"valid_ce": losses[candidate]}})
-        # A loss that is not a number must not win; of two alike the later layer goes.
-        best = min(losses, key=lambda i: (not np.isfinite(losses[i]), losses[i], -i))
+            log.debug("progress", extra={"progress": progress | {"valid_ndcg": found[candidate]}})
+        best = max(found, key=lambda i: (found[i], i))  # of two alike the later layer goes
         left.remove(best)
-        gone.append({"removed": best, "valid_ce": losses[best]})
-        log.info("prune: without layer %d the validation loss is %.4f", best, losses[best])
+        gone.append({"removed": best, "valid_ndcg": found[best]})
+        log.info("prune: without layer %d the validation NDCG is %.4f", best, found[best])
     return tuple(left), gone
 
 
@@ -104,18 +100,3 @@ def skipping(layers: nn.ModuleList, numbers: Sequence[int]) -> Iterator[None]:
     finally:
         for number in numbers:
             del layers[number].forward
-
-
-def sample(targets: Targets, seed: int) -> Targets:
-    """At most :data:`SEARCH_USERS` users of a split, drawn at random."""
-    if len(targets.users) <= SEARCH_USERS:
-        return targets
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(targets.users), SEARCH_USERS, replace=False))
-    return replace(
-        targets,
-        users=[targets.users[i] for i in chosen],
-        histories=[targets.histories[i] for i in chosen],
-        targets=targets.targets[chosen],
-        seen=[targets.seen[i] for i in chosen],
-    )

@@ -18,7 +18,7 @@ from slmc.data.batches import pack, pad_left
 from slmc.errors import BrokenRunError, UndecidedError
 from slmc.model.recommender import SequentialRecommender
 from slmc.next_item import NextItem
-from slmc.train import Batch
+from slmc.train_types import Batch
 
 BATCH = 32
 """Histories, or packed rows, that are computed at once."""

@@ -19,21 +19,25 @@ from slmc.compress import depth, importance, width
 from slmc.compress.calibration import histories
 from slmc.compress.config import PruneConfig
 from slmc.compress.importance import Calibration
+from slmc.compress.ranking import alike
 from slmc.compress.sizes import Kept, Sizes, wanted
 from slmc.compress.width import FIND
 from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
 from slmc.evaluate import VectorScorer, check_catalogue
+from slmc.measured import protocol
 from slmc.model.device import Placement, choose
 from slmc.model.loading import load_model, place
 from slmc.model.quantized import is_quantized
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
-from slmc.next_item import validation
+from slmc.next_item import ranking
 
 CHECKED = 8
 """Calibration histories on which the smaller model is compared with the masked one."""
+SEARCHED = "ndcg"
+"""Metric of a search: without a cutoff, it changes with every rank."""
 LITTLE = 0.05
 """Share of the weights below which a saving is called small."""
 NAMES = {"heads": "kv_groups", "ffn": "channels"}
@@ -96,7 +100,6 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
                 f"attention heads and {after.channels} of {before.channels} MLP channels of the "
                 "model that it was pruned from; not trained since."
             ),
-            libraries=("torch-pruning",),
         )
 
 
@@ -138,10 +141,11 @@ def _layers(
     numbers: dict[str, Any] = {"block_influence": influence}
     if config.depth_by == "influence":
         return depth.by_influence(influence, target.layers), numbers
-    targets = depth.sample(data.targets("valid"), config.seed)
-    measure = validation(model, targets, placement)
-    kept, gone = depth.by_search(model, measure, target.layers)
-    return kept, numbers | {"search": gone}
+    targets = data.targets("valid").sample(depth.SEARCH_USERS, config.seed)
+    how = alike(config, data).model_copy(update={"metrics": (SEARCHED,)})
+    measure = ranking(model, targets, data, how, placement)
+    kept, gone = depth.by_search(model, lambda: measure()[SEARCHED], target.layers)
+    return kept, numbers | {"search": gone, "protocol": protocol(how)}
 
 
 def _units(

@@ -17,7 +17,7 @@ from slmc.compress.assignment import assign
 from slmc.compress.calibration import histories
 from slmc.compress.config import QuantizeConfig
 from slmc.compress.layers import Quantized
-from slmc.compress.ranking import change, check_users, measure
+from slmc.compress.ranking import alike, change, check_users, measure
 from slmc.compress.sensitivity import Trial, sensitivity
 from slmc.compress.sequential import Finished, Method, quantize_layers
 from slmc.compress.table import quantize_table
@@ -25,6 +25,7 @@ from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
 from slmc.evaluate import VectorScorer, check_catalogue
+from slmc.measured import protocol, told
 from slmc.model import device, quantized
 from slmc.model.loading import load_model
 from slmc.model.recommender import SequentialRecommender
@@ -73,7 +74,6 @@ def quantize(config: QuantizeConfig, inputs: dict[str, Artefact], out: Path) -> 
             device=where.type,
             note=_note(config, done),
             save=partial(_save, layers=done, group_size=config.group_size),
-            libraries=("compressed-tensors", "llmcompressor"),
         )
 
 
@@ -126,13 +126,14 @@ def _check_installed(config: QuantizeConfig) -> None:
 
 def _table(model: SequentialRecommender, data: Dataset, config: QuantizeConfig) -> dict[str, Any]:
     """Quantize the item table alone, and measure what that does to the ranking."""
-    before = measure(model, data, "float item table")
+    how = alike(config, data)
+    before = measure(model, data, how, "float item table")
     quantize_table(model, str(config.item_table))
-    after = measure(model, data, f"{config.item_table} item table")
+    after = measure(model, data, how, f"{config.item_table} item table")
     return {
         "form": config.item_table,
-        "protocol": "full ranking, seen items kept, valid",
-        "n": int(before.ndcg.size),
+        "protocol": told(protocol(how)),
+        "n": len(data.targets("valid").users),
         "float": before.means,
         "quantized": after.means,
         "change": change(after, before, config.seed),

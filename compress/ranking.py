@@ -9,29 +9,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmc.bootstrap import Interval, paired_bootstrap
+from slmc.bootstrap import Bounds, paired_bootstrap
+from slmc.compress.config import PruneConfig, QuantizeConfig
+from slmc.config import Protocol
 from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError
 from slmc.evaluate import VectorScorer, rank
-from slmc.measured import protocol, values
+from slmc.measured import protocol, settled, values
+from slmc.metrics import CROSS_ENTROPIES
 from slmc.model.recommender import SequentialRecommender
 
-METRIC = "ndcg@10"
-CONFIG = EvaluateConfig(split="valid", metrics=(METRIC, "ce"))
+METRICS = ("ndcg@10", "ndcg", "ce")
+"""What is measured: the first is held against budgets, the second orders layers."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """NDCG@10 (full ranking, seen items kept) and cross-entropy (nats) of each user, ``[U]``."""
+    """The ranking of a model; all arrays ``[U]``."""
 
-    ndcg: NDArray[np.float64]
-    ce: NDArray[np.float64]
+    of: dict[str, NDArray[np.float64]]
+    """Metric of :data:`METRICS` -> its value for each user; ce in nats."""
 
     @property
     def means(self) -> dict[str, float]:
-        """Both means by name."""
-        return {METRIC: float(self.ndcg.mean()), "ce": float(self.ce.mean())}
+        """Mean of each metric."""
+        return {name: float(numbers.mean()) for name, numbers in self.of.items()}
+
+
+def alike(config: PruneConfig | QuantizeConfig, data: Dataset) -> EvaluateConfig:
+    """How validation users are ranked: under the protocol of the step's config, settled."""
+    shared = {name: getattr(config, name) for name in ("seed", *Protocol.model_fields)}
+    return settled(EvaluateConfig(**shared, split="valid", metrics=METRICS), data)
 
 
 def check_users(data: Dataset, what: str) -> None:
@@ -43,26 +52,29 @@ def check_users(data: Dataset, what: str) -> None:
         )
 
 
-def measure(model: SequentialRecommender, data: Dataset, task: str) -> Ranking:
+def measure(
+    model: SequentialRecommender, data: Dataset, config: EvaluateConfig, task: str
+) -> Ranking:
     """Rank the validation targets; raises as :func:`slmc.evaluate.rank`."""
-    per_user = rank(VectorScorer.of(model), data.targets("valid"), data.counts, CONFIG, task)
-    said = protocol(CONFIG)
-    return Ranking(values(per_user, METRIC, said), values(per_user, "ce", said))
+    users = data.targets("valid")
+    per_user = rank(VectorScorer.of(model), users, data.counts, config, task, top=0)
+    said = protocol(config)
+    return Ranking({name: values(per_user, name, said) for name in METRICS})
 
 
 def change(after: Ranking, before: Ranking, seed: int) -> dict[str, Any]:
-    """Mean changes with one-sided 95 % bounds, paired over users; JSON-able."""
-    ndcg = paired_bootstrap(after.ndcg, before.ndcg, seed=seed)
-    ce = paired_bootstrap(after.ce, before.ce, seed=seed)
-    relative = ndcg.relative
-    return {
-        METRIC: _bounds(ndcg),
-        f"{METRIC}, relative": None
-        if relative is None
-        else {"change": relative.change, "low": relative.low, "high": relative.high},
-        "ce": _bounds(ce),
-    }
+    """Mean changes with one-sided 95 % bounds, paired over users; JSON-able.
+
+    Those of ranking metrics stand there as shares of the mean before, too.
+    """
+    found: dict[str, Any] = {}
+    for name in METRICS:
+        interval = paired_bootstrap(after.of[name], before.of[name], seed=seed)
+        found[name] = _bounds(interval.absolute)
+        if name not in CROSS_ENTROPIES:
+            found[f"{name}, relative"] = interval.relative and _bounds(interval.relative)
+    return found
 
 
-def _bounds(interval: Interval) -> dict[str, float]:
-    return {"change": interval.change, "low": interval.low, "high": interval.high}
+def _bounds(bounds: Bounds) -> dict[str, float]:
+    return {"change": bounds.change, "low": bounds.low, "high": bounds.high}

@@ -1,8 +1,9 @@
 """Which layers the ranking depends on: one quantized at a time, measured on validation.
 
 With a budget it also proposes a mixed assignment: the fewest layers, those that cost the most
-cross-entropy first, that are kept wider for the loss of NDCG@10 to stay within the budget. The
-mean is held against the budget, not its bound: few validation sets could tell a percent.
+NDCG (without a cutoff) first, that are kept wider for the loss of NDCG@10 to stay within the
+budget. The mean is held against the budget, not its bound: few validation sets could tell a
+percent.
 """
 
 import hashlib
@@ -20,12 +21,14 @@ from torch import Tensor
 from slmc.artefact import canonical
 from slmc.compress.config import QuantizeConfig
 from slmc.compress.layers import Quantized
-from slmc.compress.ranking import METRIC, Ranking, change, measure
+from slmc.compress.ranking import METRICS, Ranking, alike, change, measure
 from slmc.compress.rtn import Grid
-from slmc.config import parse_budget
+from slmc.config import Protocol, parse_budget
 from slmc.data.dataset import Dataset
+from slmc.measured import protocol, told
 from slmc.model.recommender import SequentialRecommender
 
+BUDGETED, ORDERED_BY = "ndcg@10", "ndcg"
 FILE = "sensitivity.json"
 FRAGMENT = "quantize.fragment.yaml"
 
@@ -52,13 +55,12 @@ class Trial:
         key = hashlib.sha256(canonical(dict(mix))).hexdigest()[:16]
         file = self.folder / f"{key}.npy"
         if file.is_file():
-            ndcg, ce = np.load(file, allow_pickle=False)
-            found = Ranking(ndcg, ce)
+            found = Ranking(dict(zip(METRICS, np.load(file, allow_pickle=False), strict=True)))
         else:
             self._set(mix)
-            found = measure(self.model, self.data, "validation")
+            found = measure(self.model, self.data, alike(self.config, self.data), "validation")
             staged = file.with_suffix(".partial.npy")
-            np.save(staged, np.stack([found.ndcg, found.ce]))
+            np.save(staged, np.stack([found.of[name] for name in METRICS]))
             staged.replace(file)
         self.done += 1
         progress = {"task": "sensitivity", "done": self.done, "total": self.total, "unit": "mixes"}
@@ -110,11 +112,11 @@ def sensitivity(trial: Trial, out: Path) -> dict[str, Any]:
     for name in names:
         after = trial.rank({name: asked[name]})
         rows.append({"name": name, "bits": asked[name], **change(after, before, config.seed)})
-    rows.sort(key=lambda row: (-row["ce"]["change"], row["name"]))
+    rows.sort(key=lambda row: (row[ORDERED_BY]["change"], row["name"]))
     whole = trial.rank(asked)
     said: dict[str, Any] = {
-        "protocol": "full ranking, seen items kept, valid; one layer quantized at a time",
-        "n": int(before.ndcg.size),
+        "protocol": f"{told(protocol(alike(config, trial.data)))}; one layer quantized at a time",
+        "n": before.of[BUDGETED].size,
         "float": before.means,
         "all_quantized": {**whole.means, "change": change(whole, before, config.seed)},
         "layers": rows,
@@ -138,8 +140,8 @@ def _propose(
         return {n: _wider(width) if n in wider else width for n, width in asked.items()}
 
     def within(count: int) -> bool:
-        lost = before.ndcg.mean() - trial.rank(mixed(count)).ndcg.mean()
-        return bool(lost <= (budget * before.ndcg.mean() if relative else budget))
+        mean = before.means[BUDGETED]
+        return mean - trial.rank(mixed(count)).means[BUDGETED] <= budget * (mean if relative else 1)
 
     low, high = 0, len(order)
     if not within(high):
@@ -181,16 +183,17 @@ def _report(said: Mapping[str, Any], config: QuantizeConfig, out: Path) -> None:
 def _fragment(said: Mapping[str, Any], config: QuantizeConfig) -> str:
     """The proposal as a step of a recipe."""
     proposal = said["proposal"]
-    bounds = proposal["change"][METRIC]
+    before, after = said["float"][BUDGETED], proposal[BUDGETED]
+    bounds = proposal["change"][BUDGETED]
     settings = config.model_dump(mode="json", exclude_defaults=True)
-    for name in ("sensitivity", "device", "seed"):
+    for name in ("sensitivity", "device", "seed", *Protocol.model_fields):
         settings.pop(name, None)
     settings |= {"method": config.method, "bits": config.bits, "group_size": config.group_size}
     settings["assign"] = {**config.assign, **proposal["assign"]}
     lines = [
         f"# {len(proposal['assign'])} of {len(said['layers'])} layers wider, for a budget of "
         f"{config.sensitivity} on NDCG@10.",
-        f"# Validation, n = {said['n']}: {said['float'][METRIC]:.4f} -> {proposal[METRIC]:.4f}, "
+        f"# Validation, n = {said['n']}: {before:.4f} -> {after:.4f}, "
         f"change {bounds['change']:+.4f} [{bounds['low']:+.4f}, {bounds['high']:+.4f}].",
         "# The layers are rounded anew when it runs: let a gate judge the result on test.",
         "- quantize:",

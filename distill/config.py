@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from slmc.config import StageConfig, TrainConfig
+from slmc.config import OUTSIDE_KEY, StageConfig, TrainConfig
 
 
 class Lora(StageConfig):
@@ -20,21 +20,37 @@ class Lora(StageConfig):
     """Linear layers that get one, by the end of their name."""
 
 
+class Dropout(StageConfig):
+    """Dropout of a recommender in training."""
+
+    dropout: float = Field(0.4, ge=0, lt=1)
+    """Dropout after input_proj and before output_proj."""
+    residual_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of what each attention and MLP of the backbone adds to the residual stream."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of the backbone's attention weights."""
+
+
 class MustBeat(StageConfig):
-    """What happens when the teacher is significantly worse than a baseline on validation."""
+    """What happens when the teacher is significantly worse than a baseline on validation.
+
+    It is told by default and does not end a run: what else the run makes and measures, SASRec
+    among it, is then still there to choose from.
+    """
 
     models: tuple[Literal["popularity", "markov", "sasrec"], ...] = (
         "popularity",
         "markov",
         "sasrec",
     )
-    """Baselines that it is compared with, paired over validation users."""
+    """Baselines that it is compared with, paired over validation users; several are corrected
+    together (Holm 1979)."""
     metric: str = "ndcg@10"
     """Metric of the comparison."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """One-sided confidence of the comparison."""
-    otherwise: Literal["stop", "warn"] = "stop"
-    """stop ends the run with exit 1; warn only says so."""
+    otherwise: Literal["stop", "warn"] = Field("warn", json_schema_extra=OUTSIDE_KEY)
+    """stop ends the run with exit 1, the teacher kept; warn only says so."""
 
 
 class Prompt(StageConfig):
@@ -46,7 +62,7 @@ class Prompt(StageConfig):
     """Text after the items."""
 
 
-class TeachConfig(TrainConfig):
+class TeachConfig(Dropout, TrainConfig):
     """Train an LLM backbone to rank the catalogue (E4SRec, arXiv 2312.02443)."""
 
     backbone: str
@@ -56,6 +72,11 @@ class TeachConfig(TrainConfig):
     """Commit, tag or branch of a hub id."""
     layers: int | None = Field(None, ge=1)
     """Decoder layers that are kept, from the first; null keeps all."""
+    init: Literal["backbone", "random"] = "backbone"
+    """The LLM's own weights, or random ones in its shape."""
+    control: bool = False
+    """Also train the same teacher from random weights, for the same steps: what the LLM's
+    pretraining brings on this log."""
     item_embeddings: Literal["sasrec", "random"] = "sasrec"
     """sasrec: the table of the SASRec baseline; random: drawn anew and trained."""
     item_dim: int = Field(64, ge=1)
@@ -68,8 +89,6 @@ class TeachConfig(TrainConfig):
     """Settings of the adapters."""
     projection_lr: float = Field(1e-3, gt=0)
     """Peak learning rate of input_proj, output_proj and a trained item table."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout after input_proj and before output_proj."""
     prompt: Prompt | None = None
     """Instruction text around the items (the paper's); null for none."""
     must_beat: MustBeat | None = MustBeat()
@@ -104,7 +123,7 @@ class Losses(StageConfig):
         return {k: v for k, v in self.model_dump().items() if v is not None}
 
 
-class DistillConfig(TrainConfig):
+class DistillConfig(Dropout, TrainConfig):
     """Distil a student of fewer layers (SLMRec, arXiv 2405.17890, section 4)."""
 
     layers: int = Field(4, ge=1)
@@ -130,14 +149,13 @@ class DistillConfig(TrainConfig):
     """Settings of the adapters."""
     control: bool = False
     """Also train the same student for the same steps without the teacher."""
-    epochs: int = Field(3, ge=1)
-    """Passes over the training sequences, at most (see patience)."""
+    epochs: int = Field(10, ge=1)
+    """Passes over the training sequences, at most: training ends once ranking has stopped
+    improving (see patience)."""
     packings: int = Field(2, ge=1)
     """Fixed ways to pack the sequences, in turn; teacher states are computed once for each."""
     projection_lr: float = Field(1e-3, gt=0)
     """Peak learning rate of input_proj, output_proj and the heads of the terms."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout after input_proj and before output_proj."""
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "DistillConfig":

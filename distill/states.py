@@ -90,7 +90,7 @@ def compute(
         "ends": ends,
         "kept": [blocks, queries],
         "dtype": str(placement.dtype),
-        "versions": versions(("torch", "transformers")),
+        "versions": versions("distill"),
     }
     out = cache.root() / "states" / hashlib.sha256(canonical(meaning)).hexdigest()
     out.parent.mkdir(parents=True, exist_ok=True)

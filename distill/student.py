@@ -1,6 +1,7 @@
 """Recommenders to begin with: a backbone's first layers, fresh projections, an item table."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from slmc.distill.config import Lora
 from slmc.errors import UsageError
 from slmc.model.backbone import Backbone
+from slmc.model.origin import Origin
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 OUTPUT_STD = 0.02
@@ -20,7 +22,7 @@ def fresh(
     items: Tensor,
     *,
     history: int,
-    dropout: float,
+    dropout: float = 0.0,
     prefix: Tensor | None = None,
     suffix: Tensor | None = None,
 ) -> SequentialRecommender:
@@ -60,6 +62,16 @@ def fresh(
         nn.init.zeros_(model.input_proj.bias)
         nn.init.normal_(model.output_proj.weight, std=OUTPUT_STD)
     return model
+
+
+def origin_of(backbone: Backbone, items: Tensor, prompt: Sequence[Tensor | None]) -> Origin:
+    """What :func:`fresh` was given: the LLM's tensors (if not random), item table and prompt."""
+    known = {"item_embeddings.weight": items}
+    parts = [part for part in prompt if part is not None]
+    if parts:
+        known["prompt"] = torch.cat(parts)
+    origin = backbone.origin or Origin("the item table", {})
+    return origin.joined("backbone.", known)
 
 
 def first_layers(teacher: SequentialRecommender, layers: int) -> SequentialRecommender:

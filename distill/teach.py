@@ -4,7 +4,6 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -12,16 +11,26 @@ from torch import Tensor, nn
 
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
-from slmc.distill.config import MustBeat, TeachConfig
-from slmc.distill.student import add_adapters, fresh, merge_adapters, parameter_groups
-from slmc.errors import UsageError, VerdictError
+from slmc.distill import must_beat
+from slmc.distill.config import TeachConfig
+from slmc.distill.student import (
+    add_adapters,
+    fresh,
+    merge_adapters,
+    origin_of,
+    parameter_groups,
+)
+from slmc.errors import UsageError
+from slmc.evaluate import VectorScorer
 from slmc.model import backbone, device
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place, quiet
+from slmc.model.origin import Origin
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
-from slmc.next_item import NextItem, training_rows, validation
-from slmc.train import Outcome, train
+from slmc.next_item import NextItem, decay_of, training_rows, validation
+from slmc.train import train
+from slmc.train_types import Outcome
 
 log = logging.getLogger("slmc.teach")
 
@@ -29,24 +38,25 @@ log = logging.getLogger("slmc.teach")
 def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
     """Train the first layers of an LLM as a recommender, and compare it with the baselines.
 
+    What follows from the comparison is decided after it, by :func:`slmc.distill.must_beat.check`.
+
     A backbone that is a recommender already (a directory with its ``items.parquet``) keeps its
     weights; with ``epochs: 0`` it is taken as it is.
 
     Raises:
         UsageError: The backbone does not fit.
-        VerdictError: The teacher is significantly worse than a baseline, and the config says
-            ``otherwise: stop``.
         BrokenRunError: Training diverged.
     """
     data = Dataset.open(inputs["data"])
     placement = device.choose(config.device, config.dtype)
     with draft(out) as work:
         torch.manual_seed(config.seed)
-        model = _teacher(config, inputs["sasrec"], data)
-        outcome = _train(config, model, data, placement, work.resume)
-        compared = {}
-        if config.must_beat is not None:
-            compared = _compare(config.must_beat, model, inputs["baselines"], data, config.seed)
+        model, origin = _teacher(config, inputs["sasrec"], data)
+        outcome = _train(config, model, origin, data, placement, work.resume, inputs.get("like"))
+        compared, asked = {}, config.must_beat
+        if asked is not None:
+            scorer = VectorScorer.of(model.eval())
+            compared = must_beat.compare(asked, scorer, inputs["baselines"], data, config.seed)
         return seal_model(
             work,
             model,
@@ -67,10 +77,14 @@ def check_vocabulary(model: SequentialRecommender, data: Dataset) -> None:
         )
 
 
-def _teacher(config: TeachConfig, sasrec: Artefact, data: Dataset) -> SequentialRecommender:
+def _teacher(
+    config: TeachConfig, sasrec: Artefact, data: Dataset
+) -> tuple[SequentialRecommender, Origin]:
+    """The recommender before its training, and the weights that it has to begin with."""
     directory = Path(config.backbone)
     if _is_recommender(directory):
-        return _own(directory, data)
+        model = _own(directory, data)
+        return model, Origin.of(config.backbone, model.state_dict())
     if config.epochs == 0:
         raise UsageError(
             f"epochs: 0 keeps the weights as they come, but {config.backbone} is a plain LLM "
@@ -78,17 +92,15 @@ def _teacher(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Sequential
             "Ask for at least 1 epoch, or name a directory of a tuned recommender.",
         )
     found = backbone.load(config.backbone, revision=config.revision, layers=config.layers)
+    if config.init == "random":
+        found = found.randomised()
+    items = _items(config, sasrec, data)
     prompt = config.prompt
-    model = fresh(
-        found,
-        _items(config, sasrec, data),
-        history=data.history,
-        dropout=config.dropout,
-        prefix=found.prompt(prompt.prefix) if prompt else None,
-        suffix=found.prompt(prompt.suffix) if prompt else None,
-    )
+    prefix = found.prompt(prompt.prefix) if prompt else None
+    suffix = found.prompt(prompt.suffix) if prompt else None
+    model = fresh(found, items, history=data.history, prefix=prefix, suffix=suffix)
     model.item_embeddings.requires_grad_(not config.freeze_items)
-    return model
+    return model, origin_of(found, items, (prefix, suffix))
 
 
 def _items(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Tensor:
@@ -133,64 +145,32 @@ def _own(directory: Path, data: Dataset) -> SequentialRecommender:
 def _train(
     config: TeachConfig,
     model: SequentialRecommender,
+    origin: Origin,
     data: Dataset,
     placement: Placement,
     resume: Path,
+    like: Artefact | None,
 ) -> Outcome:
     if config.epochs == 0:
         place(model, placement.device)
-        return Outcome(epochs=[], best_epoch=0, stopped_early=False, steps=0)
+        return Outcome.untrained(config.select_by)
+    model.set_dropout(config.dropout, config.residual_dropout, config.attention_dropout)
     if config.tune == "lora":
         add_adapters(model, config.lora)
+    origin.check(model)
     prompt = (model.config.prefix_length, model.config.suffix_length)
     outcome = train(
         NextItem(model),
         parameter_groups(model, lr=config.lr, projection_lr=config.projection_lr),
         training_rows(config, data, prompt=prompt),
         config,
-        name="teach",
+        name="teach" if config.init == "backbone" else "teach from random weights",
         placement=placement,
         num_items=data.num_items,
-        validate=validation(model, data.targets("valid"), placement),
+        validation=validation(model, data, config, placement),
         resume=resume,
+        like=decay_of(like),
     )
     if config.tune == "lora":
         merge_adapters(model)
     return outcome
-
-
-def _compare(
-    asked: MustBeat,
-    model: SequentialRecommender,
-    baselines: Artefact,
-    data: Dataset,
-    seed: int,
-) -> dict[str, Any]:
-    """Outcome of the paired comparison with each baseline, on validation users."""
-    from slmc.baselines import not_worse
-    from slmc.data.config import EvaluateConfig
-    from slmc.evaluate import VectorScorer, rank
-
-    model.eval()
-    per_user = rank(
-        VectorScorer.of(model),
-        data.targets("valid"),
-        data.counts,
-        EvaluateConfig(split="valid", seed=seed),
-        "must_beat",
-    )
-    found = {}
-    for name in asked.models:
-        other = pl.read_parquet(baselines.file(f"{name}/valid.parquet"))
-        found[name] = not_worse(per_user, other, asked.metric, asked.confidence, seed)
-    worse = [name for name, compared in found.items() if compared.outcome == "worse"]
-    if worse:
-        what = "; ".join(f"{n}: {found[n].sentence}" for n in worse)
-        if asked.otherwise == "stop":
-            raise VerdictError(
-                f"teach: the teacher is significantly worse than {what}.",
-                "Train it longer or at another rate, give it more layers, or set "
-                "must_beat.otherwise: warn.",
-            )
-        log.warning("the teacher is significantly worse than %s", what)
-    return {name: compared.as_dict() for name, compared in found.items()}

@@ -124,7 +124,6 @@ def bench(config: BenchConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
             config=config,
             inputs=inputs,
             metrics=metrics,
-            libraries=("torch", "transformers", "numpy", "onnxruntime"),
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from slmc.artefact import Artefact, draft
 from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
-from slmc.evaluate import Histories, rank, write_report
+from slmc.evaluate import Histories, write_report
 from slmc.export.runtime import Engine
 from slmc.export.vocabulary import check_same
 
@@ -43,12 +43,10 @@ def evaluate_engine(config: EvaluateConfig, inputs: dict[str, Artefact], out: Pa
     data = Dataset.open(inputs["data"])
     scorer = EngineScorer(inputs["engine"])
     with draft(out) as work:
-        per_user = rank(scorer, data.targets(config.split), data.counts, config)
         return work.seal(
             kind="report",
             stage="evaluate_engine",
             config=config,
             inputs=inputs,
-            metrics=write_report(work, per_user, config),
-            libraries=("numpy", "onnxruntime"),
+            metrics=write_report(work, scorer, data, config),
         )

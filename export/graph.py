@@ -18,7 +18,6 @@ from slmc.export.rescore import RESCORED, rescore
 from slmc.export.rotary import known_positions, turn
 from slmc.model.codes import Codes
 from slmc.model.loading import Recommender, quiet
-from slmc.model.recommender import SequentialRecommender
 from slmc.model.table import QuantizedTable
 
 
@@ -44,9 +43,6 @@ def to_onnx(
         own: The codes of a quantized model, by layer.
         table: ``fp32``, or a form of :data:`slmc.export.rescore.RESCORED`; a quantized item table
             stays as it is stored.
-
-    Raises:
-        TypeError: The model has no such layout; :mod:`slmc.export.possible` says so before.
     """
     graph = traced(model, layout, top_k, opset)
     graph = _optimized(graph, model, layout, top_k, precision, dict(own or {}), table)
@@ -106,7 +102,7 @@ def _optimized(
         return (codes.bits, codes.group_size, codes.zero_point is None)
 
     if layout == "packed":
-        _pack(made, model, form, own)
+        _pack(made, form, own)
     else:
         fusion.merge_products(made.graph, form, fewest=fusion.WORTH_MERGING)
     if precision != "fp32":
@@ -116,7 +112,7 @@ def _optimized(
     stored_table = model.item_embeddings
     if isinstance(stored_table, QuantizedTable):
         item_table.place_codes(made.graph, stored_rows(stored_table), layout)
-    elif isinstance(model, SequentialRecommender):
+    else:
         fusion.drop_unused(made)  # what is small is told by the weights that are left
         item_table.fold_inputs(made.graph)
     if table in RESCORED:
@@ -131,7 +127,6 @@ def _optimized(
 
 def _pack(
     made: Any,
-    model: Recommender,
     form: Callable[[tuple[str, ...]], Hashable],
     own: dict[str, Codes],
 ) -> None:
@@ -139,18 +134,16 @@ def _pack(
 
     Args:
         made: Changed in place.
-        model: Whose graph it is.
         form: As :func:`slmc.export.fusion.merge_products` takes it.
         own: Codes by layer; those of a layer that is cut in two are added.
     """
-    graph, alone = made.graph, []
+    graph = made.graph
     norms.divide(made)
-    if isinstance(model, SequentialRecommender):
-        tokens = last_layer.select_rows(graph)
-        turn(graph)
-        fusion.drop_unused(made)  # how queries and keys were turned before
-        fusion.split_slices(graph)
-        alone = last_layer.select_queries(graph, tokens, own)
+    tokens = last_layer.select_rows(graph)
+    turn(graph)
+    fusion.drop_unused(made)  # how queries and keys were turned before
+    fusion.split_slices(graph)
+    alone = last_layer.select_queries(graph, tokens, own)
     fusion.drop_unused(made)
     fusion.merge_products(graph, form, fewest=fusion.WORTH_MERGING, whole=alone)
     heads.look_up_in_one(graph)
@@ -165,8 +158,6 @@ class _Ranker(nn.Module):
         self.model, self.top_k = model, top_k
         self.user_vectors = model.user_vectors
         if layout == "padded":
-            if not isinstance(model, SequentialRecommender):
-                raise TypeError(f"a {type(model).__name__} has no padded form")
             self.user_vectors = model.padded_user_vectors
         # Row 0 takes part in the product, so that the table is used whole, and never wins.
         bias = torch.zeros(model.config.num_items + 1)
@@ -205,9 +196,6 @@ def stored_rows(table: QuantizedTable) -> Codes:
 @contextmanager
 def _serving(model: Recommender) -> Iterator[None]:
     """Compute user vectors and nothing besides."""
-    if not isinstance(model, SequentialRecommender):
-        yield
-        return
     model.serving = True
     try:
         yield

@@ -32,19 +32,19 @@ def look_up_in_one(graph: Any) -> None:
     """Turn q, k and v of a layer by one operator, and look all of them up in what it gives.
 
     The token of each head is a batch of its own, and that of values stands at a position that
-    turns nothing.
+    turns nothing. Where nothing is turned, all are looked up in the product itself.
 
     Args:
         graph: An ``onnx_ir.Graph`` whose q, k and v are one product
             (:func:`slmc.export.fusion.merge_products`), turned by
-            :func:`slmc.export.rotary.turn`; changed in place. A layer of another form, such as
-            one with norms of queries, stays.
+            :func:`slmc.export.rotary.turn` if they have positions; changed in place. A layer
+            of another form, such as one with norms of queries, stays.
     """
     known: dict[Any, Any] = {}
     for split in [node for node in graph if node.op_type == "Split"]:
         parts = [_part(value) for value in split.outputs]
         found = [part for part in parts if part is not None]
-        if len(found) == len(parts) and _alike(found, split.inputs[1].const_value):
+        if len(found) == len(parts) and _alike(found, _sizes(split)):
             _look_up(graph, split, found, known)
     graph.sort()
 
@@ -87,20 +87,28 @@ def looked_up_by(lookup: Any) -> tuple[Any, int] | None:
     return (made, heads) if np.array_equal(head, np.arange(heads)) else None
 
 
-def _alike(parts: list[_Part], sizes: Any) -> bool:
-    """Whether all but the last are turned by the same tables, and the last, values, not at all.
+def _alike(parts: list[_Part], sizes: list[Any]) -> bool:
+    """Whether all but the last are turned by the same tables, or none; values never are.
 
     Args:
         parts: What the Split gives, whole heads of one width.
-        sizes: Its constant sizes.
+        sizes: Their widths.
     """
     *turned, values = parts
-    if not turned or values.rotary is not None or any(part.rotary is None for part in turned):
+    if not turned or values.rotary is not None:
         return False
-    tables = [tuple(part.rotary.inputs[1:]) for part in turned]
+    tables = [part.rotary and tuple(part.rotary.inputs[1:]) for part in turned]
     same = all(one == tables[0] for one in tables)
     whole = [part.heads * parts[0].width for part in parts]
-    return same and sizes is not None and sizes.numpy().tolist() == whole
+    return same and sizes == whole
+
+
+def _sizes(split: Any) -> list[Any]:
+    """Widths of what a Split gives: its constants, or else equal parts."""
+    if len(split.inputs) < 2:
+        return [out.shape and out.shape[-1] for out in split.outputs]
+    given = split.inputs[1].const_value
+    return [] if given is None else given.numpy().tolist()
 
 
 def _look_up(graph: Any, split: Any, parts: list[_Part], known: dict[Any, Any]) -> None:
@@ -111,13 +119,16 @@ def _look_up(graph: Any, split: Any, parts: list[_Part], known: dict[Any, Any]) 
         shapes = {"heads_apart": [-1, 1, width], "heads_rows": [-1, width]}
         known[width] = [constant(graph, np.array(sizes), name) for name, sizes in shapes.items()]
     apart, rows = known[width]
-    tokens = ir.node("Reshape", [split.inputs[0], apart])
-    tables = _tables(graph, parts, known)
-    turned = ir.node(
-        "RotaryEmbedding", [tokens.outputs[0], *tables], {"num_heads": 1}, domain=MICROSOFT
-    )
-    flat = ir.node("Reshape", [turned.outputs[0], rows])
-    nodes = [tokens, turned, flat]
+    nodes, heads = [], split.inputs[0]
+    if parts[0].rotary is not None:
+        tokens = ir.node("Reshape", [heads, apart])
+        tables = _tables(graph, parts, known)
+        turned = ir.node(
+            "RotaryEmbedding", [tokens.outputs[0], *tables], {"num_heads": 1}, domain=MICROSOFT
+        )
+        nodes, heads = [tokens, turned], turned.outputs[0]
+    flat = ir.node("Reshape", [heads, rows])
+    nodes.append(flat)
     name_nodes(nodes, f"{split.inputs[0].name}_heads")
     graph.insert_after(split, nodes)
     before = 0

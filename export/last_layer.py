@@ -59,7 +59,9 @@ def select_rows(graph: Any) -> Any:
     source = rows.get(states, states)
     squeeze = ir.node("Squeeze", [source, constant(graph, np.array([0]), "first_axis")])
     graph.insert_before(selected, squeeze)
+    name = selected.outputs[0].name  # that of an output of the engine, where no head follows
     replace(graph, selected, squeeze.outputs[0])
+    squeeze.outputs[0].name = name
     graph.sort()
     return tokens
 
@@ -224,6 +226,9 @@ def _per_token(node: Any) -> list[Any] | None:
         return given[:1] if _cuts_widths(node) else None
     if node.op_type == "ReduceMean":
         return given if is_last_axis(node) else None
+    if node.op_type == "LayerNormalization":
+        axis = node.attributes.get("axis")
+        return given if axis is None or axis.as_int() in (-1, 2) else None
     return None
 
 

@@ -68,7 +68,6 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
             config=config,
             inputs=inputs,
             metrics=metrics,
-            libraries=("torch", "transformers", "numpy", "onnx", "onnxscript", "onnxruntime"),
         )
 
 
@@ -190,12 +189,23 @@ def _describe(order: _Order, made_of: Artefact, work: Draft) -> None:
         "source": made_of.digest,
     }
     (work.path / "engine.json").write_text(_json(engine))
+    ((work.path / GRAPH).parent / "config.json").write_text(_json(_known_config(model)))
+
+
+def _known_config(model: Recommender) -> dict[str, Any]:
+    """The shape of a kind that transformers knows: Optimum opens no folder without one."""
     if isinstance(model, SequentialRecommender):
-        # Optimum opens no folder without the config of a kind that transformers knows.
         backbone = model.config.backbone_config.to_dict()
         known = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        said = {name: backbone[name] for name in known}
-        ((work.path / GRAPH).parent / "config.json").write_text(_json(said))
+        return {name: backbone[name] for name in known}
+    # The layers of SASRec are those of GPT-2: pre-norm, learned positions, one product for q, k, v.
+    shape = model.config
+    return {
+        "model_type": "gpt2",
+        "n_embd": shape.item_dim,
+        "n_layer": shape.num_layers,
+        "n_head": shape.num_heads,
+    }
 
 
 def _serving(folder: Path) -> list[Path]:

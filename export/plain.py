@@ -15,7 +15,7 @@ from slmc.model.recommender import SequentialRecommender
 
 
 class PlainModel:
-    """A recommender whose backbone runs as transformers runs it; the model is changed to it."""
+    """A recommender without packing, a backbone as transformers runs it; the model is changed."""
 
     def __init__(self, model: Recommender, top_k: int) -> None:
         """Take a model in evaluation mode and give its attention back to transformers."""
@@ -37,10 +37,10 @@ def plain_user_vectors(model: Recommender, item_ids: Tensor) -> Tensor:
     """User vectors ``[B, d]`` of rows ``[B, L]``, padded with 0 on the left.
 
     The whole rectangle goes through the backbone, under a mask. A SASRec has no backbone of
-    transformers and computes its own form.
+    transformers, and computes the same rectangle with its own attention.
     """
     if not isinstance(model, SequentialRecommender):
-        return model.user_vectors(item_ids)
+        return model.padded_user_vectors(item_ids)
     prefix, suffix = model.config.prefix_length, model.config.suffix_length
     words = torch.arange(prefix + suffix, device=item_ids.device)
     prompt = (-1 - words).expand(len(item_ids), -1)

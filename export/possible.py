@@ -37,7 +37,7 @@ class Source:
     table_bits: int | None = None
     """Width of the codes of its item table, if that is quantized."""
     on_llm: bool = True
-    """Whether it is a recommender on an LLM, the only one with a padded form."""
+    """Whether it is a recommender on an LLM: only those can be quantized."""
     history: int | None = None
     """Items that it sees of a history."""
     prompt: int = 0
@@ -111,7 +111,8 @@ def _of_precision(config: ExportConfig, source: Source, name: str) -> Iterator[R
             "precision",
             precision,
             f"{name} has no 4-bit codes",
-            "Quantize it to 4 bits first, or export it as int8 or fp32.",
+            f"{'Quantize it to 4 bits first, or export' if source.on_llm else 'Export'} it as "
+            "int8 or fp32.",
         )
     elif precision.startswith("int8") and source.bits and source.precision != precision:
         yield Refusal(
@@ -136,10 +137,6 @@ def _rounds_again(source: Source, name: str) -> str:
 
 
 def _of_form(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
-    if config.layout == "padded" and not source.on_llm:
-        yield Refusal(
-            "layout", "padded", f"{name} has no padded form", "Export it with layout packed."
-        )
     if source.table_bits is not None and config.table is not None:
         yield Refusal(
             "table",
@@ -165,13 +162,6 @@ def _of_form(config: ExportConfig, source: Source, name: str) -> Iterator[Refusa
 
 def _of_tensorrt(config: ExportConfig, source: Source, name: str) -> Iterator[Refusal]:
     settings = config.tensorrt
-    if not source.on_llm:
-        yield Refusal(
-            "formats",
-            "tensorrt",
-            f"{name} has no padded form, the only one TensorRT takes",
-            "Export it without tensorrt.",
-        )
     # A smaller catalogue brings top_k down to its size; then the largest k gives the same engine.
     if config.top_k > LARGEST_K:
         yield Refusal(
@@ -204,7 +194,8 @@ def _of_tensorrt_codes(source: Source, name: str) -> Iterator[Refusal]:
     key = "tensorrt.precision"
     if 4 not in source.bits:
         why = f"{name} has no 4-bit codes"
-        yield Refusal(key, "int4", why, "Quantize it to 4 bits first, or take bf16.")
+        remedy = "Quantize it to 4 bits first, or take bf16." if source.on_llm else "Take bf16."
+        yield Refusal(key, "int4", why, remedy)
         return
     if source.zero_points:
         why = f"{name} has zero points, which TensorRT's 4-bit DequantizeLinear has not"

@@ -65,9 +65,6 @@ def in_precision(
 @contextmanager
 def known_prefix(model: Recommender) -> Iterator[None]:
     """Take keys and values of a prompt before the items as constants, as every engine does."""
-    if not isinstance(model, SequentialRecommender):
-        yield
-        return
     model.prefix = model.prefix_states()
     try:
         yield

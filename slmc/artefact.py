@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmc import __version__
 from slmc.errors import ArtefactError
+from slmc.libraries import LIBRARIES
 
 SCHEMA = 1
 MANIFEST = "slmc.json"
@@ -101,7 +102,6 @@ class Draft:
         config: BaseModel,
         inputs: Mapping[str, Artefact],
         metrics: Mapping[str, Any] | None = None,
-        libraries: tuple[str, ...] = (),
         device: str = "cpu",
         remote_code: bool = False,
     ) -> Artefact:
@@ -113,7 +113,6 @@ class Draft:
             config: The stage's resolved config.
             inputs: Role -> artefact taken in.
             metrics: Summary numbers, each with its protocol; JSON-able.
-            libraries: Distributions whose versions belong to the result.
             device: Device it was computed on.
             remote_code: Whether code of a model repository was run.
         """
@@ -129,7 +128,7 @@ class Draft:
             config=settings,
             parents={role: artefact.digest for role, artefact in sorted(inputs.items())},
             key=self.out.name if is_key(self.out.name) else None,
-            versions=versions(libraries),
+            versions=versions(stage),
             seed=settings.get("seed"),
             device=device,
             remote_code=remote_code,
@@ -282,10 +281,10 @@ def size_mb(artefact: Artefact, names: tuple[str, ...]) -> float:
     )
 
 
-def versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    """Version of slmc and of each installed distribution named."""
+def versions(stage: str) -> dict[str, str]:
+    """Version of slmc and of each installed library that the stage's result depends on."""
     found = {"slmc": __version__}
-    for name in libraries:
+    for name in LIBRARIES.get(stage, ()):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -6,7 +6,7 @@ means what a model's does. They are float64: no two counts become one.
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,18 @@ from slmc.artefact import Artefact, draft
 from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.errors import VerdictError
-from slmc.evaluate import CHUNK, Histories, Scorer, VectorScorer, check_catalogue, rank
-from slmc.measured import protocol, summarise, told, values
+from slmc.evaluate import (
+    CHUNK,
+    Histories,
+    Scorer,
+    VectorScorer,
+    best_temperature,
+    check_catalogue,
+    rank,
+)
+from slmc.measured import protocol, settled, summarise, told, told_of, values
 from slmc.model.config import BaselinesConfig
-from slmc.verdict import better_is_positive, paired_bootstrap
+from slmc.multiple import compare_all
 
 log = logging.getLogger("slmc.baselines")
 
@@ -144,12 +152,15 @@ def baselines(config: BaselinesConfig, inputs: dict[str, Artefact], out: Path) -
         for name, scorer in scorers.items():
             (work.path / name).mkdir()
             summary[name] = {}
+            asked = settled(EvaluateConfig(**dict(config)), data)
+            best = best_temperature(scorer, data, asked, f"baselines {name} calibrate")
             for split in SPLITS:
-                asked = EvaluateConfig(split=split, batch=config.batch, seed=config.seed)
+                asked = asked.model_copy(update={"split": split})
                 task = f"baselines {name} {split}"
-                per_user = rank(scorer, data.targets(split), data.counts, asked, task)
+                users = data.targets(split)
+                per_user = rank(scorer, users, data.counts, asked, task, temperature=best)
                 per_user.write_parquet(work.path / name / f"{split}.parquet")
-                summary[name][split] = summarise(per_user, asked)
+                summary[name][split] = summarise(per_user, asked, best)
             log.info("%s: %s", name, _line(summary[name]["test"]))
         text = json.dumps(summary, indent=2, sort_keys=True, allow_nan=False)
         (work.path / "metrics.json").write_text(text + "\n")
@@ -159,13 +170,17 @@ def baselines(config: BaselinesConfig, inputs: dict[str, Artefact], out: Path) -
             config=config,
             inputs=inputs,
             metrics=summary,
-            libraries=("torch", "transformers", "numpy"),
             device=device.type,
         )
 
 
 def measure_markov(data: Dataset, config: EvaluateConfig) -> pl.DataFrame:
-    """Rank the users of a split by Markov-1: what a test set can see, before anything is taught."""
+    """Rank the users of a split by Markov-1: what a test set can see, before anything is taught.
+
+    Args:
+        data: The dataset.
+        config: Settled by it.
+    """
     scorer = MarkovScorer(data.train_sequences(), data.counts)
     return rank(scorer, data.targets(config.split), data.counts, config, "markov")
 
@@ -184,6 +199,7 @@ class Comparison:
     high: float
     n: int
     confidence: float
+    """One-sided, of the bounds: after the correction for several baselines."""
     protocol: str
 
     @property
@@ -192,62 +208,69 @@ class Comparison:
         return (
             f"{self.metric} {self.value:.4f} against {self.baseline_value:.4f}, "
             f"change {self.change:+.4f} [{self.low:+.4f}, {self.high:+.4f}] (n = {self.n:,}, "
-            f"{self.protocol}, one-sided {100 * self.confidence:g} % bounds)"
+            f"{self.protocol}, one-sided {100 * self.confidence:.3g} % bounds)"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
+        """JSON-able, the sentence among it."""
+        return asdict(self) | {"sentence": self.sentence}
 
 
-def not_worse(
+def compare(
     candidate: pl.DataFrame,
-    baseline: pl.DataFrame,
+    baselines: Mapping[str, pl.DataFrame],
     metric: str,
+    *,
+    config: EvaluateConfig,
     confidence: float,
     seed: int,
-    *,
-    config: EvaluateConfig | None = None,
-) -> Comparison:
-    """Compare two tables of :func:`slmc.evaluate.rank` on the same users (paired bootstrap).
+) -> dict[str, Comparison]:
+    """Compare tables of :func:`slmc.evaluate.rank` on the same users, paired.
 
     Args:
         candidate: Of the model that should not be worse.
-        baseline: Of its opponent.
-        metric: hr@K, ndcg@K, mrr, ce (a rise is a loss).
-        confidence: One-sided, of either significance.
+        baselines: Name of an opponent -> its table.
+        metric: hr@K, ndcg@K, ndcg, mrr, ce (a rise is a loss).
+        config: Protocol of all, settled.
+        confidence: One-sided, of either significance, for all opponents together.
         seed: Of the bootstrap.
-        config: Protocol of both; the default one on validation users if not given.
+
+    Returns:
+        Name of an opponent -> how the candidate compares.
 
     Raises:
         VerdictError: The tables are of different users or targets.
     """
     columns = ["user", "target"]
-    if not candidate.select(columns).equals(baseline.select(columns)):
+    if not all(candidate.select(columns).equals(b.select(columns)) for b in baselines.values()):
         raise VerdictError(
             "the model and its baseline were measured on different users or targets.",
             "Evaluate both on the same dataset and split.",
         )
-    asked = protocol(config or EvaluateConfig(split="valid"))
-    ours, theirs = (values(table, metric, asked) for table in (candidate, baseline))
-    found = paired_bootstrap(ours, theirs, seed=seed, confidence=confidence).absolute
-    turned = better_is_positive(found, metric)
-    return Comparison(
-        metric=metric,
-        outcome="better" if turned.low > 0 else "worse" if turned.high < 0 else "not worse",
-        value=float(ours.mean()),
-        baseline_value=float(theirs.mean()),
-        change=turned.change,
-        low=turned.low,
-        high=turned.high,
-        n=ours.size,
-        confidence=confidence,
-        protocol=told(asked),
-    )
+    asked = protocol(config)
+    ours = values(candidate, metric, asked)
+    theirs = {name: values(table, metric, asked) for name, table in baselines.items()}
+    pairs = [(ours, numbers) for numbers in theirs.values()]
+    decided = compare_all(pairs, metric, seed=seed, confidence=confidence)
+    return {
+        name: Comparison(
+            metric=metric,
+            outcome=one.outcome,
+            value=float(ours.mean()),
+            baseline_value=float(theirs[name].mean()),
+            change=one.bounds.change,
+            low=one.bounds.low,
+            high=one.bounds.high,
+            n=ours.size,
+            confidence=one.confidence,
+            protocol=told(asked),
+        )
+        for name, one in zip(theirs, decided, strict=True)
+    }
 
 
 def _line(summary: dict[str, Any]) -> str:
     numbers = (
         f"{k} {v['value']:.4f}" for k, v in summary["metrics"].items() if v["value"] is not None
     )
-    return f"{', '.join(numbers)} (n = {summary['n']:,}, {told(summary['protocol'])})"
+    return f"{', '.join(numbers)} (n = {summary['n']:,}, {told_of(summary)})"

@@ -5,30 +5,45 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from slmc.schedule import Decay
+
 
 @dataclass
 class Progress:
     """Where a run stands; everything that is no tensor."""
 
-    epoch: int = 0
-    """Epochs that are finished."""
     step: int = 0
     """Optimizer steps since the beginning."""
-    step_in_epoch: int = 0
-    best: float = float("inf")
-    """Lowest validation cross-entropy so far."""
-    best_epoch: int = 0
-    """1-based; 0 if no epoch is finished."""
+    best: float = float("-inf")
+    """Best validation so far; larger is better."""
+    best_step: int = 0
+    """Steps after which it was measured; 0 before the first."""
+    decay: Decay | None = None
+    """The decay of the rate, once it is decided."""
+    stopped: Literal["plateau", "epochs", "minutes", "like"] | None = None
+    """Why the constant phase ended."""
+    seconds: float = 0.0
+    """Time that was spent."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sum of each loss term over the steps of this epoch."""
+    """Sum of each loss term over the steps since the last validation."""
+    summed: int = 0
+    """How many steps these are."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Means of the epochs that are finished."""
+    """One entry for each validation."""
+
+    @classmethod
+    def read(cls, text: str) -> "Progress":
+        """From the JSON of a checkpoint."""
+        stored = json.loads(text)
+        decay = stored.pop("decay")
+        return cls(**stored, decay=decay and Decay(**decay))
 
 
 class Checkpoint:
@@ -94,7 +109,7 @@ class Checkpoint:
                     parameter = self.parameters[name]
                     where = "cpu" if state == "step" and not self._fused() else parameter.device
                     self.optimizer.state[parameter][state] = tensor.to(where)
-            return Progress(**json.loads(stored.metadata()["progress"]))
+            return Progress.read(stored.metadata()["progress"])
 
     def _fused(self) -> bool:
         return bool(self.optimizer.param_groups[0].get("fused"))

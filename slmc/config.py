@@ -1,9 +1,9 @@
 """What the configs of all stages share. No torch here: recipes are checked without it."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 OUTSIDE_KEY: dict[str, JsonValue] = {"key": False}
 """Marks a field that does not change a stage's result: it is no part of the step's key."""
@@ -41,29 +41,63 @@ class Placed(OnDevice):
     """Precision of the matrix products in training; auto is bf16 where the hardware has it."""
 
 
-class TrainConfig(Seeded, Placed):
+class Sampled(StageConfig):
+    """Rank the target among sampled negatives (the protocol of the SLMRec paper)."""
+
+    sampled: int = Field(999, ge=1)
+    """Negatives a user, drawn once by the seed, the same for every model."""
+
+
+class Protocol(StageConfig):
+    """How targets are ranked. A recipe has one, which all its steps and gates share."""
+
+    ranking: Literal["full"] | Sampled = "full"
+    """The whole catalogue, or {sampled: N} negatives."""
+    exclude_seen: bool | Literal["auto"] = "auto"
+    """Leave the items of the user's history out of the ranking; auto does so where fewer than
+    1 % of the validation targets are repeats."""
+
+
+class TrainConfig(Seeded, Placed, Protocol):
     """Settings of the training loop, the same for every stage that trains."""
 
-    epochs: int = Field(2, ge=0)
-    """Passes over the training sequences, at most (see patience)."""
-    lr: float = Field(3e-4, gt=0)
+    epochs: int = Field(10, ge=0)
+    """Passes over the training sequences, at most: training ends once ranking has stopped
+    improving (see patience)."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Minutes of training, at most; null for no bound. Where it ends a run depends on the
+    machine's speed."""
+    select_by: str = "ndcg"
+    """Metric of the validation users, under the recipe's protocol, by which weights are chosen
+    and training ends: ndcg (without a cutoff, the least noisy), ndcg@K, hr@K, mrr or ce."""
+    validation_users: int = Field(10_000, ge=1)
+    """Validation users that are ranked, at most: a sample by the seed."""
+    patience: int = Field(2, ge=1)
+    """The rate decays once the last so many validations are on average no better than as many
+    before them. There is one each epoch, and up to 8 on large logs."""
+    lr: float = Field(2e-4, gt=0)
     """Peak learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
     """AdamW weight decay of matrices; norms and biases have none."""
     beta2: float = Field(0.999, gt=0, lt=1)
     """AdamW's decay of the squared gradients; beta1 is 0.9."""
-    warmup: int = Field(30, ge=0)
-    """Optimizer steps of linear warm-up; a cosine decay to 2 % of the peak follows."""
+    warmup: int = Field(100, ge=0)
+    """Optimizer steps of linear warm-up; then the rate is constant until it decays to 0."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     rows: int = Field(16, ge=1)
     """Packed rows of one optimizer step; a row is as long as the history."""
-    patience: int = Field(3, ge=1)
-    """Epochs without a lower validation cross-entropy after which training stops."""
     targets: Literal["all", "last"] = "all"
     """Positions that are trained: every one, or each user's last (as the SLMRec paper)."""
     checkpoint_s: float = Field(60.0, ge=0, json_schema_extra=OUTSIDE_KEY)
     """Seconds between two checkpoints; a killed run goes on from the last one."""
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> Self:
+        from slmc.metrics import check_metric
+
+        check_metric(self.select_by)
+        return self
 
 
 def parse_budget(value: str | float) -> tuple[float, bool]:

@@ -1,6 +1,7 @@
 """Rank the whole catalogue for the users of a split, by any scorer, and measure it."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -12,15 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmc.artefact import Artefact, Draft, draft
+from slmc.config import Sampled
 from slmc.data.batches import pad_left
-from slmc.data.config import EvaluateConfig, Sampled
+from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import BrokenRunError, UndecidedError, UsageError, VerdictError
-from slmc.measured import SCHEMA, TOP, tail_limit, write
+from slmc.measured import SCHEMA, TOP, excludes_seen, settled, tail_limit, told_of, write
 from slmc.measured import protocol as protocol
 from slmc.measured import summarise as summarise
 from slmc.measured import values as values
 from slmc.ranking import Pairs, Ranks, rank_targets
+from slmc.temperature import INVERSE, best, cross_entropies, sample
 
 CHUNK = 65_536
 """Items that are scored at once: 34 MB of scores for 128 users."""
@@ -100,15 +103,12 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Artefact], out: Path) -> 
     scorer = VectorScorer.of(load_model(inputs["model"], device))
     check_catalogue(scorer, data)
     with draft(out) as work:
-        per_user = rank(scorer, data.targets(config.split), data.counts, config)
-        summary = write_report(work, per_user, config)
         return work.seal(
             kind="report",
             stage="evaluate",
             config=config,
             inputs=inputs,
-            metrics=summary,
-            libraries=("torch", "transformers", "numpy"),
+            metrics=write_report(work, scorer, data, config),
             device=device.type,
         )
 
@@ -122,9 +122,61 @@ def check_catalogue(scorer: Scorer, data: Dataset) -> None:
         )
 
 
-def write_report(work: Draft, per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
-    """Write the files of a report into its draft; returns the summary for the manifest."""
-    return write(work.path, per_user, config)
+def write_report(
+    work: Draft, scorer: Scorer, data: Dataset, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Rank the users of a split and write the report's files into its draft.
+
+    Returns:
+        The summary, for the manifest.
+
+    Raises:
+        UndecidedError: The split has no user.
+        BrokenRunError, VerdictError: As :func:`rank`.
+    """
+    asked = settled(config, data)
+    found = best_temperature(scorer, data, asked)
+    per_user = rank(scorer, data.targets(asked.split), data.counts, asked, temperature=found)
+    summary = summarise(per_user, asked, found)
+    write(work.path, per_user, summary)
+    log.info("evaluate: n = %s, %s", f"{summary['n']:,}", told_of(summary))
+    return summary
+
+
+def best_temperature(
+    scorer: Scorer, data: Dataset, config: EvaluateConfig, task: str = "calibrate"
+) -> float | None:
+    """The temperature at which validation targets have the lowest cross-entropy.
+
+    It is looked for on a seeded sample of :data:`slmc.temperature.USERS` users at most.
+
+    Args:
+        scorer: What is measured.
+        data: The dataset.
+        config: Batch size and seed.
+        task: Name of the progress.
+
+    Returns:
+        None if there is no validation user, which is logged.
+
+    Raises:
+        BrokenRunError: A score is not a finite number; the user is named.
+    """
+    targets = data.targets("valid")
+    chosen = sample(len(targets.users), config.seed)
+    if not chosen.size:
+        log.warning("%s: no validation user, hence no temperature and no ce_calibrated", task)
+        return None
+    total = np.zeros(INVERSE.size)
+    for users in _batches(targets, chosen, config.batch, task):
+        histories = [targets.histories[user] for user in users]
+        with torch.inference_mode():
+            found = cross_entropies(
+                scorer.blocks(histories), torch.from_numpy(targets.targets[users])
+            )
+        _check_finite(found.isfinite().all(dim=1), targets, users, task)
+        total += found.sum(dim=0).numpy()
+    return best(total / chosen.size)
 
 
 def rank(
@@ -133,6 +185,9 @@ def rank(
     counts: NDArray[np.int64],
     config: EvaluateConfig,
     task: str = "evaluate",
+    *,
+    top: int = TOP,
+    temperature: float | None = None,
 ) -> pl.DataFrame:
     """Rank each user's target among all items.
 
@@ -143,8 +198,11 @@ def rank(
         scorer: What is measured.
         targets: U users.
         counts: ``[V + 1]`` training interactions of each row.
-        config: Batch size and protocol.
+        config: Batch size and protocol; settled (:func:`slmc.measured.settled`) if negatives
+            are asked for.
         task: Name of the progress.
+        top: Length of the top lists; 0 leaves them empty and saves a third of the time.
+        temperature: That of ``ce_calibrated``; see :func:`best_temperature`.
 
     Returns:
         Columns as :data:`slmc.measured.SCHEMA`, U rows.
@@ -160,18 +218,14 @@ def rank(
             f"no user has a {config.split} target, so there is nothing to measure.",
             "Choose a split with users in it; `slmc data check` shows how many each has.",
         )
-    lengths = np.array([rows.size for rows in targets.histories])
-    order = np.argsort(lengths, kind="stable")
-    parts, fewer = [], 0
-    for start in range(0, total, config.batch):
-        chosen = order[start : start + config.batch]
+    parts, places, fewer = [], [], 0
+    for chosen in _batches(targets, np.arange(total), config.batch, task):
         negatives = _negatives(targets, chosen, scorer.num_items, config)
         fewer += _lacking(negatives, config)
-        ranks = _rank_batch(scorer, targets, chosen, negatives)
-        _check_finite(ranks, targets, chosen, task)
-        parts.append(_table(ranks, negatives))
-        done = {"task": task, "done": start + len(chosen), "total": total, "unit": "users"}
-        log.debug("progress", extra={"progress": done})
+        ranks = _rank_batch(scorer, targets, chosen, negatives, top, temperature)
+        _check_finite(ranks.finite, targets, chosen, task)
+        parts.append(_table(ranks, negatives, config))
+        places.append(chosen)
     if fewer:
         log.warning("%s: %d users have fewer items left than negatives asked for", task, fewer)
     measured = pl.concat(parts)
@@ -180,7 +234,20 @@ def rank(
             f"{task}: anomalous: the scores of every user are the same for all items.",
             "Look at how the model was made: it has learned nothing, or its weights are lost.",
         )
-    return _described(measured[np.argsort(order)], targets, counts)
+    return _described(measured[np.argsort(np.concatenate(places))], targets, counts)
+
+
+def _batches(
+    targets: Targets, users: NDArray[np.int64], size: int, task: str
+) -> Iterator[NDArray[np.int64]]:
+    """Some users, in batches of like history lengths; progress is logged after each."""
+    lengths = np.array([targets.histories[user].size for user in users])
+    order = users[np.argsort(lengths, kind="stable")]
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        yield chosen
+        done = {"task": task, "done": start + len(chosen), "total": len(order), "unit": "users"}
+        log.debug("progress", extra={"progress": done})
 
 
 def negatives_of(
@@ -231,22 +298,24 @@ def _rank_batch(
     targets: Targets,
     chosen: NDArray[np.int64],
     negatives: list[Tensor] | None,
+    top: int,
+    temperature: float | None,
 ) -> Ranks:
     histories = [targets.histories[user] for user in chosen]
-    seen = [targets.seen[u][targets.seen[u] != targets.targets[u]] for u in chosen]
     with torch.inference_mode():
         return rank_targets(
             lambda: scorer.blocks(histories),
             torch.from_numpy(targets.targets[chosen]),
-            Pairs.of([torch.from_numpy(rows) for rows in seen]),
+            Pairs.of([torch.from_numpy(targets.seen[user]) for user in chosen]),
             None if negatives is None else Pairs.of(negatives),
             num_items=scorer.num_items,
-            top=TOP,
+            top=top,
+            temperature=temperature,
         )
 
 
-def _check_finite(ranks: Ranks, targets: Targets, chosen: NDArray[np.int64], task: str) -> None:
-    broken = (~ranks.finite).nonzero()[:, 0]
+def _check_finite(finite: Tensor, targets: Targets, chosen: NDArray[np.int64], task: str) -> None:
+    broken = (~finite).nonzero()[:, 0]
     if len(broken):
         user = targets.users[chosen[int(broken[0])]]
         raise BrokenRunError(
@@ -255,10 +324,13 @@ def _check_finite(ranks: Ranks, targets: Targets, chosen: NDArray[np.int64], tas
         )
 
 
-def _table(ranks: Ranks, negatives: list[Tensor] | None) -> pl.DataFrame:
+def _table(ranks: Ranks, negatives: list[Tensor] | None, config: EvaluateConfig) -> pl.DataFrame:
     """What was measured of the users of a batch."""
     nothing = [None] * len(ranks.rank)
-    sampled = nothing if ranks.rank_sampled is None else ranks.rank_sampled.tolist()
+    sampled = nothing
+    if ranks.rank_sampled is not None:
+        missed = ranks.rank_unseen.isinf() & excludes_seen(config)
+        sampled = ranks.rank_sampled.masked_fill(missed, math.inf).tolist()
     sizes = nothing if negatives is None else [len(rows) for rows in negatives]
     columns = {
         "rank": ranks.rank.numpy(),
@@ -266,9 +338,13 @@ def _table(ranks: Ranks, negatives: list[Tensor] | None) -> pl.DataFrame:
         "rank_sampled": pl.Series(sampled, dtype=pl.Float64),
         "negatives": pl.Series(sizes, dtype=pl.Int32),
         "ce": ranks.ce.numpy(),
+        "ce_calibrated": pl.Series(
+            nothing if ranks.ce_calibrated is None else ranks.ce_calibrated.tolist(),
+            dtype=pl.Float64,
+        ),
         "constant": ranks.constant.numpy(),
-        "top_items": pl.Series(ranks.top_items.to(torch.int32).numpy()).arr.to_list(),
-        "top_scores": pl.Series(ranks.top_scores.float().numpy()).arr.to_list(),
+        "top_items": pl.Series(list(ranks.top_items.to(torch.int32).numpy())),
+        "top_scores": pl.Series(list(ranks.top_scores.float().numpy())),
     }
     return pl.DataFrame(columns)
 

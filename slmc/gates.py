@@ -22,8 +22,9 @@ class Gate(StageConfig):
     """A condition on a model or an engine that decides the exit code."""
 
     metric: str
-    """ndcg@K, hr@K, mrr, ce (nats, lower is better), overlap@K (of the top lists with the
-    baseline's, K up to 20) or size_mb (10^6 bytes that serving needs)."""
+    """ndcg@K, ndcg, hr@K, mrr, ce and ce_calibrated (nats, lower is better; the latter at the
+    temperature that is best on validation), overlap@K (of the top lists with the baseline's, K up
+    to 20) or size_mb (10^6 bytes that serving needs)."""
     on: str | None = None
     """Step whose model or engine is judged; null for the last one."""
     baseline: str | None = None
@@ -55,8 +56,8 @@ class Gate(StageConfig):
                 check_metric(self.metric)
             except ValueError:
                 raise ValueError(
-                    f"there is no metric {self.metric!r} to gate; there are hr@K, ndcg@K, mrr, "
-                    "ce, overlap@K, size_mb"
+                    f"there is no metric {self.metric!r} to gate; there are hr@K, ndcg@K, ndcg, "
+                    "mrr, ce, ce_calibrated, overlap@K, size_mb"
                 ) from None
         if overlap is not None and int(overlap[1]) > LONGEST:
             raise ValueError(f"{self.metric}: an evaluation keeps the {LONGEST} best items")
@@ -85,10 +86,14 @@ class Gate(StageConfig):
 
     @model_validator(mode="after")
     def _absolute_budget_of_ce(self) -> "Gate":
-        if self.metric == "ce" and self.max_drop is not None and parse_budget(self.max_drop)[1]:
+        from slmc.metrics import CROSS_ENTROPIES
+
+        if self.metric not in CROSS_ENTROPIES or self.max_drop is None:
+            return self
+        if parse_budget(self.max_drop)[1]:
             raise ValueError(
-                f"{self.max_drop} of ce would pass models that rank far worse; give a budget in "
-                "nats, such as 0.02"
+                f"{self.max_drop} of {self.metric} would pass models that rank far worse; give a "
+                "budget in nats, such as 0.02"
             )
         return self
 
@@ -109,4 +114,6 @@ class Gate(StageConfig):
             return ("max",)
         if self.overlap_at is not None:
             return ("min",)
-        return ("max_drop", "max") if self.metric == "ce" else ("max_drop", "min")
+        from slmc.metrics import LOWER_IS_BETTER
+
+        return ("max_drop", "max") if self.metric in LOWER_IS_BETTER else ("max_drop", "min")

@@ -8,16 +8,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from slmc.data.config import EvaluateConfig, Sampled
+from slmc.config import Protocol, Sampled
+from slmc.data.config import EvaluateConfig
+from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError, VerdictError
 from slmc.gates import Segment
-from slmc.metrics import of_ranks
+from slmc.metrics import CROSS_ENTROPIES, of_ranks
 
 TOP = 20
 """Length of the top lists that are kept for each user."""
@@ -26,10 +28,11 @@ SCHEMA: dict[str, Any] = {
     "user": pl.String,  # original id
     "target": pl.Int32,  # row of the item that was taken
     "rank": pl.Float64,  # expected rank among all items, seen ones kept
-    "rank_unseen": pl.Float64,  # the same, the user's seen items left out
+    "rank_unseen": pl.Float64,  # the same, the user's seen items left out; inf for a repeat
     "rank_sampled": pl.Float64,  # the same among the negatives; null in full ranking
     "negatives": pl.Int32,  # how many there were; null in full ranking
     "ce": pl.Float64,  # cross-entropy of the target over the catalogue, nats
+    "ce_calibrated": pl.Float64,  # the same at the best temperature; null if none was looked for
     "history": pl.Int32,  # earlier interactions; beyond the model's window, distinct items
     "count": pl.Int32,  # training interactions of the target
     "tail": pl.Boolean,  # whether the target is an item of the tail (see tail_limit)
@@ -50,12 +53,27 @@ class Measured:
     size_mb: float
 
 
+Ranked = TypeVar("Ranked", bound=Protocol)
+
+
+def settled(config: Ranked, data: Dataset) -> Ranked:
+    """The config with ``exclude_seen: auto`` replaced by what it means on this dataset."""
+    return config.model_copy(update={"exclude_seen": data.excludes_seen(config.exclude_seen)})
+
+
+def excludes_seen(config: Protocol) -> bool:
+    """Whether seen items are left out; raises ``ValueError`` for one that is not settled."""
+    if config.exclude_seen == "auto":
+        raise ValueError("exclude_seen: auto is settled by a dataset first: see settled()")
+    return config.exclude_seen
+
+
 def protocol(config: EvaluateConfig) -> dict[str, Any]:
-    """What two measurements must share to be compared; JSON-able."""
+    """What two measurements must share to be compared, of a settled config; JSON-able."""
     sampled = isinstance(config.ranking, Sampled)
     shared = {
         "ranking": config.model_dump(mode="json")["ranking"],
-        "exclude_seen": config.exclude_seen,
+        "exclude_seen": excludes_seen(config),
         "split": config.split,
     }
     return shared | ({"seed": config.seed} if sampled else {})
@@ -77,8 +95,8 @@ def values(per_user: pl.DataFrame, metric: str, protocol: Mapping[str, Any]) -> 
 
     Args:
         per_user: Table of an evaluation.
-        metric: hr@K, ndcg@K, mrr (from the rank that the protocol asks for) or ce (always over
-            the whole catalogue).
+        metric: hr@K, ndcg@K, ndcg, mrr (from the rank that the protocol asks for), ce or
+            ce_calibrated (always over the whole catalogue).
         protocol: As :func:`protocol` gives it.
 
     Raises:
@@ -92,7 +110,7 @@ def values(per_user: pl.DataFrame, metric: str, protocol: Mapping[str, Any]) -> 
             "Evaluate again with the ranking that the metric needs.",
         )
     numbers = found.to_numpy().astype(np.float64)
-    return numbers if metric == "ce" else of_ranks(metric, numbers)
+    return numbers if metric in CROSS_ENTROPIES else of_ranks(metric, numbers)
 
 
 def identical(
@@ -103,10 +121,26 @@ def identical(
     return candidate[column].equals(baseline[column])
 
 
-def summarise(per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
+def told_of(summary: Mapping[str, Any]) -> str:
+    """The protocol of a summary in words, with the share of targets that are repeats."""
+    share = 100 * summary["repeats"]["share"]
+    missed = ", each a miss" if summary["protocol"]["exclude_seen"] else ""
+    return f"{told(summary['protocol'])} ({share:.3g} % of the targets are repeats{missed})"
+
+
+def summarise(
+    per_user: pl.DataFrame, config: EvaluateConfig, temperature: float | None = None
+) -> dict[str, Any]:
     """The body of ``metrics.json``: protocol, n, and each metric's mean with standard error.
 
-    A metric that was not measured is null, and so is the standard error of a single user.
+    ``repeats`` counts the users whose target is one of their seen items: a miss where those
+    are left out. A metric that was not measured is null, and so is the standard error of a
+    single user.
+
+    Args:
+        per_user: Table of an evaluation.
+        config: Settled.
+        temperature: That of ``ce_calibrated``; None if there was no validation user to find it.
     """
     shared = protocol(config)
     if isinstance(config.ranking, Sampled):
@@ -114,20 +148,26 @@ def summarise(per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
         shared = shared | {"users_with_fewer_negatives": fewer}
     metrics = {}
     for name in config.metrics:
-        missing = name == "ce" and per_user["ce"].null_count() > 0
+        missing = name in CROSS_ENTROPIES and per_user[name].null_count() > 0
         metrics[name] = (
             {"value": None, "se": None} if missing else _mean(values(per_user, name, shared))
         )
-    return {"protocol": shared, "n": per_user.height, "metrics": metrics}
+    n, again = per_user.height, int(per_user["rank_unseen"].is_infinite().sum())
+    repeats = {"users": again, "share": again / n}
+    return {
+        "protocol": shared,
+        "n": n,
+        "repeats": repeats,
+        "temperature": temperature,
+        "metrics": metrics,
+    }
 
 
-def write(folder: Path, per_user: pl.DataFrame, config: EvaluateConfig) -> dict[str, Any]:
-    """Write ``per_user.parquet`` and ``metrics.json``; returns what the latter holds."""
-    summary = summarise(per_user, config)
+def write(folder: Path, per_user: pl.DataFrame, summary: dict[str, Any]) -> None:
+    """Write ``per_user.parquet`` and, with its summary, ``metrics.json``."""
     per_user.write_parquet(folder / "per_user.parquet")
     text = json.dumps(summary, indent=2, sort_keys=True, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n")
-    return summary
 
 
 def tail_limit(counts: NDArray[np.int64]) -> int:
@@ -177,7 +217,7 @@ def segment_mask(per_user: pl.DataFrame, segment: Segment) -> NDArray[np.bool_]:
 
 
 def _column(metric: str, protocol: Mapping[str, Any]) -> str:
-    return "ce" if metric == "ce" else _rank_column(protocol)
+    return metric if metric in CROSS_ENTROPIES else _rank_column(protocol)
 
 
 def _rank_column(protocol: Mapping[str, Any]) -> str:

@@ -10,34 +10,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-METRIC = re.compile(r"(hr|ndcg)@([1-9]\d*)|mrr|ce")
-LOWER_IS_BETTER = frozenset({"ce"})
+METRIC = re.compile(r"(hr|ndcg)@([1-9]\d*)|ndcg|mrr|ce|ce_calibrated")
+CROSS_ENTROPIES = frozenset({"ce", "ce_calibrated"})
+"""Metrics of the scores, not of the rank; nats."""
+LOWER_IS_BETTER = CROSS_ENTROPIES
 
 
 def check_metric(name: str) -> str:
     """Return ``name`` if it is a metric's; raises ``ValueError`` naming what there is."""
     if METRIC.fullmatch(name) is None:
-        raise ValueError(f"there is no metric {name!r}; there are hr@K, ndcg@K, mrr, ce")
+        raise ValueError(
+            f"there is no metric {name!r}; there are hr@K, ndcg@K, ndcg, mrr, ce, ce_calibrated"
+        )
     return name
 
 
 def of_ranks(name: str, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The metric ``hr@K``, ``ndcg@K`` or ``mrr`` of each user.
+    """The metric ``hr@K``, ``ndcg@K``, ``ndcg`` or ``mrr`` of each user.
 
     Args:
         name: Metric; with one relevant item the ideal DCG is 1, hence
             ``ndcg@K = 1 / log2(1 + rank)`` within the first K and 0 beyond
-            (Järvelin & Kekäläinen 2002).
-        ranks: ``[U]`` expected ranks, at least 1.
+            (Järvelin & Kekäläinen 2002); ``ndcg`` has no cutoff.
+        ranks: ``[U]`` expected ranks, at least 1; infinite where the target cannot be ranked.
 
     Returns:
         ``[U]`` in [0, 1].
     """
     match = METRIC.fullmatch(name)
-    if match is None or name == "ce":
+    if match is None or name in CROSS_ENTROPIES:
         raise ValueError(f"{name!r} is no metric of ranks")
     if name == "mrr":
         return 1.0 / ranks
+    if name == "ndcg":
+        return 1.0 / np.log2(1.0 + ranks)
     inside = ranks <= int(match[2])
     if match[1] == "hr":
         return inside.astype(np.float64)

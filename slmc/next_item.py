@@ -1,5 +1,6 @@
 """Next-item prediction: the loss that every recommender is trained with, and its validation."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -7,16 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from slmc import catalogue
+from slmc.artefact import Artefact
 from slmc.config import TrainConfig
-from slmc.data.batches import Rows, pack, pad_left
+from slmc.data.batches import Rows, pack
+from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import UndecidedError
+from slmc.evaluate import VectorScorer, rank
+from slmc.measured import protocol, values
 from slmc.model import packing
 from slmc.model.device import Placement
 from slmc.model.loading import Recommender
-from slmc.train import Batch, Epochs
+from slmc.schedule import Decay
+from slmc.train_types import Batch, Epochs, Validation
 
-VALIDATION_BATCH = 64
+VALIDATION_BATCH = 256
 
 
 class NextItem(nn.Module):
@@ -67,30 +73,64 @@ def training_rows(
     return Epochs(make, packings)
 
 
-def validation(model: Recommender, targets: Targets, placement: Placement) -> Callable[[], float]:
-    """A function that gives the mean cross-entropy of validation targets, in nats.
+def decay_of(like: Artefact | None) -> Decay | None:
+    """The decay of the run that made a model, for a control that is trained for as many steps."""
+    if like is None:
+        return None
+    return Decay(**json.loads(like.file("metrics.json").read_bytes())["decay"])
 
-    It computes in the precision of training, in batches of like length. Raises
-    :class:`UndecidedError` if there is no target.
+
+def validation(
+    model: Recommender, data: Dataset, config: TrainConfig, placement: Placement
+) -> Validation:
+    """How a model in training ranks the validation users (a sample of them, if there are many).
+
+    Vectors are computed in the precision of training, scores in float32, ranks under the
+    protocol of the config. Raises :class:`UndecidedError` if there is no validation target.
     """
-    if not len(targets.targets):
+    targets = data.targets("valid").sample(config.validation_users, config.seed)
+    if not targets.users:
         raise UndecidedError(
             "data: no user has a validation target.",
             "Use a log with at least 3 interactions of some users, or another split.",
         )
-    order = sorted(range(len(targets.histories)), key=lambda u: len(targets.histories[u]))
-    batches = [order[i : i + VALIDATION_BATCH] for i in range(0, len(order), VALIDATION_BATCH)]
+    asked = EvaluateConfig(
+        ranking=config.ranking,
+        exclude_seen=data.excludes_seen(config.exclude_seen),
+        split="valid",
+        seed=config.seed,
+        batch=VALIDATION_BATCH,
+        metrics=tuple(dict.fromkeys((config.select_by, "ce"))),
+    )
+    tokens = sum(rows.size for rows in targets.histories)
+    return Validation(ranking(model, targets, data, asked, placement), tokens)
 
-    @torch.no_grad()
-    def measure() -> float:
-        total = 0.0
-        for users in batches:
-            ids = torch.from_numpy(pad_left([targets.histories[u] for u in users]))
-            wanted = torch.from_numpy(targets.targets[users]).to(placement.device)
-            with torch.autocast(placement.device.type, placement.dtype, enabled=placement.mixed):
-                vectors = model.user_vectors(ids.to(placement.device))
-            loss = catalogue.cross_entropy(vectors, model.item_vectors(), wanted)
-            total += loss.item() * len(users)
-        return total / len(order)
+
+def ranking(
+    model: Recommender,
+    targets: Targets,
+    data: Dataset,
+    config: EvaluateConfig,
+    placement: Placement,
+) -> Callable[[], dict[str, float]]:
+    """A function that ranks targets with the model as it is: the mean of each metric.
+
+    Args:
+        model: On the placement's device.
+        targets: Users of a split.
+        data: The dataset that they are of.
+        config: Metrics and protocol, ``exclude_seen`` a truth value.
+        placement: Vectors are computed in its precision, scores in float32.
+    """
+
+    def vectors(item_ids: Tensor) -> Tensor:
+        with torch.autocast(placement.device.type, placement.dtype, enabled=placement.mixed):
+            return model.user_vectors(item_ids).float()
+
+    def measure() -> dict[str, float]:
+        scorer = VectorScorer(vectors, model.item_vectors().detach())
+        ranked = rank(scorer, targets, data.counts, config, "validation", top=0)
+        shared = protocol(config)
+        return {name: float(values(ranked, name, shared).mean()) for name in config.metrics}
 
     return measure

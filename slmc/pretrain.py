@@ -1,4 +1,4 @@
-"""SASRec, trained until it stops improving: the strongest cheap baseline, and the item table."""
+"""SASRec trained for ranking: the strongest cheap baseline, and the source of the item table."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from slmc.train import train
 
 
 def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Train SASRec with full-softmax cross-entropy; best epoch by validation cross-entropy."""
+    """Train SASRec with full-softmax cross-entropy, for as long as its ranking improves."""
     data = Dataset.open(inputs["data"])
     placement = device.choose(config.device, config.dtype)
     with draft(out) as work:
@@ -31,7 +31,7 @@ def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Arte
             name="sasrec",
             placement=placement,
             num_items=data.num_items,
-            validate=validation(model, data.targets("valid"), placement),
+            validation=validation(model, data, config, placement),
             resume=work.resume,
         )
         return seal_model(

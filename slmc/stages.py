@@ -15,7 +15,6 @@ from slmc.export.config import BenchConfig, ExportConfig
 from slmc.model.config import BaselinesConfig, SasrecConfig
 
 Run = Callable[[Any, dict[str, Artefact], Path], Artefact]
-TORCH = ("torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,11 @@ class Stage:
     """Raise it when the same config and inputs come to mean another result."""
     optional: frozenset[str] = frozenset()
     """Roles that may be left out."""
-    libraries: tuple[str, ...] = ()
-    """Distributions whose versions are part of the result, hence of the key."""
     fingerprint: str | None = None
     """Function of the config that names what lies outside the recipe: name -> digest."""
+    check: str | None = None
+    """Function of the config and the artefact that decides, once the step is done or found in
+    the cache, whether the run goes on; it raises ``VerdictError`` where it does not."""
     extras: dict[str, str] = field(default_factory=dict)
     """Module that the stage needs -> extra of slmc that brings it."""
 
@@ -55,7 +55,7 @@ STAGES: dict[str, Stage] = {
         "dataset",
         PrepareConfig,
         "slmc.data.prepare:prepare",
-        libraries=("polars",),
+        schema=2,
         fingerprint="slmc.data.sources:fingerprint",
     ),
     "sasrec": Stage(
@@ -63,38 +63,39 @@ STAGES: dict[str, Stage] = {
         "model",
         SasrecConfig,
         "slmc.pretrain:sasrec",
-        libraries=TORCH,
+        schema=2,
     ),
     "baselines": Stage(
         {"data": "dataset", "sasrec": "model"},
         "report",
         BaselinesConfig,
         "slmc.baselines:baselines",
-        libraries=TORCH,
+        schema=3,
     ),
     "teach": Stage(
-        {"data": "dataset", "sasrec": "model", "baselines": "report"},
+        {"data": "dataset", "sasrec": "model", "baselines": "report", "like": "model"},
         "model",
         TeachConfig,
         "slmc.distill.teach:teach",
-        libraries=(*TORCH, "peft", "accelerate"),
+        schema=3,
+        check="slmc.distill.must_beat:check",
+        optional=frozenset({"like"}),
         fingerprint="slmc.model.sources:fingerprint",
     ),
     "distill": Stage(
-        {"data": "dataset", "teacher": "model", "student": "model"},
+        {"data": "dataset", "teacher": "model", "student": "model", "like": "model"},
         "model",
         DistillConfig,
         "slmc.distill.distill:distill",
-        optional=frozenset({"student"}),
+        schema=2,
+        optional=frozenset({"student", "like"}),
         fingerprint="slmc.model.sources:fingerprint",
-        libraries=(*TORCH, "accelerate"),
     ),
     "prune": Stage(
         {"data": "dataset", "model": "model"},
         "model",
         PruneConfig,
         "slmc.compress.prune:prune",
-        libraries=(*TORCH, "torch-pruning"),
         extras={"torch_pruning": "prune"},
     ),
     "quantize": Stage(
@@ -102,7 +103,6 @@ STAGES: dict[str, Stage] = {
         "model",
         QuantizeConfig,
         "slmc.compress.quantize:quantize",
-        libraries=(*TORCH, "compressed-tensors", "llmcompressor"),
         extras={"compressed_tensors": "quantize"},
     ),
     "export": Stage(
@@ -110,9 +110,8 @@ STAGES: dict[str, Stage] = {
         "engine",
         ExportConfig,
         "slmc.export.onnx:export",
-        schema=7,
+        schema=8,
         fingerprint="slmc.export.flavours:fingerprint",
-        libraries=(*TORCH, "onnx", "onnxscript", "onnxruntime"),
         extras={"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
     ),
     "bench": Stage(
@@ -120,9 +119,8 @@ STAGES: dict[str, Stage] = {
         "report",
         BenchConfig,
         "slmc.export.bench:bench",
-        schema=3,
+        schema=4,
         optional=frozenset({"baseline"}),
-        libraries=(*TORCH, "onnxruntime"),
         extras={"onnxruntime": "onnx"},
     ),
     "evaluate": Stage(
@@ -130,15 +128,14 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.evaluate:evaluate",
-        libraries=TORCH,
+        schema=3,
     ),
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
         "report",
         EvaluateConfig,
         "slmc.export.evaluation:evaluate_engine",
-        schema=2,
-        libraries=("numpy", "onnxruntime"),
+        schema=4,
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
 }

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from slmc.stages import STAGES
+from slmc.artefact import draft
+from slmc.config import StageConfig
+from slmc.libraries import LIBRARIES
+from slmc.pipeline.keys import Outside, key_of
+from slmc.stages import STAGES, Stage
 
 ROOT = Path(__file__).parent.parent
 STAGE_FOLDERS = ("distill", "compress", "export")
 LAYERS = (
-    {"errors"},
+    {"errors", "libraries"},
     {"artefact", "cache"},
     {
         "config",
@@ -23,6 +27,9 @@ LAYERS = (
         "catalogue",
         "checkpoint",
         "ranking",
+        "schedule",
+        "temperature",
+        "train_types",
         "bootstrap",
         "power",
     },
@@ -132,3 +139,25 @@ def test_the_function_of_every_stage_is_there(name: str) -> None:
     module, _, function = STAGES[name].target.partition(":")
     tree = ast.parse(sources()[module].read_text())
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+LEAST = {"prepare": {"source": "log.csv"}, "teach": {"backbone": "llm"}, "prune": {"layers": 1}}
+"""Stage -> what must be set of it."""
+
+
+class Inside(Outside):
+    """Looks nothing up: what lies outside a recipe is no matter here."""
+
+    def fingerprint(self, stage: Stage, config: StageConfig) -> dict[str, str]:
+        return {}
+
+
+@pytest.mark.parametrize("name", sorted(STAGES))
+def test_key_and_manifest_of_every_stage_name_the_same_versions(name: str, tmp_path: Path) -> None:
+    config = STAGES[name].config.model_validate(LEAST.get(name, {}))
+    key = key_of(name, config, {}, Inside())
+    with draft(tmp_path / name) as work:
+        sealed = work.seal(kind=STAGES[name].gives, stage=name, config=config, inputs={})
+    assert key.parts["versions"] == sealed.manifest.versions
+    assert LIBRARIES[name], "its libraries are missing in slmc/libraries.py"
+    assert sealed.manifest.versions.keys() <= {"slmc", *LIBRARIES[name]}

@@ -3,7 +3,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from slmc.artefact import Artefact, load
-from slmc.data.config import EvaluateConfig, Sampled
+from slmc.config import Sampled
+from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import BrokenRunError, SlmcError, UndecidedError, UsageError, VerdictError
 from slmc.evaluate import (
@@ -26,7 +27,7 @@ from slmc.evaluate import (
     summarise,
     values,
 )
-from slmc.measured import SCHEMA, tail_limit, told
+from slmc.measured import SCHEMA, settled, tail_limit, told
 
 ITEMS = 60
 
@@ -76,7 +77,9 @@ def reference(scorer: TableScorer, targets: Targets, user: int) -> dict[str, Any
     return {
         "target": target,
         "rank": expected(others),
-        "rank_unseen": expected([i for i in others if i not in targets.seen[user]]),
+        "rank_unseen": math.inf
+        if target in targets.seen[user]
+        else expected([i for i in others if i not in targets.seen[user]]),
         "ce": math.log(math.fsum(math.exp(s) for s in row)) - own,
         "top_items": sorted(range(1, ITEMS + 1), key=lambda i: (-row[i - 1], i))[:20],
     }
@@ -98,6 +101,16 @@ def test_agrees_with_loops_and_keeps_the_order_of_users(width: int, batch: int) 
     assert found["rank_sampled"].null_count() == found["negatives"].null_count() == 37
 
 
+@pytest.mark.parametrize("width", [ITEMS, 7])
+def test_without_top_lists_the_rest_is_the_same(width: int) -> None:
+    whole = rank(TableScorer(width), some_targets(), COUNTS, EvaluateConfig())
+    less = rank(TableScorer(width), some_targets(), COUNTS, EvaluateConfig(), top=0)
+    lists = ("top_items", "top_scores")
+    assert less.drop(lists).equals(whole.drop(lists))
+    assert less.schema == whole.schema
+    assert all(rows.is_empty() for name in lists for rows in less[name])
+
+
 def test_batches_hold_histories_of_like_length() -> None:
     scorer = TableScorer()
     rank(scorer, some_targets(), COUNTS, EvaluateConfig(batch=8))
@@ -115,17 +128,69 @@ def test_what_is_known_of_users_and_targets() -> None:
     assert found["tail"].to_list() == [COUNTS[t] <= tail_limit(COUNTS) for t in targets.targets]
 
 
-def test_a_target_that_was_seen_is_ranked_all_the_same() -> None:
-    targets = Targets(
-        users=["a"],
-        histories=[np.array([1, 2], dtype=np.int32)],
-        targets=np.array([2]),
-        seen=[np.array([1, 2], dtype=np.int32)],
+class SeenScorer:
+    """Knows nothing but which items the user has seen: these have one score, all others another."""
+
+    def __init__(self, of_seen: float) -> None:
+        self.num_items, self.of_seen = ITEMS, of_seen
+
+    def blocks(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
+        scores = torch.zeros(len(histories), ITEMS)
+        for user, rows in enumerate(histories):
+            scores[user, torch.from_numpy(rows).long() - 1] = self.of_seen
+        yield 1, scores
+
+
+@pytest.mark.parametrize("of_seen", [1.0, -1.0])
+@pytest.mark.parametrize("ranking", ["full", Sampled(sampled=9)])
+def test_a_seen_target_is_a_miss_where_seen_items_are_left_out(
+    of_seen: float, ranking: Literal["full"] | Sampled
+) -> None:
+    """Taken out of the mask, it would be first for a scorer that knows the seen items alone."""
+    earlier = [np.array([1, 2, 3], dtype=np.int32), np.array([4], dtype=np.int32)]
+    targets = Targets(["again", "new"], earlier, np.array([2, 9]), seen=earlier)
+    asked = EvaluateConfig(
+        ranking=ranking, exclude_seen=True, metrics=("ndcg@10", "ndcg", "hr@10", "mrr")
     )
-    items = torch.tensor([[0.0], [3.0], [2.0], [1.0]])
-    scorer = VectorScorer(lambda ids: torch.ones(len(ids), 1), items)
-    row = rank(scorer, targets, np.array([0, 1, 1, 1]), EvaluateConfig()).row(0, named=True)
-    assert (row["rank"], row["rank_unseen"]) == (2.0, 1.0)
+    found = rank(SeenScorer(of_seen), targets, COUNTS, asked)
+    summary = summarise(found, asked)
+    assert summary["repeats"] == {"users": 1, "share": 0.5}
+    for metric in asked.metrics:
+        again, new = values(found, metric, protocol(asked))
+        assert again == 0
+        assert summary["metrics"][metric]["value"] == new / 2
+    json.dumps(summary, allow_nan=False)
+    kept = asked.model_copy(update={"exclude_seen": False})
+    again = values(rank(SeenScorer(of_seen), targets, COUNTS, kept), "mrr", protocol(kept))[0]
+    # Kept, it ties with the two other seen items; the nine negatives hold no seen item.
+    among_all = 1 / 2 if of_seen > 0 else 1 / (ITEMS - 1)
+    assert again == pytest.approx(among_all if ranking == "full" else 1.0 if of_seen > 0 else 0.1)
+
+
+def test_auto_is_settled_by_the_share_of_repeats() -> None:
+    def data(again: int, users: int = 200) -> Dataset:
+        items = pl.DataFrame({"row": [1, 2, 3], "count": [1, 1, 1]})
+        rows = [[1, 1, 2] if user < again else [1, 2, 3] for user in range(users)]
+        cuts = {"valid_from": [1] * users, "test_from": [2] * users}
+        return Dataset(items, pl.DataFrame({"user": range(users), "items": rows, **cuts}), 10)
+
+    for again, excluded in ((1, True), (2, False)):
+        assert data(again).repeats == again / 200
+        assert settled(EvaluateConfig(), data(again)).exclude_seen is excluded
+        for said in (True, False):
+            assert settled(EvaluateConfig(exclude_seen=said), data(again)).exclude_seen is said
+    with pytest.raises(ValueError, match="settled by a dataset first"):
+        protocol(EvaluateConfig())
+
+
+def test_the_share_of_repeats_agrees_with_a_loop(dataset: Artefact) -> None:
+    data = Dataset.open(dataset)
+    valid = data.targets("valid")
+    again = [t in seen for t, seen in zip(valid.targets, valid.seen, strict=True)]
+    assert data.repeats == np.mean(again)
+    assert dataset.manifest.metrics["valid_repeats"] == data.repeats
+    nobody = data.sequences.with_columns(valid_from=pl.col("test_from"))
+    assert Dataset(data.items, nobody, data.history).repeats == 0
 
 
 def test_vector_scorer_ranks_the_same_in_any_chunk() -> None:
@@ -160,7 +225,7 @@ def test_negatives_are_free_items_each_as_likely_and_the_same_for_every_model() 
 
 
 def test_sampled_ranks_do_not_depend_on_batches_or_blocks() -> None:
-    asked = EvaluateConfig(ranking=Sampled(sampled=9), batch=3)
+    asked = EvaluateConfig(ranking=Sampled(sampled=9), batch=3, exclude_seen=False)
     targets = some_targets()
     one = rank(TableScorer(), targets, COUNTS, asked)
     other = rank(TableScorer(13), targets, COUNTS, asked.model_copy(update={"batch": 50}))
@@ -172,7 +237,7 @@ def test_sampled_ranks_do_not_depend_on_batches_or_blocks() -> None:
 
 
 def test_too_many_negatives_are_all_there_are(caplog: pytest.LogCaptureFixture) -> None:
-    asked = EvaluateConfig(ranking=Sampled(sampled=55))
+    asked = EvaluateConfig(ranking=Sampled(sampled=55), exclude_seen=True)
     found = rank(TableScorer(), some_targets(), COUNTS, asked)
     sampled = found.filter(pl.col("negatives") < 55)
     assert 0 < sampled.height < found.height
@@ -246,15 +311,15 @@ def table(**columns: list[float | None]) -> pl.DataFrame:
 def test_the_protocol_chooses_the_rank() -> None:
     ranked = table(rank=[4.0, 1.0], rank_unseen=[2.0, 1.0], rank_sampled=[1.0, 1.0])
     for asked, expected in (
-        (EvaluateConfig(), [0.25, 1.0]),
+        (EvaluateConfig(exclude_seen=False), [0.25, 1.0]),
         (EvaluateConfig(exclude_seen=True), [0.5, 1.0]),
-        (EvaluateConfig(ranking=Sampled(sampled=5)), [1.0, 1.0]),
+        (EvaluateConfig(exclude_seen=False, ranking=Sampled(sampled=5)), [1.0, 1.0]),
     ):
         assert values(ranked, "mrr", protocol(asked)).tolist() == expected
 
 
 def test_a_number_that_was_not_measured() -> None:
-    asked = protocol(EvaluateConfig(ranking=Sampled()))
+    asked = protocol(EvaluateConfig(ranking=Sampled(), exclude_seen=False))
     with pytest.raises(UndecidedError) as caught:
         values(table(rank=[1.0], ce=[1.0]), "hr@10", asked)
     check(
@@ -265,7 +330,7 @@ def test_a_number_that_was_not_measured() -> None:
 
 
 def test_summary_has_protocol_n_and_standard_errors() -> None:
-    asked = EvaluateConfig(metrics=("hr@10", "mrr", "ce"))
+    asked = EvaluateConfig(metrics=("hr@10", "mrr", "ce"), exclude_seen=False)
     summary = summarise(table(rank=[1.0, 2.0, 20.0, 40.0]), asked)
     assert summary["protocol"] == {"ranking": "full", "exclude_seen": False, "split": "test"}
     assert summary["n"] == 4
@@ -280,9 +345,12 @@ def test_summary_has_protocol_n_and_standard_errors() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (EvaluateConfig(), "full ranking, seen items kept, test"),
+        (EvaluateConfig(exclude_seen=False), "full ranking, seen items kept, test"),
         (EvaluateConfig(exclude_seen=True), "full ranking, seen items left out, test"),
-        (EvaluateConfig(ranking=Sampled(), split="valid"), "999 sampled negatives, valid"),
+        (
+            EvaluateConfig(ranking=Sampled(), split="valid", exclude_seen=True),
+            "999 sampled negatives, valid",
+        ),
     ],
 )
 def test_protocols_in_words(config: EvaluateConfig, words: str) -> None:
@@ -302,7 +370,11 @@ def test_the_stage(dataset: Artefact, sasrec: Artefact, tmp_path: Path) -> None:
     data = Dataset.open(dataset)
     assert found["user"].to_list() == data.targets("test").users
     summary = json.loads(report.file("metrics.json").read_text())
-    assert summary == report.manifest.metrics == summarise(found, EvaluateConfig())
+    asked, temperature = settled(EvaluateConfig(), data), summary["temperature"]
+    assert 0.2 < temperature < 8
+    assert summary == report.manifest.metrics == summarise(found, asked, temperature)
+    ce = {name: summary["metrics"][name]["value"] for name in ("ce", "ce_calibrated")}
+    assert ce["ce_calibrated"] < ce["ce"]
     # An item mostly tells the next, so that what was learned shows: chance is a mean rank of 15.
     assert found["rank"].mean() < 8  # type: ignore[operator]
     again = evaluate(EvaluateConfig(), inputs, tmp_path / "two")
@@ -324,7 +396,7 @@ def test_a_gpu_ranks_as_the_cpu_does() -> None:
     """Small whole numbers: their products are exact in any order, so that ties stay ties."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randint(-3, 4, (ITEMS + 1, 8), generator=generator).float()
-    asked = EvaluateConfig(ranking=Sampled(sampled=9), batch=8)
+    asked = EvaluateConfig(ranking=Sampled(sampled=9), batch=8, exclude_seen=False)
     found = {}
     for device in ("cpu", "cuda"):
         items = table.to(device)

@@ -20,6 +20,7 @@ RANKS = np.array([1.0, 2.0, 3.5, 10.0, 10.5, 11.0])
         # 1 / log2(1 + rank): 1 / log2(3) = .6309, 1 / log2(4.5) = .4608, 1 / log2(11) = .2891
         ("ndcg@10", [1, 0.63092975, 0.46084542, 0.28906483, 0, 0]),
         ("ndcg@2", [1, 0.63092975, 0, 0, 0, 0]),
+        ("ndcg", [1, 0.63092975, 0.46084542, 0.28906483, 0.28380372, 0.27894295]),
     ],
 )
 def test_hand_worked(metric: str, expected: list[float]) -> None:
@@ -37,12 +38,20 @@ def test_ndcg_lies_between_its_bounds_given_hr(halves: list[int], k: int) -> Non
 def test_unknown_metrics(metric: str) -> None:
     with pytest.raises(ValueError) as caught:
         check_metric(metric)
-    assert str(caught.value) == f"there is no metric {metric!r}; there are hr@K, ndcg@K, mrr, ce"
+    assert str(caught.value) == (
+        f"there is no metric {metric!r}; there are hr@K, ndcg@K, ndcg, mrr, ce, ce_calibrated"
+    )
 
 
-def test_ce_is_no_metric_of_ranks() -> None:
-    with pytest.raises(ValueError, match="'ce' is no metric of ranks"):
-        of_ranks("ce", RANKS)
+@pytest.mark.parametrize("metric", ["ce", "ce_calibrated"])
+def test_a_cross_entropy_is_no_metric_of_ranks(metric: str) -> None:
+    with pytest.raises(ValueError, match=f"'{metric}' is no metric of ranks"):
+        of_ranks(metric, RANKS)
+
+
+@pytest.mark.parametrize("metric", ["ndcg@10", "ndcg", "hr@10", "mrr"])
+def test_a_target_that_cannot_be_ranked_counts_nothing(metric: str) -> None:
+    assert of_ranks(metric, np.array([1.0, np.inf])).tolist() == [1, 0]
 
 
 def lists(*rows: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,13 +5,14 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from slmc.data.config import EvaluateConfig, Sampled
+from slmc.config import Sampled
+from slmc.data.config import EvaluateConfig
 from slmc.errors import SlmcError, UndecidedError, VerdictError
 from slmc.gates import Gate, Segment
 from slmc.measured import Measured, protocol, segment_mask
 from slmc.verdict import Verdict, judge
 
-FULL = protocol(EvaluateConfig())
+FULL = protocol(EvaluateConfig(exclude_seen=False))
 RNG = np.random.default_rng(0)
 RANKS = np.exp(RNG.normal(3, 1.5, 1000)).round() + 1
 CE = RNG.normal(6, 2, 1000)
@@ -246,7 +247,7 @@ def test_different_users() -> None:
 
 
 def test_different_protocols() -> None:
-    sampled = protocol(EvaluateConfig(ranking=Sampled()))
+    sampled = protocol(EvaluateConfig(ranking=Sampled(), exclude_seen=False))
     with pytest.raises(VerdictError) as caught:
         judge(drop(), measured(), measured("teach", asked=sampled), seed=1)
     check(
@@ -335,7 +336,8 @@ def test_sentences_of_what_cannot_be_told_or_believed() -> None:
     [
         (
             {"metric": "auc", "min": 0.5},
-            "there is no metric 'auc' to gate; there are hr@K, ndcg@K, mrr, ce, overlap@K, size_mb",
+            "there is no metric 'auc' to gate; there are hr@K, ndcg@K, ndcg, mrr, ce, "
+            "ce_calibrated, overlap@K, size_mb",
         ),
         (
             {"metric": "overlap@21", "baseline": "source", "min": 0.5},

@@ -48,16 +48,18 @@ def prepare(
 def check(source: Source, make: Make, json: Json = False) -> int:
     """Read a log as prepare would, write nothing, and tell what its test set can see."""
     from slmc.data.check import check as look
+    from slmc.data.check import repeats_line
 
     found = look(make(source=source))
     power = _power(found)
-    problem = found.problem
+    repeats, problem = repeats_line(found.dataset.repeats), found.problem
     if json:
         console.result_json(
             {
                 "metrics": found.metrics,
                 "malformed": found.malformed.head(SHOWN_MALFORMED).to_dicts(),
                 "problem": problem.what if problem is not None else None,
+                "repeats": repeats,
                 "power": power,
             }
         )
@@ -65,7 +67,7 @@ def check(source: Source, make: Make, json: Json = False) -> int:
         tell(found.metrics)
         for row in found.malformed.head(SHOWN_MALFORMED).iter_rows(named=True):
             console.result(f"{row['file']}:{row['line']}: {row['reason']}")
-        for line in power:
+        for line in (repeats, *power):
             console.result(line)
     if problem is not None:
         raise problem
@@ -79,12 +81,14 @@ def describe(
 ) -> None:
     """Tell what a dataset holds."""
     from slmc.data.check import describe as look
+    from slmc.data.check import repeats_line
 
     found = look(given.taken(dataset, "dataset"))
     if json:
         console.result_json(found)
     else:
         tell(found)
+        console.result(repeats_line(found["valid_repeats"]))
 
 
 def tell(values: dict[str, Any], indent: str = "") -> None:
@@ -100,10 +104,11 @@ def tell(values: dict[str, Any], indent: str = "") -> None:
 def _power(found: "CheckResult") -> list[str]:
     """What the test set can see, from the ranking of a Markov chain."""
     from slmc.baselines import measure_markov
-    from slmc.measured import protocol
+    from slmc.measured import protocol, settled
     from slmc.report.power import power_line
 
-    data, config = found.dataset, EvaluateConfig(metrics=(METRIC, "ce"))
+    data = found.dataset
+    config = settled(EvaluateConfig(metrics=(METRIC, "ce")), data)
     if not data.targets("test").users:
         return ["no user has a test target: there is nothing to rank"]
     ranked = measure_markov(data, config)

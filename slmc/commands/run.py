@@ -89,6 +89,7 @@ def _tell_plan(steps: "list[PlannedStep]", *, as_json: bool) -> None:
 
 def _tell_result(result: "RunResult", *, as_json: bool) -> None:
     from slmc import pipeline
+    from slmc.report.advice import advice
     from slmc.report.terminal import run_table
     from slmc.report.view import view_of
 
@@ -97,6 +98,7 @@ def _tell_result(result: "RunResult", *, as_json: bool) -> None:
         console.result_json(
             {
                 "run_dir": str(result.run_dir),
+                "advice": advice(result),
                 "exit_code": pipeline.exit_code(result),
                 "files": files,
                 **pipeline.summary(result),

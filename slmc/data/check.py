@@ -7,7 +7,7 @@ import polars as pl
 
 from slmc.artefact import Artefact
 from slmc.data.config import PrepareConfig
-from slmc.data.dataset import Dataset
+from slmc.data.dataset import RARE_REPEATS, Dataset
 from slmc.data.prepare import build, fetch_log
 from slmc.data.readers import refuse_malformed
 from slmc.errors import DataError
@@ -59,8 +59,18 @@ def describe(artefact: Artefact) -> dict[str, Any]:
     settings = artefact.manifest.config
     return (
         artefact.manifest.metrics
+        | {"valid_repeats": dataset.repeats}
         | {key: settings[key] for key in ("source", "split", "core", "history", "seed")}
         | _shape(dataset)
+    )
+
+
+def repeats_line(share: float) -> str:
+    """What ``exclude_seen: auto`` makes of the share of repeats among validation targets."""
+    done = "excluded" if share < RARE_REPEATS else "kept"
+    return (
+        f"{100 * share:.3g} % of validation targets are repeats: seen items are {done} "
+        "(exclude_seen: auto)"
     )
 
 

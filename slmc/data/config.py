@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from slmc.config import Budget, Seeded, StageConfig
+from slmc.config import Budget, Protocol, Seeded, StageConfig
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "recbole", "sequences"]
 
@@ -90,22 +90,12 @@ class PrepareConfig(Seeded):
         return self
 
 
-class Sampled(StageConfig):
-    """Rank the target among sampled negatives (the protocol of the SLMRec paper)."""
-
-    sampled: int = Field(999, ge=1)
-    """Negatives a user, drawn once by the seed, the same for every model."""
-
-
-class EvaluateConfig(Seeded):
+class EvaluateConfig(Seeded, Protocol):
     """How a model's ranking is measured."""
 
-    ranking: Literal["full"] | Sampled = "full"
-    """The whole catalogue, or {sampled: N} negatives."""
-    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "ce")
-    """Metrics of the summary: hr@K, ndcg@K, mrr, ce (nats)."""
-    exclude_seen: bool = False
-    """Leave the items of the user's history out of the ranking."""
+    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "ce", "ce_calibrated")
+    """Metrics of the summary: hr@K, ndcg@K, ndcg, mrr, ce (nats) and ce_calibrated, the same at
+    the temperature that is best on validation."""
     split: Literal["valid", "test"] = "test"
     """Which targets are ranked."""
     batch: int = Field(128, ge=1)

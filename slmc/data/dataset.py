@@ -13,6 +13,9 @@ from slmc.artefact import Artefact
 
 Rows = NDArray[np.int32]
 
+RARE_REPEATS = 0.01
+"""Share of repeats among validation targets below which seen items are not worth ranking."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -25,6 +28,19 @@ class Targets:
     """``[U]`` the row of the item that was taken next."""
     seen: list[Rows]
     """Sorted rows of all items before the target, each once, however long ago."""
+
+    def sample(self, most: int, seed: int) -> "Targets":
+        """At most ``most`` of the users, drawn by the seed, in their order."""
+        if len(self.users) <= most:
+            return self
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.choice(len(self.users), size=most, replace=False))
+        return Targets(
+            users=[self.users[user] for user in chosen],
+            histories=[self.histories[user] for user in chosen],
+            targets=self.targets[chosen],
+            seen=[self.seen[user] for user in chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -79,8 +95,30 @@ class Dataset:
         )
 
     @cached_property
+    def repeats(self) -> float:
+        """Share of the validation targets that the user has taken before; 0 if there are none."""
+        cuts, ends = (self.sequences[name].to_numpy() for name in ("valid_from", "test_from"))
+        lengths = self.sequences["items"].list.len().to_numpy().astype(np.int64)
+        flat, starts = self._flat, np.cumsum(lengths) - lengths
+        chosen = (cuts > 0) & (cuts < ends)
+        target = np.zeros_like(lengths)  # 0 is no item
+        target[chosen] = flat[starts[chosen] + cuts[chosen]]
+        place = np.arange(flat.size) - np.repeat(starts, lengths)
+        again = (place < np.repeat(cuts, lengths)) & (flat == np.repeat(target, lengths))
+        users = np.unique(np.repeat(np.arange(lengths.size), lengths)[again])
+        return users.size / int(chosen.sum()) if chosen.any() else 0.0
+
+    def excludes_seen(self, setting: bool | Literal["auto"]) -> bool:
+        """What a setting of ``exclude_seen`` means on this data."""
+        return self.repeats < RARE_REPEATS if setting == "auto" else setting
+
+    @cached_property
     def _rows(self) -> list[Rows]:
         """Each user's rows, as views of one array."""
-        lists = self.sequences["items"]
-        flat = lists.explode(empty_as_null=False).to_numpy().astype(np.int32, copy=False)
-        return np.split(flat, np.cumsum(lists.list.len().to_numpy())[:-1])
+        return np.split(self._flat, np.cumsum(self.sequences["items"].list.len().to_numpy())[:-1])
+
+    @property
+    def _flat(self) -> Rows:
+        """The rows of all users, one user after the other."""
+        flat = self.sequences["items"].explode(empty_as_null=False)
+        return flat.to_numpy().astype(np.int32, copy=False)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from slmc.artefact import Artefact, draft
 from slmc.data.config import PrepareConfig
+from slmc.data.dataset import Dataset
 from slmc.data.readers import Log, one_format, read, read_titles, refuse_malformed, warn_malformed
 from slmc.data.sources import digest, fetch
 from slmc.data.split import by_time, id_keys, k_core, leave_one_out, tie_keys, unit_s
@@ -65,9 +66,12 @@ def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         if config.terms is not None:
             (work.path / "TERMS.txt").write_text(config.terms.strip() + "\n", encoding="utf-8")
         return work.seal(
-            kind="dataset", stage="prepare", config=config, inputs=inputs,
-            metrics=prepared.metrics, libraries=("polars",),
-        )  # fmt: skip
+            kind="dataset",
+            stage="prepare",
+            config=config,
+            inputs=inputs,
+            metrics=prepared.metrics,
+        )
 
 
 def fetch_log(config: PrepareConfig) -> Log:
@@ -114,6 +118,7 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     )
     tied = _tied_targets(frame, starts, lengths, test_from) if read_log.timed else None
     metrics = _metrics(config, read_log, frame, items, sequences) | {"test_users_tied": tied}
+    metrics["valid_repeats"] = Dataset(items, sequences, config.history).repeats
     log.info(
         "%d users, %d items, %d interactions; %d users are tested",
         metrics["users"], metrics["items"], metrics["interactions"], metrics["test_users"],

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.initialization import no_init_weights
 from slmc.errors import UsageError
 from slmc.model import sources
 from slmc.model.loading import quiet
+from slmc.model.origin import Origin, digest
 
 EMBEDDING = "embed_tokens.weight"
 RMS_ROWS = 4096
@@ -31,6 +32,13 @@ class Backbone:
     """Root mean square of the token embeddings: the scale of inputs that the LLM is used to."""
     directory: Path | None
     """Where the weights came from; ``None`` for random ones."""
+    origin: Origin | None = None
+    """The tensors as they stand in the files; ``None`` for random ones."""
+
+    def randomised(self) -> "Backbone":
+        """Random weights in the same shape, for inputs of the same scale."""
+        model = AutoModel.from_config(self.model.config, dtype=torch.float32)
+        return replace(self, model=model.eval(), origin=None)
 
     def prompt(self, text: str) -> Tensor:
         """Embeddings ``[P, H]`` of a text's tokens, as the LLM would see them."""
@@ -104,9 +112,9 @@ def load(name: str, *, revision: str | None = None, layers: int | None = None) -
         model = AutoModel.from_config(config, dtype=torch.float32)
     _check_rotary(model, name)
     with Weights.open(directory) as weights:
-        _fill(model, weights, name)
+        origin = _fill(model, weights, name)
         rows = weights.slice(weights.prefix + EMBEDDING)[:RMS_ROWS].float()
-    return Backbone(model.eval(), rows.square().mean().sqrt().item(), directory)
+    return Backbone(model.eval(), rows.square().mean().sqrt().item(), directory, origin)
 
 
 def decoder_config(directory: Path, name: str) -> PreTrainedConfig:
@@ -154,19 +162,23 @@ def _check_rotary(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def _fill(model: PreTrainedModel, weights: Weights, name: str) -> None:
+def _fill(model: PreTrainedModel, weights: Weights, name: str) -> Origin:
     """Copy the weights of the layers that ``model`` has, and of those alone."""
     prefix, wanted = weights.prefix, model.state_dict()
     wanted.pop(EMBEDDING)
+    digests = {}
     for key, tensor in wanted.items():
         if prefix + key not in weights.files:
             raise UsageError(
                 f"backbone {name}: its weights lack {prefix + key}.",
                 "Download it again; its config.json and its weights do not belong together.",
             )
-        tensor.copy_(weights.read(prefix + key))
+        stored = weights.read(prefix + key)
+        tensor.copy_(stored)
+        digests[key] = digest(stored)
     with torch.no_grad():
         model.get_parameter(EMBEDDING).zero_()
+    return Origin(name, digests)
 
 
 def _random(name: str, layers: int | None) -> Backbone:

@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from slmc.config import Seeded, TrainConfig
+from slmc.config import Protocol, Seeded, TrainConfig
 
 
 class SasrecConfig(TrainConfig):
-    """SASRec with full-softmax cross-entropy, trained until it stops improving."""
+    """SASRec with full-softmax cross-entropy, trained until its ranking stops improving."""
 
     dim: int = Field(64, ge=1)
     """Width of the item embeddings and of the layers."""
@@ -14,23 +14,27 @@ class SasrecConfig(TrainConfig):
     """Transformer layers."""
     heads: int = Field(2, ge=1)
     """Attention heads; must divide dim."""
-    dropout: float = Field(0.15, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout of embeddings, attention output and feed-forward."""
-    epochs: int = Field(40, ge=1)
-    """Passes over the training sequences, at most (see patience)."""
+    epochs: int = Field(200, ge=1)
+    """Passes over the training sequences, at most: training ends once ranking has stopped
+    improving (see patience)."""
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay of matrices; norms and biases have none."""
     beta2: float = Field(0.98, gt=0, lt=1)
     """AdamW's decay of the squared gradients; beta1 is 0.9."""
     warmup: int = Field(50, ge=0)
-    """Optimizer steps of linear warm-up; a cosine decay to 2 % of the peak follows."""
-    patience: int = Field(10, ge=1)
-    """Epochs without a lower validation cross-entropy after which training stops."""
+    """Optimizer steps of linear warm-up; then the rate is constant until it decays to 0."""
+    patience: int = Field(5, ge=1)
+    """The rate decays once the last so many validations are on average no better than as many
+    before them. There is one each epoch, and up to 8 on large logs."""
     rows: int = Field(64, ge=1)
     """Packed rows of one optimizer step; a row is as long as the history."""
 
 
-class BaselinesConfig(Seeded):
+class BaselinesConfig(Seeded, Protocol):
     """The cheap opponents of every run: popularity, Markov-1 and SASRec, measured alike."""
 
     batch: int = Field(512, ge=1)

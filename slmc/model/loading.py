@@ -16,6 +16,8 @@ from slmc.model.recommender import SequentialRecommender
 from slmc.model.sasrec import Sasrec
 
 Recommender = SequentialRecommender | Sasrec
+"""What can be scored and exported. Both have ``item_vectors`` and ``user_vectors``, packed and
+padded, ``layers``, ``prefix_states`` of a prompt, if there is one, and ``serving``."""
 SERVING = ("config.json", "model.safetensors", "items.parquet", "preprocessor.json")
 """Files that serving a model needs: what ``size_mb`` counts."""
 

@@ -47,6 +47,8 @@ class Packing:
     """What every query sees besides: the first P of the S keys that mask and distance tell of."""
     ending: "Ending | None" = None
     """What the last layer computes instead, where nothing but the last tokens is asked for."""
+    dropout: float = 0.0
+    """Share of the attention weights that training drops."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ class Ending:
     """A window of one query for each history."""
     row_of_token: Tensor
     """``[T]`` int64: every token is given what its history's last one is."""
+
+
+def real_items(item_ids: Tensor) -> Tensor:
+    """Which of histories ``[B, L]``, padded with 0 on the left, are items: bool ``[B, L]``.
+
+    The last place always counts, so that an empty history has the answer of one padding item.
+    """
+    real = item_ids != 0
+    return torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
 
 
 def rows(segments: Tensor, positions: Tensor) -> Packing:
@@ -109,6 +120,19 @@ def stream(lengths: Tensor, row_of_token: Tensor, longest: int, window: int = WI
         query_index=query_index,
         key_index=key.clamp(0, tokens - 1),
     )
+
+
+def serving(lengths: Tensor, row_of_token: Tensor, longest: int, layers: int) -> Packing:
+    """As :func:`stream`, in an engine: nothing but the last token of each history is asked for.
+
+    Args:
+        lengths: As there.
+        row_of_token: As there.
+        longest: As there.
+        layers: Of the decoder.
+    """
+    layout = stream(lengths, row_of_token, longest, SERVING_WINDOW)
+    return ending(layout, lengths, row_of_token, longest, layers - 1)
 
 
 def ending(
@@ -182,7 +206,7 @@ def packed_attention(
         attention_mask: Unused; the mask is part of ``packing``.
         packing: Windows and masks.
         scaling: Factor of the scores, ``D ** -0.5`` if none.
-        dropout: Of the attention weights, in training.
+        dropout: Of the attention weights, in training; ``packing.dropout`` if that is more.
         sliding_window: Tokens that a query sees, itself included.
         softcap: Bound of the scores, as Gemma 2.
 
@@ -212,7 +236,8 @@ def packed_attention(
         mask = mask.masked_fill(packing.distance >= sliding_window, torch.finfo(mask.dtype).min)
     scores = scores + mask.repeat(1, 1, group, 1)
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    share = max(dropout, packing.dropout)
+    weights = nn.functional.dropout(weights, p=share, training=module.training)
     out = torch.matmul(weights, v)
     if packing.query_index is None:
         out = out.reshape(-1, heads, size, width).transpose(1, 2)

@@ -7,6 +7,7 @@ tokens of a packed stream.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -39,12 +40,17 @@ class RecommenderConfig(PreTrainedConfig):
         prefix_length: int = 0,
         suffix_length: int = 0,
         dropout: float = 0.0,
+        residual_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         item_bits: int | None = None,
         **kwargs: Any,
     ) -> None:
         """Keep the shape; a ``dict`` backbone names its ``model_type``.
 
-        ``item_bits`` is the width of the item table's codes, ``None`` where it is float.
+        ``dropout`` comes after input_proj and before output_proj, ``residual_dropout`` after
+        each attention and MLP of the backbone, ``attention_dropout`` on attention weights; all
+        act in training alone. ``item_bits`` is the width of the item table's codes, ``None``
+        where it is float.
         """
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
@@ -55,6 +61,8 @@ class RecommenderConfig(PreTrainedConfig):
         self.prefix_length = prefix_length
         self.suffix_length = suffix_length
         self.dropout = dropout
+        self.residual_dropout = residual_dropout
+        self.attention_dropout = attention_dropout
         self.item_bits = item_bits
         super().__init__(**kwargs)
 
@@ -80,7 +88,7 @@ class SequentialRecommender(PreTrainedModel):
             raise ValueError("a recommender needs a backbone_config")
         self.item_embeddings = _item_table(config)
         self.input_proj = nn.Linear(config.item_dim, backbone.hidden_size)
-        self.backbone = decoder or AutoModel.from_config(backbone)
+        self.backbone = AutoModel.from_config(backbone) if decoder is None else _loaded(decoder)
         self.backbone.set_attn_implementation(packing.IMPLEMENTATION)
         # Its token table is a stub of one row: items take the place of tokens.
         self.backbone.get_input_embeddings().requires_grad_(False)
@@ -100,6 +108,11 @@ class SequentialRecommender(PreTrainedModel):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def set_dropout(self, dropout: float, residual: float, attention: float) -> None:
+        """Set what :class:`RecommenderConfig` says of dropout, for the training that follows."""
+        self.config.dropout = self.dropout.p = dropout
+        self.config.residual_dropout, self.config.attention_dropout = residual, attention
+
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers of the backbone."""
@@ -115,14 +128,37 @@ class SequentialRecommender(PreTrainedModel):
 
     def hidden_states(self, tokens: Tensor, layout: Packing) -> Tensor:
         """States after the final norm, ``[T, H]``, for packed tokens ``[T]``."""
-        out = self.backbone(
-            inputs_embeds=self.embed(tokens)[None],
-            position_ids=layout.positions,
-            use_cache=False,
-            packing=layout,
-        )
+        if self.training and self.config.attention_dropout:
+            layout = replace(layout, dropout=self.config.attention_dropout)
+        with self._residual_dropout():
+            out = self.backbone(
+                inputs_embeds=self.embed(tokens)[None],
+                position_ids=layout.positions,
+                use_cache=False,
+                packing=layout,
+            )
         states: Tensor = out.last_hidden_state[0]
         return states
+
+    @contextmanager
+    def _residual_dropout(self) -> Iterator[None]:
+        """In training, drop parts of what each attention and MLP adds to the residual stream."""
+        share = self.config.residual_dropout if self.training else 0.0
+        handles = []
+
+        def drop(_: nn.Module, __: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (nn.functional.dropout(output[0], share), *output[1:])
+            return nn.functional.dropout(output, share)
+
+        for layer in self.layers if share else ():
+            adding = [part for part in layer.children() if _has_linear(part)]
+            handles += [part.register_forward_hook(drop) for part in adding]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def head(self, states: Tensor) -> Tensor:
         """User vectors ``[..., d]`` of final states ``[..., H]``."""
@@ -176,8 +212,7 @@ class SequentialRecommender(PreTrainedModel):
     def _stream(self, lengths: Tensor, row_of_token: Tensor, longest: int) -> Packing:
         if not self.serving:
             return packing.stream(lengths, row_of_token, longest)
-        layout = packing.stream(lengths, row_of_token, longest, packing.SERVING_WINDOW)
-        return packing.ending(layout, lengths, row_of_token, longest, len(self.layers) - 1)
+        return packing.serving(lengths, row_of_token, longest, len(self.layers))
 
     def _behind_prefix(self, layout: Packing) -> Packing:
         return packing.behind(layout, self.prefix) if self.prefix else layout
@@ -187,8 +222,7 @@ class SequentialRecommender(PreTrainedModel):
 
         P is 0 where the states of the prompt before the items are known.
         """
-        real = item_ids != 0
-        real = torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
+        real = packing.real_items(item_ids)
         prefix, suffix = self.config.prefix_length, self.config.suffix_length
         if not prefix + suffix:
             return item_ids, real
@@ -227,6 +261,18 @@ class SequentialRecommender(PreTrainedModel):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _loaded(decoder: PreTrainedModel) -> PreTrainedModel:
+    """The decoder, its modules marked so that transformers does not initialise them again."""
+    for module in decoder.modules():
+        setattr(module, "_is_hf_initialized", True)  # noqa: B010 - no attribute of nn.Module
+    return decoder
+
+
+def _has_linear(module: nn.Module) -> bool:
+    """Whether it is an attention or an MLP, and not a norm."""
+    return any(isinstance(part, nn.Linear) for part in module.modules())
 
 
 def _item_table(config: RecommenderConfig) -> nn.Embedding | QuantizedTable:

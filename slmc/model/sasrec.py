@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from slmc.model import packing
-from slmc.model.packing import Packing
+from slmc.model.packing import Packing, Prefix
 
 
 class SasrecModelConfig(PreTrainedConfig):
@@ -44,10 +44,11 @@ class SasrecModelConfig(PreTrainedConfig):
 class SasrecLayer(nn.Module):
     """A pre-norm transformer layer of width ``d``."""
 
-    def __init__(self, config: SasrecModelConfig) -> None:
-        """Build attention and feed-forward."""
+    def __init__(self, config: SasrecModelConfig, index: int) -> None:
+        """Build attention and feed-forward of layer number ``index``."""
         super().__init__()
         width = config.item_dim
+        self.layer_idx = index
         self.heads = config.num_heads
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -59,11 +60,11 @@ class SasrecLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, layout: Packing) -> Tensor:
-        """``[T, d]`` to ``[T, d]``."""
+        """``[1, T, d]`` to ``[1, T, d]``."""
         q, k, v = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(0, 1)[None] for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed, _ = packing.packed_attention(self, q, k, v, None, packing=layout)
-        x = x + self.dropout(self.attention_out(mixed[0].flatten(1)))
+        x = x + self.dropout(self.attention_out(mixed.flatten(2)))
         out: Tensor = x + self.dropout(self.feed(self.feed_norm(x)))
         return out
 
@@ -73,13 +74,20 @@ class Sasrec(PreTrainedModel):
 
     config_class = SasrecModelConfig
     main_input_name = "item_ids"
+    config: SasrecModelConfig
+    prefix: Prefix = ()
+    """Keys and values of tokens before every history; a SASRec has none."""
+    serving: bool = False
+    """Whether :meth:`user_vectors` computes nothing besides, not even states of other tokens."""
 
     def __init__(self, config: SasrecModelConfig) -> None:
         """Build the modules."""
         super().__init__(config)
         self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
         self.position_embeddings = nn.Embedding(config.history, config.item_dim)
-        self.layers = nn.ModuleList(SasrecLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            SasrecLayer(config, index) for index in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(config.item_dim)
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
@@ -95,11 +103,11 @@ class Sasrec(PreTrainedModel):
 
     def hidden_states(self, tokens: Tensor, layout: Packing) -> Tensor:
         """States after the final norm, ``[T, d]``, for packed item rows ``[T]``."""
-        x = self.item_embeddings(tokens) + self.position_embeddings(layout.positions[0])
+        x = self.item_embeddings(tokens)[None] + self.position_embeddings(layout.positions)
         x = self.dropout(x)
         for layer in self.layers:
             x = layer(x, layout)
-        states: Tensor = self.norm(x)
+        states: Tensor = self.norm(x)[0]
         return states
 
     def head(self, states: Tensor) -> Tensor:
@@ -107,13 +115,35 @@ class Sasrec(PreTrainedModel):
         return states
 
     def user_vectors(self, item_ids: Tensor) -> Tensor:
-        """User vectors ``[B, d]`` of histories ``[B, L]``, padded with 0 on the left."""
-        real = item_ids != 0
-        real = torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
+        """User vectors ``[B, d]`` of histories ``[B, L]``, padded with 0 on the left.
+
+        No padding is computed. A row of padding only stands for an empty history, and has the
+        answer that one padding item gives.
+        """
+        real = packing.real_items(item_ids)
         place, lengths = real.nonzero(), real.sum(dim=1)
-        layout = packing.stream(lengths, place[:, 0], longest=item_ids.shape[1])
+        if torch.compiler.is_exporting():
+            # torch.export specialises sizes 0 and 1; ONNX itself is free of the bound.
+            torch._check(place.shape[0] >= 2)
+        layout = self._stream(lengths, place[:, 0], item_ids.shape[1])
         states = self.hidden_states(item_ids[place[:, 0], place[:, 1]], layout)
-        return states[lengths.cumsum(0) - 1]
+        return self.head(states[lengths.cumsum(0) - 1])
+
+    def padded_user_vectors(self, item_ids: Tensor) -> Tensor:
+        """As :meth:`user_vectors`, computing the padding too: standard operators only."""
+        real = packing.real_items(item_ids).long()
+        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+        states = self.hidden_states(item_ids.reshape(-1), packing.rows(real, positions))
+        return self.head(states.reshape(*item_ids.shape, -1)[:, -1])
+
+    def prefix_states(self) -> Prefix:
+        """Keys and values of a prompt before the items: a SASRec has none."""
+        return ()
+
+    def _stream(self, lengths: Tensor, row_of_token: Tensor, longest: int) -> Packing:
+        if not self.serving:
+            return packing.stream(lengths, row_of_token, longest)
+        return packing.serving(lengths, row_of_token, longest, len(self.layers))
 
     def item_vectors(self) -> Tensor:
         """``[V + 1, d]``; row 0 is padding and is never ranked."""

@@ -16,7 +16,8 @@ from slmc.model.table import QuantizedTable
 
 Save = Callable[[PreTrainedModel, Artefact, Path], None]
 """Writes a model and the vocabulary of a dataset into a folder."""
-LIBRARIES = ("torch", "transformers", "numpy", "accelerate", "peft")
+KEPT = ("best_epoch", "stopped", "still_improving", "must_beat")
+"""What the manifest says of how a model was trained."""
 CARD = """---
 library_name: transformers
 tags: [sequential-recommendation, slmc]
@@ -54,7 +55,6 @@ def seal_model(
     device: str,
     note: str = "",
     save: Save | None = None,
-    libraries: tuple[str, ...] = (),
 ) -> Artefact:
     """Write and seal a model.
 
@@ -69,13 +69,10 @@ def seal_model(
         device: Device it was computed on.
         note: What the card says of how it was made; else how its training went.
         save: Writes the files in the place of :func:`save_model`.
-        libraries: Distributions besides :data:`LIBRARIES` that the result depends on.
     """
     (save or save_model)(model, inputs["data"], work.path)
     (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    metrics = describe(model, work.path) | {
-        name: numbers[name] for name in ("best_epoch", "must_beat") if name in numbers
-    }
+    metrics = describe(model, work.path) | {name: numbers[name] for name in KEPT if name in numbers}
     (work.path / "README.md").write_text(_card(stage, model, metrics, note or _training(numbers)))
     return work.seal(
         kind="model",
@@ -83,7 +80,6 @@ def seal_model(
         config=config,
         inputs=inputs,
         metrics=metrics,
-        libraries=(*LIBRARIES, *libraries),
         device=device,
     )
 
@@ -116,9 +112,18 @@ def describe(model: PreTrainedModel, directory: Path) -> dict[str, Any]:
 
 
 def _training(numbers: Mapping[str, Any]) -> str:
-    epochs, best = numbers.get("epochs", []), numbers.get("best_epoch", 0)
-    valid = f"{epochs[best - 1]['valid_ce']:.4f}" if best else "not measured"
-    return f"Validation cross-entropy {valid} nats (epoch {best}, best of {len(epochs)})."
+    history, metric = numbers.get("epochs", []), numbers.get("selected_by", "ce")
+    if not history:
+        return "It was not trained here."
+    best = numbers["best_epoch"]
+    chosen = min(history, key=lambda one: abs(one["epoch"] - best))
+    text = (
+        f"Validation {metric} {chosen[f'valid_{metric}']:.4f} after {best:g} epochs, the best of "
+        f"{len(history)} validations."
+    )
+    if numbers["still_improving"]:
+        text += " Training reached its bound while ranking still improved."
+    return text
 
 
 def _card(stage: str, model: PreTrainedModel, metrics: Mapping[str, Any], note: str) -> str:

@@ -104,13 +104,13 @@ def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:
 def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
     import polars as pl
 
-    from slmc.measured import protocol, segment_mask, values
+    from slmc.measured import segment_mask, values
     from slmc.power import ASSUMED_CORRELATION, POWER, detectable_drop, pass_chance
 
-    # Baselines rank the whole catalogue; for sampled ranking that is the nearest there is.
-    full = recipe.evaluate.model_copy(update={"ranking": "full"})
-    users = pl.read_parquet(baselines.file(f"markov/{full.split}.parquet"))
-    numbers = values(users, gate.metric, protocol(full))[segment_mask(users, gate.segment)]
+    split = recipe.evaluate.split
+    users = pl.read_parquet(baselines.file(f"markov/{split}.parquet"))
+    ranked = protocol_of(baselines, split)
+    numbers = values(users, gate.metric, ranked)[segment_mask(users, gate.segment)]
     budget, relative = parse_budget(gate.max_drop or 0.0)
     chance = pass_chance(budget, numbers, relative=relative, confidence=gate.confidence)
     if chance >= POWER:
@@ -122,6 +122,12 @@ def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
         f"a chance of {100 * chance:.0f} % (assumed: values that correlate by "
         f"{ASSUMED_CORRELATION:g})"
     )
+
+
+def protocol_of(baselines: Artefact, split: str) -> dict[str, Any]:
+    """How a report of the baselines, hence all of its run, ranks the users of a split."""
+    said: dict[str, Any] = baselines.manifest.metrics["markov"][split]["protocol"]
+    return said
 
 
 def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Measured":

@@ -76,27 +76,31 @@ def key_of(name: str, config: StageConfig, inputs: Mapping[str, str], outside: O
         outside: What lies outside the recipe.
     """
     stage = STAGES[name]
-    settings = config.model_dump(mode="json")
     return Key(
         {
             "stage": name,
             "schema": stage.schema,
-            "config": {k: v for k, v in settings.items() if k not in _outside_key(config)},
+            "config": _settings(config),
             "inputs": dict(sorted(inputs.items())),
             "fingerprint": outside.fingerprint(stage, config),
-            "versions": versions(stage.libraries),
+            "versions": versions(name),
         }
     )
 
 
-def _outside_key(config: StageConfig) -> set[str]:
-    """Settings that change where and how safely a stage computes, but not what it gives."""
-    extras = {name: known.json_schema_extra for name, known in type(config).model_fields.items()}
-    return {
-        name
-        for name, extra in extras.items()
-        if isinstance(extra, dict) and OUTSIDE_KEY.items() <= extra.items()
-    }
+def _settings(config: StageConfig) -> dict[str, Any]:
+    """The settings of a config, and of those in it, that the result depends on; JSON-able.
+
+    Left out are those that change where and how safely a stage computes, and what follows from
+    what it gives.
+    """
+    dumped = config.model_dump(mode="json")
+    kept = {}
+    for name, known in type(config).model_fields.items():
+        extra, value = known.json_schema_extra, getattr(config, name)
+        if not (isinstance(extra, dict) and OUTSIDE_KEY.items() <= extra.items()):
+            kept[name] = _settings(value) if isinstance(value, StageConfig) else dumped[name]
+    return kept
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -47,7 +47,7 @@ def schedule(recipe: Recipe, until: str | None = None) -> list[Step]:
     order: list[Step] = []
     for step in recipe.steps:
         order.append(step)
-        if step.is_measured:
+        if recipe.is_measured(step):
             role = "engine" if step.gives == "engine" else "model"
             stage = "evaluate_engine" if role == "engine" else "evaluate"
             inputs = {"data": recipe.steps[0].id, role: step.id}

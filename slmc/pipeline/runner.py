@@ -20,9 +20,15 @@ from typing import TYPE_CHECKING, Any
 from slmc import artefact as artefacts
 from slmc.artefact import MANIFEST, Artefact
 from slmc.config import StageConfig
-from slmc.errors import ArtefactError, BrokenRunError, SlmcError, UndecidedError
+from slmc.errors import (
+    ArtefactError,
+    BrokenRunError,
+    SlmcError,
+    UndecidedError,
+    VerdictError,
+)
 from slmc.pipeline import store
-from slmc.pipeline.judging import check_power, described, judge_gates
+from slmc.pipeline.judging import check_power, described, judge_gates, protocol_of
 from slmc.pipeline.keys import Key, Outside, key_of
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
 from slmc.pipeline.preflight import check_devices, check_disk, check_engines, check_extras
@@ -30,7 +36,7 @@ from slmc.pipeline.rundir import RunDir
 from slmc.pipeline.store import Status
 from slmc.recipe import Recipe, resolved_yaml
 from slmc.recipe.steps import Step
-from slmc.stages import STAGES
+from slmc.stages import STAGES, resolve
 
 if TYPE_CHECKING:
     from slmc.verdict import Verdict
@@ -50,6 +56,14 @@ class StepResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Ended:
+    """Where a run ended before its last step: a check of the step itself said no."""
+
+    step: str
+    error: VerdictError
+
+
 @dataclass
 class RunResult:
     """A run: what it made, measured and judged."""
@@ -66,12 +80,26 @@ class RunResult:
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers has to know besides."""
     until: str | None = None
+    ended: Ended | None = None
+    """None if every step that was wanted has been done."""
     files: list[Path] = field(default_factory=list)
     """Report files that were written."""
 
     def artefacts(self) -> dict[str, Artefact]:
         """Step id -> artefact of what the run has made."""
         return {step.id: step.artefact for step in self.steps}
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How models and baselines were ranked; empty before any was."""
+        measured = next(iter(self.evaluations.values()), None)
+        if measured is not None:
+            said: dict[str, Any] = json.loads(measured.file("metrics.json").read_bytes())[
+                "protocol"
+            ]
+            return said
+        report = next((step.artefact for step in self.steps if step.stage == "baselines"), None)
+        return {} if report is None else protocol_of(report, self.recipe.evaluate.split)
 
 
 Watch = Callable[[PlannedStep | StepResult], None]
@@ -87,6 +115,9 @@ def run(
 ) -> RunResult:
     """Run a recipe, judge its gates, and write ``run_dir``.
 
+    A step whose own check says no ends the run; the report of what there is by then is written
+    all the same.
+
     Args:
         recipe: The recipe.
         run_dir: Where links, lock and report go; :func:`default_run_dir` if left out.
@@ -94,7 +125,8 @@ def run(
         on_step: Told of each step before it begins and of what it came to.
 
     Raises:
-        SlmcError: A step cannot run, or its own check (parity, ``must_beat``) says no.
+        VerdictError: A step's own check (parity, ``must_beat``) says no.
+        SlmcError: A step cannot run.
         BrokenRunError: A step broke; the same command goes on from there.
     """
     order = schedule(recipe, until)
@@ -111,7 +143,17 @@ def run(
     result = RunResult(recipe, folder.path, until=until)
     with _sigterm_ends_the_run():
         _run_steps(order, planned, result, folder, outside, on_step)
-    judgement = judge_gates(recipe, result.artefacts(), result.evaluations)
+    _report(result, folder)
+    if result.ended is not None:
+        for file in result.files:
+            log.info("wrote %s", file)
+        raise result.ended.error
+    return result
+
+
+def _report(result: RunResult, folder: RunDir) -> None:
+    """Judge the gates and write the numbers and the report into the run's folder."""
+    judgement = judge_gates(result.recipe, result.artefacts(), result.evaluations)
     result.verdicts, result.advisory = judgement.verdicts, judgement.advisory
     result.notes += judgement.notes
     folder.write_json("metrics.json", summary(result))
@@ -119,7 +161,6 @@ def run(
     from slmc.report import write
 
     result.files = write(result)
-    return result
 
 
 def summary(result: RunResult) -> dict[str, Any]:
@@ -146,6 +187,7 @@ def summary(result: RunResult) -> dict[str, Any]:
             for i, verdict in enumerate(result.verdicts)
         ],
         "notes": result.notes,
+        "ended": result.ended and {"step": result.ended.step, "why": result.ended.error.what},
     }
 
 
@@ -177,6 +219,7 @@ def run_stage(
 
     Raises:
         ArtefactError: ``out`` is taken.
+        VerdictError: The stage's own check says no; its artefact, if it was made, is kept.
         SlmcError: As :func:`run`.
     """
     if out is not None:
@@ -189,7 +232,9 @@ def run_stage(
     key = key_of(stage, step.config, digests, outside)
     with _sigterm_ends_the_run():
         made, _ = _make(step, key, dict(inputs), "Run the same command again")
-    return made if out is None else artefacts.copy(made, out, force=force)
+    given = made if out is None else artefacts.copy(made, out, force=force)
+    _check(step, made)
+    return given
 
 
 def _run_steps(
@@ -212,20 +257,32 @@ def _run_steps(
         key = key_of(step.stage, step.config, digests, outside)
         on_step(replace(planned[step.id], key=key.digest, status=store.status(key.digest)))
         begin = time.perf_counter()
-        artefact, status = _make(step, key, inputs, again)
-        seconds = time.perf_counter() - begin
-        done = StepResult(step.id, step.stage, key.digest, status, artefact, seconds)
-        made[step.id], keys[step.id] = artefact, (key, artefact)
-        result.steps.append(done)
-        if step.id.startswith("evaluate."):
-            result.evaluations[step.id.removeprefix("evaluate.")] = artefact
-        folder.link(number, step.id, artefact)
-        folder.write_lock(recipe.name, ids, keys)
-        on_step(done)
+        try:
+            artefact, status = _make(step, key, inputs, again)
+            seconds = time.perf_counter() - begin
+            done = StepResult(step.id, step.stage, key.digest, status, artefact, seconds)
+            made[step.id], keys[step.id] = artefact, (key, artefact)
+            result.steps.append(done)
+            if step.id.startswith("evaluate."):
+                result.evaluations[step.id.removeprefix("evaluate.")] = artefact
+            folder.link(number, step.id, artefact)
+            folder.write_lock(recipe.name, ids, keys)
+            on_step(done)
+            _check(step, artefact)
+        except VerdictError as error:
+            result.ended = Ended(step.id, error)
+            return
         if step.stage == "prepare":
             _refuse_nothing_to_rank(recipe, artefact)
         if step.stage == "baselines":
             result.notes += check_power(recipe, artefact)
+
+
+def _check(step: Step, artefact: Artefact) -> None:
+    """Let the step's own check decide whether the run goes on."""
+    check = STAGES[step.stage].check
+    if check is not None:
+        resolve(check)(step.config, artefact)
 
 
 def _make(step: Step, key: Key, inputs: dict[str, Artefact], again: str) -> tuple[Artefact, Status]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slmc.gates import Gate
+from slmc.metrics import CROSS_ENTROPIES
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
 from slmc.recipe.steps import Step
@@ -21,7 +22,8 @@ def read_gates(document: Document, faults: Faults, steps: Sequence[Step]) -> lis
     listed = document.value.get("gates")
     listed = listed if isinstance(listed, list) else []
     metrics = {entry.get("metric") for entry in listed if isinstance(entry, dict)}
-    if metrics - {"size_mb"} == {"ce"}:
+    quality = metrics - {"size_mb"}
+    if quality and quality <= CROSS_ENTROPIES:
         what = (
             "ce alone passes models that rank worse; add a gate on ndcg@K, hr@K, mrr or overlap@K"
         )
@@ -43,7 +45,7 @@ def _gate(
         return None
     gate = checked(document, faults, Gate, raw, path)
     known = {step.id: step for step in steps}
-    judged = [step.id for step in steps if step.is_measured]
+    judged = [step.id for step in steps if step.can_rank]
     # Read from what was written, so that a gate with another fault has its references checked.
     on, baseline = raw.get("on"), raw.get("baseline")
     if on is None:
@@ -51,14 +53,14 @@ def _gate(
     if on is None:
         fault("on", "no step gives a model or an engine that could be judged")
         return None
-    if on not in known or not known[on].is_measured:
+    if on not in known or not known[on].can_rank:
         fault("on", _not_judged(on, known, judged))
         return None
     if baseline == "source":
         baseline = known[on].inputs.get("model")
         if baseline is None:
             fault("baseline", f"{on!r} was not made from one model; name a step")
-    elif baseline is not None and (baseline not in known or not known[baseline].is_measured):
+    elif baseline is not None and (baseline not in known or not known[baseline].can_rank):
         fault("baseline", _not_judged(baseline, known, [*judged, "source"]))
     return gate.model_copy(update={"on": on, "baseline": baseline})
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from slmc.config import Placed, StageConfig
+from slmc.config import Placed, Protocol, StageConfig
 from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.errors import RecipeError
 from slmc.gates import Gate
@@ -105,6 +105,17 @@ class Recipe:
             + nearest(step_id, [step.id for step in self.steps]),
             f"See its steps with `{self.command} --plan`.",
         )
+
+    def is_measured(self, step: Step) -> bool:
+        """Whether its ranking is measured on its own: each model and engine.
+
+        SASRec is measured among the baselines, and once more only where a step makes another
+        model or an engine of it, or a gate names it.
+        """
+        if step.stage != "sasrec":
+            return step.can_rank
+        taken = any(other.inputs.get("model") == step.id for other in self.steps)
+        return taken or any(step.id in (gate.on, gate.baseline) for gate in self.gates)
 
     def is_binding(self, gate: Gate) -> bool:
         """Whether the gate decides the exit code.
@@ -243,7 +254,10 @@ def _read(document: Document, faults: Faults, name: str) -> Recipe:
     evaluate = checked(
         document, faults, EvaluateConfig, raw.get("evaluate", {}), ("evaluate",), shared=shared
     )
-    reader = StepReader(document, faults, shared, frozenset(KEYS) | {"source", "prepare"})
+    protocol = {name: getattr(evaluate, name) for name in Protocol.model_fields}
+    reader = StepReader(
+        document, faults, shared | protocol, frozenset(KEYS) | {"source", "prepare"}
+    )
     steps = reader.read(data)
     if not faults:
         refuse_misfits(document, faults, steps)

@@ -13,7 +13,6 @@ from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.export.config import ExportConfig
 from slmc.export.possible import Refusal, Source, refusals
-from slmc.model.config import SasrecConfig
 from slmc.recipe.faults import Faults
 from slmc.recipe.sets import bodies
 from slmc.recipe.steps import Step
@@ -44,7 +43,7 @@ def refuse_misfits(document: Document, faults: Faults, steps: Sequence[Step]) ->
 def _misfits(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
     """Keys of a step's settings, and what is wrong with each."""
     config, inputs = step.config, step.inputs
-    found: list[tuple[str, str] | None] = []
+    found: list[tuple[str, str] | None] = [*_of_sasrec(step, known)]
     if isinstance(config, DistillConfig) and "student" not in inputs:
         # A student that is given has the layers that it has, whatever the config says.
         found.append(_too_deep("layers", config.layers, inputs["teacher"], known))
@@ -57,6 +56,18 @@ def _misfits(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
         for one in impossible(config, sources(of, known), repr(of)):
             found.append((one.key, f"{one.value}: {one.why}. {one.remedy}"))
     return [one for one in found if one is not None]
+
+
+def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
+    """Roles in which a stage that is for LLMs is given a SASRec."""
+    if not isinstance(step.config, (DistillConfig, PruneConfig, QuantizeConfig)):
+        return []
+    why = f"is a SASRec, and {step.stage} takes a recommender on an LLM. Export it as it is."
+    return [
+        (role, f"{taken!r} {why}")
+        for role, taken in step.inputs.items()
+        if known[taken].stage == "sasrec"
+    ]
 
 
 def _too_deep(
@@ -100,7 +111,7 @@ def sources(name: str, known: Mapping[str, Step]) -> list[Source]:
     config = known[name].config
     data = known["prepare"].config
     history = data.history if isinstance(data, PrepareConfig) else None
-    if isinstance(config, SasrecConfig):
+    if known[name].stage == "sasrec":
         return [Source(on_llm=False, history=history)]
     if not isinstance(config, QuantizeConfig):
         return [Source(history=history)]  # training and pruning leave floats

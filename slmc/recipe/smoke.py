@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from slmc.compress.config import PruneConfig, QuantizeConfig
-from slmc.config import StageConfig, TrainConfig
-from slmc.data.config import EvaluateConfig, PrepareConfig, Sampled
+from slmc.config import Protocol, Sampled, StageConfig, TrainConfig
+from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, MustBeat, TeachConfig
 from slmc.export.config import BenchConfig, ExportConfig
 
@@ -83,7 +83,7 @@ def _quantize(config: QuantizeConfig) -> dict[str, Any]:
     }
 
 
-def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def _protocol(config: Protocol) -> dict[str, Any]:
     if isinstance(config.ranking, Sampled):
         return {"ranking": {"sampled": min(config.ranking.sampled, 50)}}
     return {}
@@ -110,7 +110,7 @@ SHRINK: dict[type[StageConfig], Callable[[Any], dict[str, Any]]] = {
     DistillConfig: _distill,
     PruneConfig: _prune,
     QuantizeConfig: _quantize,
-    EvaluateConfig: _evaluate,
+    Protocol: _protocol,
     ExportConfig: _export,
     BenchConfig: _bench,
 }

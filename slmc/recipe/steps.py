@@ -7,7 +7,7 @@ from typing import Any
 
 from slmc.artefact import A, Kind
 from slmc.config import StageConfig
-from slmc.distill.config import DistillConfig, Losses
+from slmc.distill.config import DistillConfig, Losses, TeachConfig
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
 from slmc.recipe.text import Document, Path, dotted
@@ -38,18 +38,18 @@ class Step:
 
     @property
     def is_control(self) -> bool:
-        """Whether it trains the student of another step without that step's teacher."""
+        """Whether it repeats another step without what is in question there."""
         return self.id.endswith(".control")
 
     @property
-    def is_measured(self) -> bool:
-        """Whether it gives a model or an engine of its own; SASRec is one of the baselines."""
-        return self.stage != "sasrec" and self.gives in ("model", "engine")
+    def can_rank(self) -> bool:
+        """Whether it gives a model or an engine, which a gate can judge."""
+        return self.gives in ("model", "engine")
 
     @property
     def is_candidate(self) -> bool:
-        """Whether a later step or a gate takes it without naming it."""
-        return self.is_measured and not self.is_control
+        """Whether a later step or a gate takes it without naming it: no control, no SASRec."""
+        return self.can_rank and self.stage != "sasrec" and not self.is_control
 
 
 @dataclass(frozen=True)
@@ -192,17 +192,18 @@ class StepReader:
 def usual_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     """Id of the step that is taken in ``role`` where the recipe names none.
 
-    The teacher and the baseline of a comparison are the last ``teach``; a student is taken
-    only where it is named; anything else is the last step of that kind, and never a control.
+    The teacher and the baseline of a comparison are the last ``teach``; a student, and a run
+    whose steps are repeated (``like``), are taken only where they are named; anything else is
+    the last step of that kind, and never a control.
     """
-    if role == "student":
+    if role in ("student", "like"):
         return None
     if role == "data":
         fitting = [step for step in before if step.gives == "dataset"]
     elif role in FIRST:
         fitting = [step for step in before if step.stage == role]
     elif role in ("teacher", "baseline"):
-        fitting = [step for step in before if step.stage == "teach"]
+        fitting = [step for step in before if step.stage == "teach" and not step.is_control]
     else:
         fitting = [step for step in before if step.is_candidate and step.gives == kind]
     return fitting[-1].id if fitting else None
@@ -211,15 +212,21 @@ def usual_input(role: str, kind: Kind, before: list[Step]) -> str | None:
 def with_control(step: Step) -> list[Step]:
     """The step, and after it its control if it asks for one.
 
-    The control is the same training without the teacher's terms. ``control`` itself is then
-    off in both: it says nothing about the student, so it must not change the student's key.
+    The control is the same training, for the same steps, without what is in question: the
+    teacher's terms, or the LLM's own weights. ``control`` itself is then off in both: it says
+    nothing about the model, so it must not change its key.
     """
     config = step.config
-    if not isinstance(config, DistillConfig) or not config.control:
+    if not isinstance(config, (DistillConfig, TeachConfig)) or not config.control:
         return [step]
     alone = config.model_copy(update={"control": False})
-    control = alone.model_copy(update={"losses": Losses()})
+    control = alone.model_copy(
+        update={"losses": Losses()}
+        if isinstance(alone, DistillConfig)
+        else {"init": "random", "must_beat": None}
+    )
+    inputs = step.inputs | {"like": step.id}
     return [
         replace(step, config=alone),
-        replace(step, id=f"{step.id}.control", config=control),
+        replace(step, id=f"{step.id}.control", config=control, inputs=inputs),
     ]

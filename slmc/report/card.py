@@ -11,14 +11,13 @@ def card(view: View) -> str | None:
     """The model card in the form of the Hugging Face hub; None if the run made no model."""
     if view.last is None:
         return None
-    step = view.rows[-1].step
     manifest = view.last.manifest
     head = {
         "library_name": "slmc",
         "pipeline_tag": "other",
         "tags": ["recommendation", "sequential-recommendation", manifest.kind],
     }
-    lines = ["---", dump(head).rstrip(), "---", "", f"# {view.name}: {step}", ""]
+    lines = ["---", dump(head).rstrip(), "---", "", f"# {view.name}: {view.last_step}", ""]
     if view.description:
         lines += [markdown.escape(view.description), ""]
     lines += [_made(view, view.last), "", "## Measured", "", *markdown.main_table(view), ""]

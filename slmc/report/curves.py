@@ -1,4 +1,4 @@
-"""Loss curves from a run's ``log.jsonl``."""
+"""Curves of losses and of validation metrics, from a run's ``log.jsonl``."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LEFT_OUT = frozenset({"grad_norm"})
 
 @dataclass(frozen=True)
 class Curves:
-    """The loss terms of a task by step."""
+    """The loss terms and the validation metrics of a task by step."""
 
     task: str
     terms: dict[str, list[tuple[float, float]]]

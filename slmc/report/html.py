@@ -10,7 +10,8 @@ from slmc.bootstrap import Bounds
 from slmc.config import parse_budget
 from slmc.report import numbers, tradeoff
 from slmc.report.curves import Curves
-from slmc.report.terminal import asked, cells, change_of, headings
+from slmc.report.markdown import CONTROLS
+from slmc.report.terminal import asked, cells, change_of, difference_of, headings
 from slmc.report.view import Judged, View
 
 WIDTH, HEIGHT = 600.0, 180.0
@@ -55,6 +56,8 @@ def page(view: View) -> str:
             (one, asked(one.verdict.gate), change_of(one.verdict), plot(one)) for one in view.judged
         ],
         changes=[(row, interval(row.change)) for row in view.rows if row.change is not None],
+        controls=[(one, difference_of(one)) for one in view.comparisons],
+        controls_are=CONTROLS,
         curves=[(one, lines(one)) for one in view.curves],
         # Made by us, its texts escaped: markup, not text.
         tradeoff=Markup(tradeoff.picture(view.rows, view.metric) or ""),

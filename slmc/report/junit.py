@@ -1,4 +1,4 @@
-"""``junit.xml``: a test case for each gate and each parity check, as CI systems read it."""
+"""``junit.xml``: a case for each gate, parity check and step that ended the run, for CI systems."""
 
 import re
 from typing import Any
@@ -14,6 +14,7 @@ def suites(view: View) -> str:
     """The verdicts of a run as JUnit XML."""
     cases = [_gate(one) for one in view.judged]
     cases += [_parity(step_id, report) for step_id, report in view.parity.items()]
+    cases += [_ended(*view.ended)] if view.ended is not None else []
     failed = sum(case.find("failure") is not None for case in cases)
     skipped = sum(case.find("skipped") is not None for case in cases)
     counts = {
@@ -25,6 +26,8 @@ def suites(view: View) -> str:
     root = ElementTree.Element("testsuites", {"name": "slmc", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": _clean(view.name), **counts})
     suite.extend(cases)
+    if view.advice:
+        ElementTree.SubElement(suite, "system-out").text = _clean("\n".join(view.advice))
     ElementTree.indent(root)
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n'
@@ -53,6 +56,13 @@ def _parity(step_id: str, report: dict[str, Any]) -> ElementTree.Element:
     case = _case(f"parity.{step_id}", "the engine ranks as the model it was made from")
     said = ", ".join(f"{k} {v}" for k, v in report.items() if isinstance(v, (int, float)))
     ElementTree.SubElement(case, "system-out").text = _clean(said)
+    return case
+
+
+def _ended(step_id: str, why: str) -> ElementTree.Element:
+    case = _case(f"steps.{step_id}", "the check of the step itself lets the run go on")
+    text = _clean(why)
+    ElementTree.SubElement(case, "failure", {"type": "ended", "message": text}).text = text
     return case
 
 

@@ -1,23 +1,35 @@
 """``summary.md``: the table and the verdicts, for a pull request or a job summary."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from slmc.report import numbers
-from slmc.report.terminal import cells, headings
+from slmc.report.terminal import cells, difference_of, headings
 from slmc.report.view import View
+
+CODE, ESCAPED = re.compile(r"\\`.*?\\`"), re.compile(r"\\(.)")
+"""Of escaped text: what stands between backticks, and a character with its backslash."""
+CONTROLS = (
+    "A control is the same training, for as many steps, without what is in question. Changes are "
+    "paired over users; ce is in nats, and lower is better."
+)
+"""What the table of controls shows."""
 
 
 def summary(view: View) -> str:
     """The summary of a run in GitHub's Markdown."""
     state = "failed" if view.failed else "passed" if view.judged else "no gate"
-    lines = [f"## {view.name}: {state}", "", escape(view.description), ""]
+    lines = [f"## {view.name}: {state}", ""]
+    lines += [part for line in view.advice for part in (_bold(line), "")]
+    lines += [escape(view.description), ""]
+    if view.ended is not None:
+        lines += [escape(view.state), ""]
     lines += main_table(view)
     if view.judged:
         lines += ["", "### Gates", ""]
         lines += [f"- **{one.label}** {escape(one.verdict.sentence)}" for one in view.judged]
     if view.comparisons:
-        lines += ["", "### Student against its control (the same training without a teacher)", ""]
-        lines += comparison_table(view)
+        lines += ["", "### Controls", "", CONTROLS, "", *comparison_table(view)]
     notes = [*view.sees, *view.notes]
     if notes:
         lines += ["", "### What the numbers can show", "", *(f"- {escape(one)}" for one in notes)]
@@ -31,19 +43,21 @@ def main_table(view: View) -> list[str]:
 
 
 def comparison_table(view: View) -> list[str]:
-    """Each student beside its control."""
+    """Each step beside its control."""
     rows = [
         [
-            one.student,
+            one.step,
+            one.brings,
             one.metric,
-            numbers.value(one.student_value),
+            numbers.value(one.value),
             numbers.value(one.control_value),
-            numbers.change(one.change, relative=False),
+            difference_of(one),
+            one.outcome,
             numbers.count(one.n),
         ]
         for one in view.comparisons
     ]
-    heads = ["student", "metric", "student", "control", "difference (95 % interval)", "n"]
+    heads = ["step", "shows", "metric", "step", "control", "change (95 % interval)", "outcome", "n"]
     return table(heads, rows)
 
 
@@ -51,6 +65,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return [f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines]
+
+
+def _bold(text: str) -> str:
+    """A bold line; what stands between backticks is code."""
+    code = CODE.sub(lambda found: ESCAPED.sub(r"\1", found[0]), escape(text))
+    return f"**{code}**"
 
 
 def escape(text: str) -> str:

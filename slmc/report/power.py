@@ -3,22 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from slmc.metrics import LOWER_IS_BETTER
-
 if TYPE_CHECKING:
     import polars as pl
 
     from slmc.gates import Gate
     from slmc.measured import Measured
     from slmc.pipeline import RunResult
-    from slmc.report.tables import Comparison, Row
+    from slmc.report.tables import Row
 
 
 def seen(
     result: "RunResult",
     teacher: str | None,
     rows: "Sequence[Row]",
-    comparisons: "Sequence[Comparison]",
 ) -> list[str]:
     """What the test set of a run can see, and which differences it does not show.
 
@@ -26,14 +23,12 @@ def seen(
         result: The run.
         teacher: Id of the step that the changes are against; None if there is none.
         rows: The main table.
-        comparisons: Students beside their controls.
     """
     if teacher is None:
         return []
     import polars as pl
 
     from slmc.errors import UndecidedError
-    from slmc.measured import protocol
 
     users = pl.read_parquet(result.evaluations[teacher].file("per_user.parquet"))
     last = next((r.step for r in reversed(rows) if _is_candidate(r, teacher)), None)
@@ -41,9 +36,10 @@ def seen(
     candidate = pl.read_parquet(measured.file("per_user.parquet")) if measured else None
     said = []
     for metric in result.recipe.evaluate.metrics:
-        asked = protocol(result.recipe.evaluate)
         try:
-            said.append(power_line(metric, users, asked, candidate=candidate, name=last or ""))
+            said.append(
+                power_line(metric, users, result.protocol, candidate=candidate, name=last or "")
+            )
         except UndecidedError:
             continue
     same = [r.step for r in rows if r.change is not None and r.change.low <= 0 <= r.change.high]
@@ -51,21 +47,11 @@ def seen(
         said.append(
             f"no difference to {teacher} is shown by {users.height:,} users for: {', '.join(same)}"
         )
-    return said + [_compared(one) for one in comparisons]
+    return said
 
 
 def _is_candidate(row: "Row", teacher: str) -> bool:
     return row.kind in ("model", "engine") and row.step != teacher
-
-
-def _compared(one: "Comparison") -> str:
-    """Whether a student differs from its control, in words."""
-    if one.change.low <= 0 <= one.change.high:
-        outcome = "no difference is shown"
-    else:
-        better = (one.change.low > 0) != (one.metric in LOWER_IS_BETTER)
-        outcome = f"the student is {'better' if better else 'worse'} than its control"
-    return f"{one.metric} of {one.student} against {one.control}: {outcome} (n = {one.n:,})"
 
 
 def power_lines(gates: "Sequence[Gate]", candidate: "Measured", baseline: "Measured") -> list[str]:

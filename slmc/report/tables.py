@@ -12,15 +12,21 @@ from numpy.typing import NDArray
 from slmc.artefact import Artefact
 from slmc.bootstrap import Bounds, Interval
 from slmc.errors import UndecidedError
+from slmc.metrics import LOWER_IS_BETTER
+from slmc.report.training import still_improving
 
 if TYPE_CHECKING:
     from slmc.pipeline import RunResult
+    from slmc.recipe import Recipe
 
 CONFIDENCE = 0.975
 """One-sided, of each bound: together a two-sided interval of 95 %."""
 Z = 1.96
 """Half of a 95 % interval in standard errors."""
 NAMES = ("popularity", "markov", "sasrec")
+CONTROL = ".control"
+BRINGS = {"teach": "pretraining", "distill": "distilling"}
+"""Stage -> what its control leaves out."""
 LATENCY_BATCH, THROUGHPUT_BATCH = 1, 32
 
 Kind = Literal["baseline", "model", "control", "engine"]
@@ -63,20 +69,34 @@ class Row:
     per_s: float | None
     gate: str
     """``pass`` if every gate on it passed, ``fail`` if one did not, else empty."""
+    still_improving: bool = False
+    """Whether a bound ended its training before ranking had stopped improving."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A student against its control, in one metric."""
+    """A step against its control, in one metric, paired over users."""
 
-    student: str
+    step: str
     control: str
+    brings: str
+    """What the difference shows, in words."""
     metric: str
-    student_value: float
+    value: float
     control_value: float
     change: Bounds
-    """Absolute, student less control."""
+    """Absolute, step less control."""
+    relative: Bounds | None
+    """The same over the control's value; None for ce, and where that value is 0."""
     n: int
+
+    @property
+    def outcome(self) -> str:
+        """``better``, ``worse`` or ``no difference is shown``, by the 95 % interval."""
+        if self.change.low <= 0 <= self.change.high:
+            return "no difference is shown"
+        gained = (self.change.low > 0) != (self.metric in LOWER_IS_BETTER)
+        return "better" if gained else "worse"
 
 
 def rows_of(
@@ -94,63 +114,147 @@ def rows_of(
         teacher: Id of the step that the changes are against.
         timed: Id of a bench step -> its times.
     """
-    made = result.artefacts()
-    against = _per_user(result.evaluations[teacher]) if teacher else None
+    against = user_table(result, teacher) if teacher else None
+    reader = _RowReader(result, metric, teacher, against, timed)
+    made_by = {step.stage: step.id for step in result.steps}
     rows = [
-        _baseline_row(name, table, metric, against, result)
-        for name, table in _baseline_tables(result).items()
+        reader.row(name, "baseline", _baseline_table(name, report, result), made_by.get(name))
+        for name, report in _baseline_tables(result).items()
     ]
     for step_id, report in result.evaluations.items():
-        artefact = made[step_id]
-        table = _per_user(report)
-        time = {t.batch: t for times in timed.values() for t in times if t.who == step_id}
-        first, many = time.get(LATENCY_BATCH), time.get(THROUGHPUT_BATCH)
-        value, half = _mean(_values(table, metric, result))
-        metrics = artefact.manifest.metrics
-        kind: Kind = "engine" if artefact.manifest.kind == "engine" else "model"
-        rows.append(
-            Row(
-                step=step_id,
-                kind="control" if step_id.endswith(".control") else kind,
-                parameters=metrics.get("parameters"),
-                size_mb=metrics.get("size_mb"),
-                value=value,
-                half=half,
-                change=None if step_id == teacher else _relative(table, against, metric, result),
-                p50_ms=first.p50_ms if first else None,
-                p99_ms=first.p99_ms if first else None,
-                per_s=many.per_s if many else None,
-                gate=_gate(step_id, result),
-            )
-        )
+        step = result.recipe.step(step_id)
+        if step.stage == "sasrec" and rows:
+            continue  # it has a row among the baselines
+        kind: Kind = "engine" if step.gives == "engine" else "model"
+        kind = "control" if step.is_control else kind
+        rows.append(reader.row(step_id, kind, _per_user(report), step_id))
     return rows
 
 
+@dataclass(frozen=True)
+class _RowReader:
+    """Reads the rows of the main table; the fields are as :func:`rows_of` takes them."""
+
+    result: "RunResult"
+    metric: str
+    teacher: str | None
+    against: pl.DataFrame | None
+    """What the teacher's evaluation gave."""
+    timed: Mapping[str, list[Timing]]
+
+    def row(self, name: str, kind: Kind, table: pl.DataFrame, step_id: str | None) -> Row:
+        """The row of what a step has made; of a baseline that no step makes, ``step_id`` None."""
+        made = self.result.artefacts().get(step_id or "")
+        metrics: dict[str, Any] = made.manifest.metrics if made is not None else {}
+        value, half = _mean(_values(table, self.metric, self.result))
+        times = {t.batch: t for some in self.timed.values() for t in some if t.who == step_id}
+        first, many = times.get(LATENCY_BATCH), times.get(THROUGHPUT_BATCH)
+        is_teacher = self.teacher is not None and step_id == self.teacher
+        return Row(
+            step=name,
+            kind=kind,
+            parameters=metrics.get("parameters"),
+            size_mb=metrics.get("size_mb"),
+            value=value,
+            half=half,
+            change=None if is_teacher else self._change(table),
+            p50_ms=first.p50_ms if first else None,
+            p99_ms=first.p99_ms if first else None,
+            per_s=many.per_s if many else None,
+            gate=_gate(step_id, self.result),
+            still_improving=made is not None and still_improving(made),
+        )
+
+    def _change(self, table: pl.DataFrame) -> Bounds | None:
+        if self.against is None:
+            return None
+        interval = change_between(table, self.against, self.metric, self.result)
+        return interval.relative if interval is not None else None
+
+
 def compare_controls(result: "RunResult") -> list[Comparison]:
-    """Every student beside the same student without its teacher, in each metric, paired."""
-    found = []
-    for control, report in result.evaluations.items():
-        student = control.removesuffix(".control")
-        if student == control or student not in result.evaluations:
-            continue
-        ours, theirs = (_per_user(r) for r in (result.evaluations[student], report))
-        for metric in result.recipe.evaluate.metrics:
-            mine, others = (_values(table, metric, result) for table in (ours, theirs))
-            interval = _change(ours, theirs, metric, result)
-            if mine is None or others is None or interval is None:
-                continue
-            found.append(
-                Comparison(
-                    student=student,
-                    control=control,
-                    metric=metric,
-                    student_value=float(mine.mean()),
-                    control_value=float(others.mean()),
-                    change=interval.absolute,
-                    n=mine.size,
-                )
-            )
-    return found
+    """Every step that has a control beside it, in each metric."""
+    controls = [name for name in result.evaluations if result.recipe.step(name).is_control]
+    found = [
+        _compare(result, control.removesuffix(CONTROL), control, metric)
+        for control in controls
+        for metric in result.recipe.evaluate.metrics
+    ]
+    return [one for one in found if one is not None]
+
+
+def _compare(result: "RunResult", step: str, control: str, metric: str) -> Comparison | None:
+    ours, theirs = (user_table(result, name) for name in (step, control))
+    if ours is None or theirs is None:
+        return None
+    value, other = (mean_of(table, metric, result) for table in (ours, theirs))
+    interval = change_between(ours, theirs, metric, result)
+    if interval is None or value is None or other is None:
+        return None
+    return Comparison(
+        step=step,
+        control=control,
+        brings=f"what {BRINGS.get(result.recipe.step(step).stage, step)} brings",
+        metric=metric,
+        value=value,
+        control_value=other,
+        change=interval.absolute,
+        relative=None if metric in LOWER_IS_BETTER else interval.relative,
+        n=ours.height,
+    )
+
+
+def ranking_metric(recipe: "Recipe") -> str | None:
+    """The first metric of a recipe that is of ranks; None if it has none."""
+    return next((name for name in recipe.evaluate.metrics if name not in LOWER_IS_BETTER), None)
+
+
+def teacher_of(result: "RunResult") -> str | None:
+    """Id of the last teacher; None if it was not measured."""
+    steps = (s for s in reversed(result.recipe.steps) if s.stage == "teach" and not s.is_control)
+    return next((step.id for step in steps if step.id in result.evaluations), None)
+
+
+def user_table(result: "RunResult", name: str) -> pl.DataFrame | None:
+    """What the evaluation of a model or an engine gave, or else that of a baseline."""
+    if name in result.evaluations:
+        return _per_user(result.evaluations[name])
+    report = _baseline_tables(result).get(name)
+    return None if report is None else _baseline_table(name, report, result)
+
+
+def mean_of(table: pl.DataFrame, metric: str, result: "RunResult") -> float | None:
+    """Mean of a metric over the users; None where it was not measured."""
+    return _mean(_values(table, metric, result))[0]
+
+
+def change_between(
+    table: pl.DataFrame,
+    against: pl.DataFrame,
+    metric: str,
+    result: "RunResult",
+    confidence: float = CONFIDENCE,
+) -> Interval | None:
+    """The change from one evaluation to another; None where it was not measured, or of others.
+
+    Args:
+        table: Of the candidate.
+        against: Of what it is compared with.
+        metric: Whose mean changes.
+        result: The run, for its protocol and seed.
+        confidence: One-sided, of each bound.
+    """
+    from slmc.verdict import paired_change
+
+    if table.height != against.height or table.height == 0:
+        return None
+    seed = result.recipe.seed
+    try:
+        return paired_change(
+            table, against, metric, result.protocol, seed=seed, confidence=confidence
+        )
+    except UndecidedError:
+        return None
 
 
 def timings(bench: Artefact, names: Mapping[str, str]) -> list[Timing]:
@@ -184,30 +288,8 @@ def _baseline_tables(result: "RunResult") -> dict[str, Artefact]:
     return {name: report for name in NAMES} if report is not None else {}
 
 
-def _baseline_row(
-    name: str,
-    report: Artefact,
-    metric: str,
-    against: pl.DataFrame | None,
-    result: "RunResult",
-) -> Row:
-    table = pl.read_parquet(report.file(f"{name}/{result.recipe.evaluate.split}.parquet"))
-    value, half = _mean(_values(table, metric, result))
-    made = next((s.artefact for s in result.steps if s.stage == name), None)
-    metrics: dict[str, Any] = made.manifest.metrics if made is not None else {}
-    return Row(
-        step=name,
-        kind="baseline",
-        parameters=metrics.get("parameters"),
-        size_mb=metrics.get("size_mb"),
-        value=value,
-        half=half,
-        change=_relative(table, against, metric, result),
-        p50_ms=None,
-        p99_ms=None,
-        per_s=None,
-        gate="",
-    )
+def _baseline_table(name: str, report: Artefact, result: "RunResult") -> pl.DataFrame:
+    return pl.read_parquet(report.file(f"{name}/{result.recipe.evaluate.split}.parquet"))
 
 
 def _per_user(report: Artefact) -> pl.DataFrame:
@@ -216,10 +298,10 @@ def _per_user(report: Artefact) -> pl.DataFrame:
 
 def _values(table: pl.DataFrame, metric: str, result: "RunResult") -> NDArray[np.float64] | None:
     """The metric of each user; None where it was not measured in this way."""
-    from slmc.measured import protocol, values
+    from slmc.measured import values
 
     try:
-        return values(table, metric, protocol(result.recipe.evaluate))
+        return values(table, metric, result.protocol)
     except UndecidedError:
         return None
 
@@ -231,30 +313,7 @@ def _mean(mine: NDArray[np.float64] | None) -> tuple[float | None, float | None]
     return float(mine.mean()), half
 
 
-def _relative(
-    table: pl.DataFrame, against: pl.DataFrame | None, metric: str, result: "RunResult"
-) -> Bounds | None:
-    interval = _change(table, against, metric, result) if against is not None else None
-    return interval.relative if interval is not None else None
-
-
-def _change(
-    table: pl.DataFrame, against: pl.DataFrame, metric: str, result: "RunResult"
-) -> Interval | None:
-    """The change between two tables; None where it was not measured, or of other users."""
-    from slmc.measured import protocol
-    from slmc.verdict import paired_change
-
-    if table.height != against.height or table.height == 0:
-        return None
-    asked, seed = protocol(result.recipe.evaluate), result.recipe.seed
-    try:
-        return paired_change(table, against, metric, asked, seed=seed, confidence=CONFIDENCE)
-    except UndecidedError:
-        return None
-
-
-def _gate(step_id: str, result: "RunResult") -> str:
+def _gate(step_id: str | None, result: "RunResult") -> str:
     on_it = [
         verdict.failed
         for i, verdict in enumerate(result.verdicts)

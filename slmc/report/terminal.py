@@ -11,7 +11,7 @@ from slmc.report import numbers
 
 if TYPE_CHECKING:
     from slmc.gates import Gate
-    from slmc.report.tables import Row
+    from slmc.report.tables import Comparison, Row
     from slmc.report.view import View
     from slmc.verdict import Verdict
 
@@ -38,7 +38,7 @@ def cells(row: "Row") -> list[str]:
     if row.p50_ms is not None:
         time = f"{numbers.milliseconds(row.p50_ms)} / {numbers.milliseconds(row.p99_ms)}"
     return [
-        row.step,
+        row.step + " *" * row.still_improving,
         numbers.parameters(row.parameters),
         numbers.megabytes(row.size_mb),
         numbers.value(row.value, row.half),
@@ -50,7 +50,7 @@ def cells(row: "Row") -> list[str]:
 
 
 def run_table(view: "View") -> RenderableType:
-    """The table of a run, its caption, the gates' sentences and the notes."""
+    """The first lines and the table of a run, its caption, controls, gates and notes."""
     table = Table(title=None, pad_edge=False)
     for i, heading in enumerate(headings(view)):
         table.add_column(heading, justify="left" if i in (0, 7) else "right")
@@ -61,7 +61,9 @@ def run_table(view: "View") -> RenderableType:
         before = row.kind
         shown = cells(row)
         table.add_row(*shown[:-1], Text(shown[-1], style=COLOURS.get(row.gate, "")))
-    said: list[RenderableType] = [table, Text(view.caption, style="dim")]
+    said: list[RenderableType] = [Text(line, style="bold yellow") for line in view.advice]
+    said += [table, Text(view.caption, style="dim")]
+    said += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]
         mark = Text("gate ", style=colour)
@@ -70,6 +72,20 @@ def run_table(view: "View") -> RenderableType:
             said.append(Text("  not binding in this run", style="dim"))
     said += [Text(f"note {note}", style="dim") for note in [*view.sees, *view.notes]]
     return Group(*said)
+
+
+def difference_of(one: "Comparison") -> str:
+    """A step less its control, with the 95 % interval: relative, and absolute for ce."""
+    return numbers.change(one.relative or one.change, relative=one.relative is not None)
+
+
+def sentence_of(one: "Comparison") -> str:
+    """A step beside its control in a line."""
+    return (
+        f"{one.metric} of {one.step} against {one.control}, {one.brings}: "
+        f"{numbers.value(one.value)} against {numbers.value(one.control_value)}, "
+        f"{difference_of(one)}, n = {one.n:,}: {one.outcome}"
+    )
 
 
 def verdict_table(verdicts: "Sequence[Verdict]") -> Table:

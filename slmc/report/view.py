@@ -6,9 +6,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slmc.artefact import Artefact
+from slmc.report.advice import advice
 from slmc.report.curves import Curves, curves_of
 from slmc.report.power import seen
-from slmc.report.tables import Comparison, Row, Timing, compare_controls, rows_of, timings
+from slmc.report.tables import (
+    Comparison,
+    Row,
+    Timing,
+    compare_controls,
+    ranking_metric,
+    rows_of,
+    teacher_of,
+    timings,
+)
+from slmc.report.training import unfinished
 
 if TYPE_CHECKING:
     from slmc.pipeline import RunResult
@@ -45,6 +56,8 @@ class View:
     """Everything that a report shows."""
 
     name: str
+    advice: list[str]
+    """First lines, where a SASRec ranks as well as what the run has made."""
     description: str
     command: str
     smoke: bool
@@ -71,13 +84,28 @@ class View:
     sees: list[str]
     """What so many users can and cannot show, in sentences."""
     notes: list[str] = field(default_factory=list)
+    ended: tuple[str, str] | None = None
+    """Step whose own check ended the run, and what it said."""
     last: Artefact | None = None
-    """The last model or engine."""
+    """The last model or engine that was measured."""
+    last_step: str = ""
+    """Id of the step that made it."""
 
     @property
     def failed(self) -> bool:
-        """Whether a binding gate did not pass."""
-        return any(one.binding and one.verdict.failed for one in self.judged)
+        """Whether a binding gate did not pass, or the run ended before its last step."""
+        gates = any(one.binding and one.verdict.failed for one in self.judged)
+        return gates or self.ended is not None
+
+    @property
+    def state(self) -> str:
+        """What became of the run, in a sentence."""
+        if self.ended is not None:
+            step, why = self.ended
+            return f"The run ended at step {step}. {why}"
+        if self.failed:
+            return "A gate did not pass."
+        return "Every binding gate passed." if self.judged else "There was no gate to judge."
 
     @property
     def caption(self) -> str:
@@ -87,15 +115,18 @@ class View:
             if self.teacher
             else ""
         )
+        unfinished = any(row.still_improving for row in self.rows)
         return (
             f"{self.metric.upper()}: {self.protocol}, n = {self.n:,} users.{against} "
             "Intervals are two-sided, 95 %; ± is half of one."
+            + unfinished
+            * " * still improving when its training ended."
         )
 
 
 def view_of(result: "RunResult") -> View:
     """Gather the view of a run that has ended, whole or up to a step."""
-    from slmc.measured import told
+    from slmc.measured import told_of
 
     recipe = result.recipe
     made = result.artefacts()
@@ -104,9 +135,9 @@ def view_of(result: "RunResult") -> View:
         for step_id, report in result.evaluations.items()
     }
     first: Mapping[str, Any] = next(iter(summaries.values()), {})
-    metric = next((m for m in recipe.evaluate.metrics if m != "ce"), recipe.evaluate.metrics[0])
-    teacher = next((s.id for s in reversed(recipe.steps) if s.stage == "teach"), None)
-    teacher = teacher if teacher in result.evaluations else None
+    metric = ranking_metric(recipe) or recipe.evaluate.metrics[0]
+    teacher = teacher_of(result)
+    last_step = next(reversed(result.evaluations), "")
     benches = [step for step in recipe.steps if step.stage == "bench" and step.id in made]
     bench = {step.id: _read(made[step.id], "metrics.json") for step in benches}
     times = {step.id: timings(made[step.id], step.inputs) for step in benches}
@@ -116,12 +147,13 @@ def view_of(result: "RunResult") -> View:
     engines = [s for s in result.evaluations if made[s].manifest.kind == "engine"]
     return View(
         name=recipe.name,
+        advice=advice(result),
         description=recipe.description,
         command=recipe.command,
         smoke=recipe.smoke,
         seed=recipe.seed,
         metric=metric,
-        protocol=told(first["protocol"]) if first else "nothing was measured",
+        protocol=told_of(first) if first else "nothing was measured",
         n=int(first["n"]) if first else 0,
         teacher=teacher,
         rows=rows,
@@ -137,9 +169,11 @@ def view_of(result: "RunResult") -> View:
         versions=_versions(result),
         steps=[Done(s.id, s.stage, s.status, s.seconds, s.key) for s in result.steps],
         curves=curves_of(result.run_dir / "log.jsonl"),
-        sees=seen(result, teacher, rows, comparisons),
-        notes=list(result.notes),
-        last=made[list(result.evaluations)[-1]] if result.evaluations else None,
+        sees=seen(result, teacher, rows),
+        notes=[*unfinished(result), *result.notes],
+        ended=(ended.step, ended.error.what) if (ended := result.ended) is not None else None,
+        last=made.get(last_step),
+        last_step=last_step,
     )
 
 

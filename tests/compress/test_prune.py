@@ -12,19 +12,19 @@ from slmc.artefact import Artefact, load
 from slmc.cli import call
 from slmc.compress.config import PruneConfig
 from slmc.compress.prune import best, prune, summary
+from slmc.config import Sampled
+from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.distill.config import DistillConfig
 from slmc.distill.distill import distill
-from slmc.model.device import Placement
+from slmc.evaluate import VectorScorer, rank
 from slmc.model.loading import load_model
-from slmc.next_item import validation
-
-CPU = Placement(torch.device("cpu"), torch.float32)
 
 
 def valid_ce(artefact: Artefact, dataset: Artefact) -> float:
-    model = load_model(artefact)
-    return validation(model, Dataset.open(dataset).targets("valid"), CPU)()
+    data, asked = Dataset.open(dataset), EvaluateConfig(split="valid")
+    scorer = VectorScorer.of(load_model(artefact))
+    return float(rank(scorer, data.targets("valid"), data.counts, asked)["ce"].to_numpy().mean())
 
 
 @pytest.mark.parametrize("method", ["magnitude", "activation", "taylor"])
@@ -72,12 +72,19 @@ def test_every_method_on_every_decoder(
 
 
 def test_depth_and_width_are_told(inputs: Inputs, tmp_path: Path) -> None:
-    config = PruneConfig(layers=2, depth_by="search", ffn=0.25, round_to=1, calibration=40)
+    how = {"ranking": Sampled(sampled=9), "exclude_seen": True, "seed": 3}
+    config = PruneConfig(layers=2, depth_by="search", ffn=0.25, round_to=1, calibration=40, **how)
     made = prune(config, inputs, tmp_path / "p")
     numbers = numbers_of(made)
     assert shape_of(made) == (2, 4, 2, 16)
     assert len(numbers["block_influence"]) == 3
     (gone,) = numbers["search"]
+    assert numbers["protocol"] == {
+        "ranking": {"sampled": 9},
+        "exclude_seen": True,
+        "split": "valid",
+        "seed": 3,
+    }
     assert sorted([*numbers["kept_layers"], gone["removed"]]) == [0, 1, 2]
     assert [one["layer"] for one in numbers["layers"]] == numbers["kept_layers"]
     assert all(set(one) == {"layer", "channels"} for one in numbers["layers"])

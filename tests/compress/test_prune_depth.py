@@ -9,18 +9,17 @@ import pytest
 import torch
 from prunable import ITEMS, KINDS, build, some_histories, some_ids
 
-from slmc.compress import depth
 from slmc.compress.depth import block_influence, by_influence, by_search, skipping
 from slmc.compress.sizes import Kept
 from slmc.compress.width import cut
 from slmc.data.batches import pad_left
+from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Targets
-from slmc.model.device import Placement
+from slmc.evaluate import VectorScorer, rank
+from slmc.measured import protocol, values
 from slmc.model.recommender import SequentialRecommender
-from slmc.next_item import validation
 
 FLOAT32 = 1e-5
-CPU = Placement(torch.device("cpu"), torch.float32)
 
 
 def some_targets(count: int = 40) -> Targets:
@@ -31,6 +30,12 @@ def some_targets(count: int = 40) -> Targets:
         targets=np.arange(count) % ITEMS + 1,
         seen=[np.unique(h) for h in histories],
     )
+
+
+def ndcg(model: SequentialRecommender, targets: Targets) -> float:
+    asked, counts = EvaluateConfig(split="valid", exclude_seen=False), np.ones(ITEMS + 1, int)
+    found = rank(VectorScorer.of(model), targets, counts, asked)
+    return float(values(found, "ndcg", protocol(asked)).mean())
 
 
 def idle(model: SequentialRecommender, *numbers: int) -> SequentialRecommender:
@@ -100,11 +105,9 @@ def test_search_drops_the_layer_that_does_nothing(kind: str) -> None:
     targets = some_targets()
     # What the whole model ranks first is true, so that any layer that does something is missed.
     best = model(torch.from_numpy(pad_left(targets.histories))).argmax(dim=1).numpy()
-    measure = validation(model, replace(targets, targets=best), CPU)
-    whole = measure()
-    kept, gone = by_search(model, measure, 3)
+    kept, gone = by_search(model, lambda: ndcg(model, replace(targets, targets=best)), 3)
     assert kept == (0, 1, 3)
-    assert gone == [{"removed": 2, "valid_ce": pytest.approx(whole, abs=1e-6)}]
+    assert gone == [{"removed": 2, "valid_ndcg": 1.0}]
 
 
 def test_search_takes_at_each_step_the_layer_that_hurts_least(
@@ -112,33 +115,31 @@ def test_search_takes_at_each_step_the_layer_that_hurts_least(
 ) -> None:
     model = build("llama", layers=4)
 
-    def loss_of(layers: tuple[int, ...]) -> float:
-        return validation(cut(deepcopy(model), Kept(layers, {})), some_targets(), CPU)()
+    def ndcg_of(layers: tuple[int, ...]) -> float:
+        return ndcg(cut(deepcopy(model), Kept(layers, {})), some_targets())
 
     expected, left = [], (0, 1, 2, 3)
     while len(left) > 1:
-        by_layer = {i: loss_of(tuple(j for j in left if j != i)) for i in left}
-        worst = min(by_layer, key=lambda i: by_layer[i])
-        left = tuple(j for j in left if j != worst)
-        expected.append({"removed": worst, "valid_ce": pytest.approx(by_layer[worst], abs=1e-5)})
+        by_layer = {i: ndcg_of(tuple(j for j in left if j != i)) for i in left}
+        idlest = max(by_layer, key=lambda i: by_layer[i])
+        left = tuple(j for j in left if j != idlest)
+        expected.append({"removed": idlest, "valid_ndcg": pytest.approx(by_layer[idlest])})
     with caplog.at_level(logging.DEBUG, logger="slmc.prune"):
-        kept, gone = by_search(model, validation(model, some_targets(), CPU), 1)
+        kept, gone = by_search(model, lambda: ndcg(model, some_targets()), 1)
     assert (kept, gone) == (left, expected)
     steps = [r.__dict__["progress"] for r in caplog.records if "progress" in r.__dict__]
     assert [s["done"] for s in steps] == list(range(1, 10)) and steps[0]["total"] == 9
 
 
-def test_a_loss_that_is_no_number_never_wins() -> None:
-    losses = iter([float("nan"), 3.0, float("inf")])
-    kept, gone = by_search(build("llama", layers=3), lambda: next(losses), 2)
-    assert kept == (0, 2) and gone == [{"removed": 1, "valid_ce": 3.0}]
+def test_of_two_alike_the_later_layer_goes() -> None:
+    kept, gone = by_search(build("llama", layers=3), lambda: 0.5, 2)
+    assert kept == (0, 1) and gone == [{"removed": 2, "valid_ndcg": 0.5}]
 
 
-def test_a_search_measures_a_sample_of_many_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_many_users() -> None:
     targets = some_targets()
-    assert depth.sample(targets, 1) is targets
-    monkeypatch.setattr(depth, "SEARCH_USERS", 10)
-    some, again, other = (depth.sample(targets, seed) for seed in (1, 1, 2))
+    assert targets.sample(40, 1) is targets
+    some, again, other = (targets.sample(10, seed) for seed in (1, 1, 2))
     assert some.users == again.users != other.users
     assert len(set(some.users)) == len(some.targets) == 10
     for user, history, target in zip(some.users, some.histories, some.targets, strict=True):

@@ -15,7 +15,7 @@ from slmc import artefact, cli
 from slmc.artefact import Artefact
 from slmc.compress import sequential
 from slmc.compress.quantize import quantize
-from slmc.compress.ranking import measure
+from slmc.compress.ranking import alike, measure
 from slmc.data.dataset import Dataset
 from slmc.model import quantized
 from slmc.model.loading import load_model
@@ -96,14 +96,16 @@ def test_layers_are_reported_worst_first(parents: dict[str, Artefact], tmp_path:
 
 
 def test_an_item_table_is_judged_by_ranking(parents: dict[str, Artefact], tmp_path: Path) -> None:
-    made = quantize(config(assign={"*": "skip"}, item_table="int4"), parents, tmp_path / "out")
+    asked = config(assign={"*": "skip"}, item_table="int4", exclude_seen=True)
+    made = quantize(asked, parents, tmp_path / "out")
     said = json.loads(made.file("metrics.json").read_text())["item_table"]
     data = Dataset.open(parents["data"])
-    after = measure(load_model(made), data, "test").means  # type: ignore[arg-type]
-    before = measure(load_model(parents["model"]), data, "test").means  # type: ignore[arg-type]
+    how = alike(asked, data)
+    after = measure(load_model(made), data, how, "test").means  # type: ignore[arg-type]
+    before = measure(load_model(parents["model"]), data, how, "test").means  # type: ignore[arg-type]
     assert said["quantized"] == after and said["float"] == before
     assert said["change"]["ce"]["change"] == pytest.approx(after["ce"] - before["ce"])
-    assert said["n"] == 80
+    assert (said["n"], said["protocol"]) == (80, "full ranking, seen items left out, valid")
 
 
 @pytest.mark.parametrize("method", ["rtn", pytest.param("gptq", marks=needs_gptq)])

@@ -11,7 +11,7 @@ from quantizable import GROUP, config, needs_storage
 
 from slmc.artefact import Artefact
 from slmc.compress.quantize import quantize
-from slmc.compress.ranking import measure
+from slmc.compress.ranking import alike, measure
 from slmc.data.dataset import Dataset
 from slmc.model.loading import load_model
 from slmc.recipe import load as read_recipe
@@ -22,20 +22,25 @@ pytestmark = needs_storage
 def test_sensitivity_measures_each_layer_and_proposes_a_step(
     parents: dict[str, Artefact], tmp_path: Path
 ) -> None:
-    made = quantize(config(sensitivity="50%"), parents, tmp_path / "out")
+    asked = config(sensitivity="50%", ranking={"sampled": 9}, exclude_seen=True)
+    made = quantize(asked, parents, tmp_path / "out")
     said = json.loads(made.file("sensitivity.json").read_text())
+    how = alike(asked, Dataset.open(parents["data"]))
     rows = {row["name"]: row for row in said["layers"]}
-    changes = [row["ce"]["change"] for row in said["layers"]]
-    assert len(rows) == 14 and changes == sorted(changes, reverse=True)
+    changes = [row["ndcg"]["change"] for row in said["layers"]]
+    assert len(rows) == 14 and changes == sorted(changes)
+    assert said["protocol"] == "9 sampled negatives, valid; one layer quantized at a time"
     data, name = Dataset.open(parents["data"]), said["layers"][0]["name"]
     model, rounded = load_model(parents["model"]), load_model(made)
-    before = measure(model, data, "test").means  # type: ignore[arg-type]
+    before = measure(model, data, how, "test").means  # type: ignore[arg-type]
     with torch.no_grad():
         model.get_parameter(f"{name}.weight").copy_(rounded.get_parameter(f"{name}.weight"))
-    alone = measure(model, data, "test").means  # type: ignore[arg-type]
-    assert rows[name]["ce"]["change"] == pytest.approx(alone["ce"] - before["ce"])
+    alone = measure(model, data, how, "test").means  # type: ignore[arg-type]
+    for metric in ("ndcg@10", "ndcg", "ce"):
+        change = alone[metric] - before[metric]
+        assert rows[name][metric]["change"] == pytest.approx(change, abs=1e-12)
     assert said["float"] == before
-    assert said["all_quantized"]["ce"] == measure(rounded, data, "test").means["ce"]  # type: ignore[arg-type]
+    assert said["all_quantized"]["ce"] == measure(rounded, data, how, "test").means["ce"]  # type: ignore[arg-type]
     assert said["proposal"]["assign"] == {}  # half of the NDCG is lost by no rounding to 4 bits
 
 
@@ -50,7 +55,7 @@ def test_a_tight_budget_is_met_by_wider_layers_in_a_recipe_that_reads(
         """As measured, less .01 for each layer in 4 bits."""
         found = real(self, mix)
         lost = 0.01 * sum(width == 4 for width in mix.values())
-        return module.Ranking(found.ndcg * 0 + 0.5 - lost, found.ce)
+        return module.Ranking({**found.of, "ndcg@10": found.of["ndcg@10"] * 0 + 0.5 - lost})
 
     monkeypatch.setattr(module.Trial, "rank", worse)
     made = quantize(config(sensitivity=0.055), parents, tmp_path / "out")
@@ -82,7 +87,7 @@ def test_a_budget_that_nothing_keeps_proposes_nothing(
         module.Trial,
         "rank",
         lambda self, mix: module.Ranking(
-            real(self, mix).ndcg * 0 + (0.1 if mix else 0.5), real(self, mix).ce
+            {name: 0 * of + (0.1 if mix else 0.5) for name, of in real(self, mix).of.items()}
         ),
     )
     with caplog.at_level(logging.WARNING, logger="slmc"):

@@ -23,6 +23,7 @@ FAST = {"layers": 2, "blocks": 2, "epochs": 1, "rows": 8, "warmup": 2, "dtype": 
 TERMS = {"cosine": 1.0, "norm": 0.1, "supervise": 1.0, "logits": 1.0}
 CPU = Placement(torch.device("cpu"), torch.float32)
 Inputs = dict[str, Artefact]
+VALIDATION = {"epoch", "lr", "valid_ndcg", "valid_ce"}
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def epochs_of(artefact: Artefact) -> list[dict[str, float]]:
 
 def test_every_term_is_measured_and_falls(student: Artefact) -> None:
     first, last = epochs_of(student)
-    assert set(first) == {"ce", *TERMS, "total", "grad_norm", "valid_ce"}
+    assert set(first) == {"ce", *TERMS, "total", "grad_norm", *VALIDATION}
     assert all(last[term] < first[term] for term in ("ce", *TERMS, "total"))
 
 
@@ -50,19 +51,24 @@ def test_every_term_is_logged_at_every_step(
 ) -> None:
     with caplog.at_level(logging.DEBUG, logger="slmc.train"):
         distill(settings(losses=TERMS), inputs, tmp_path / "s")
-    steps = [r.__dict__["progress"] for r in caplog.records if "progress" in r.__dict__]
-    assert len(steps) == steps[0]["total"]
+    logged = [r.__dict__["progress"] for r in caplog.records if "progress" in r.__dict__]
+    steps = [one for one in logged if "lr" in one]
+    assert len(steps) == steps[-1]["total"]
     assert all(set(step["terms"]) == {"ce", *TERMS, "total", "grad_norm"} for step in steps)
+    measured = [one["terms"] for one in logged if "lr" not in one]
+    assert [set(terms) for terms in measured] == [{"valid_ndcg", "valid_ce"}] * 2
 
 
 def test_control_starts_as_the_student_and_takes_the_same_steps(
     inputs: Inputs, tmp_path: Path
 ) -> None:
-    taught = distill(settings(), inputs, tmp_path / "taught")
-    control = distill(settings(losses={}), inputs, tmp_path / "control")
-    steps = [json.loads(a.file("metrics.json").read_text())["steps"] for a in (taught, control)]
-    assert steps[0] == steps[1]
-    assert set(epochs_of(control)[0]) == {"ce", "total", "grad_norm", "valid_ce"}
+    taught = distill(settings(epochs=30, patience=1), inputs, tmp_path / "taught")
+    alike = inputs | {"like": taught}
+    control = distill(settings(losses={}, epochs=30, patience=1), alike, tmp_path / "control")
+    ends = [json.loads(a.file("metrics.json").read_text()) for a in (taught, control)]
+    assert ends[0]["steps"] == ends[1]["steps"] and ends[0]["decay"] == ends[1]["decay"]
+    assert ends[1]["stopped"] == "like"
+    assert set(epochs_of(control)[0]) == {"ce", "total", "grad_norm", *VALIDATION}
     models = [load_model(a).state_dict() for a in (taught, control)]
     assert models[0].keys() == models[1].keys()
     assert not torch.equal(models[0]["input_proj.weight"], models[1]["input_proj.weight"])

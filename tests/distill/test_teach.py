@@ -9,10 +9,15 @@ import pytest
 import torch
 
 from slmc.artefact import Artefact, load
+from slmc.baselines import baselines as measure_baselines
+from slmc.config import Sampled
 from slmc.data.dataset import Dataset
 from slmc.distill.config import MustBeat, Prompt, TeachConfig
+from slmc.distill.must_beat import check, compare
 from slmc.distill.teach import check_vocabulary, teach
 from slmc.errors import UsageError, VerdictError
+from slmc.evaluate import VectorScorer
+from slmc.model.config import BaselinesConfig
 from slmc.model.loading import load_model
 from slmc.model.recommender import SequentialRecommender
 
@@ -106,13 +111,34 @@ def test_a_prompt_needs_a_tokenizer(inputs: Inputs, tmp_path: Path) -> None:
     assert caught.value.what == "prompt: a random backbone has no tokenizer."
 
 
-def test_a_teacher_that_is_worse_stops_the_run(inputs: Inputs, tmp_path: Path) -> None:
-    config = settings(lr=1e-9, projection_lr=1e-9, must_beat=MustBeat())
+def test_a_teacher_that_is_worse_is_sealed_and_then_refused(
+    inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(lr=1e-9, projection_lr=1e-9, must_beat=MustBeat(otherwise="stop"))
+    artefact = teach(config, inputs, tmp_path / "t")
+    found = artefact.manifest.metrics["must_beat"]
+    assert found["markov"]["outcome"] == "worse"
+    said = f"the teacher is significantly worse than markov: {found['markov']['sentence']}"
     with pytest.raises(VerdictError) as caught:
-        teach(config, inputs, tmp_path / "t")
-    assert caught.value.what.startswith("teach: the teacher is significantly worse than markov:")
+        check(config, artefact)
+    assert caught.value.what.startswith(f"teach: {said}")
     assert caught.value.exit_code == 1
-    assert not (tmp_path / "t").exists()
+    caplog.clear()
+    check(settings(must_beat=MustBeat()), artefact)
+    assert [message.startswith(said) for message in caplog.messages] == [True]
+    check(settings(), artefact)
+
+
+def test_must_beat_compares_under_the_protocol_of_the_baselines(
+    dataset: Artefact, sasrec: Artefact, tmp_path: Path
+) -> None:
+    asked = BaselinesConfig(ranking=Sampled(sampled=9), exclude_seen=True, seed=3)
+    report = measure_baselines(asked, {"data": dataset, "sasrec": sasrec}, tmp_path / "baselines")
+    scorer = VectorScorer.of(load_model(sasrec))
+    found = compare(MustBeat(models=("sasrec",)), scorer, report, Dataset.open(dataset), 17)
+    # The very model of the baseline: only the same negatives give the same ranks.
+    assert found["sasrec"]["protocol"] == "9 sampled negatives, valid"
+    assert (found["sasrec"]["low"], found["sasrec"]["high"]) == (0, 0)
 
 
 def test_a_model_of_other_items_is_refused(teacher: Artefact, dataset: Artefact) -> None:

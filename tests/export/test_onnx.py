@@ -80,19 +80,6 @@ def test_a_prompt_before_the_items_is_keys_and_values_in_the_graph(
         assert (rows == expected_rows).all()
 
 
-def test_a_sasrec_is_exported_too(dataset: Artefact, sasrec: Artefact, place: Place) -> None:
-    inputs = {"data": dataset, "model": sasrec}
-    engine = Engine.open(export(ExportConfig(top_k=5), inputs, place("engine")))
-    for shape in ((1, 1), (9, HISTORY)):
-        rows, scores = engine.answer(histories(*shape))
-        expected_rows, expected = best(load_model(sasrec), histories(*shape), 5)
-        assert np.abs(scores - expected).max() < SAME
-        assert (rows == expected_rows).all()
-    with pytest.raises(UsageError) as caught:
-        export(ExportConfig(layout="padded"), inputs, place("padded"))
-    assert str(caught.value) == "layout padded: the model has no padded form."
-
-
 def test_ties_go_to_the_smaller_row(padded: Artefact, packed: Artefact) -> None:
     for engine in (Engine.open(padded), Engine.open(packed)):
         rows, scores = engine.answer(histories(20, HISTORY))

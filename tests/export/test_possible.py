@@ -20,7 +20,6 @@ BOTH = Source(bits=frozenset([4, 8]), group_sizes=frozenset([32]))
 SMALL = Source(bits=frozenset([4]), group_sizes=frozenset([8]))
 ZEROS = Source(bits=frozenset([4]), group_sizes=frozenset([32]), zero_points=True)
 TABLE = Source(table_bits=4)
-SASREC = Source(on_llm=False, history=50)
 
 
 def keys(source: Source, **config: Any) -> list[str]:
@@ -50,9 +49,6 @@ def keys(source: Source, **config: Any) -> list[str]:
         (FLOATS, {"table": "int8+rescore", "layout": "padded"}, ["table"]),
         (TABLE, {"table": "fp32"}, ["table"]),
         (TABLE, {"layout": "padded", "opset": 20}, ["opset"]),
-        (SASREC, {}, []),
-        (SASREC, {"layout": "padded"}, ["layout"]),
-        (SASREC, {"formats": ["tensorrt"]}, ["formats"]),
         (FLOATS, {"formats": ["tensorrt"], "top_k": LARGEST_K}, []),
         (FLOATS, {"formats": ["tensorrt"], "top_k": LARGEST_K + 1}, ["top_k"]),
         (FLOATS, {"top_k": LARGEST_K + 1}, []),
@@ -78,7 +74,7 @@ def test_what_is_refused(source: Source, config: dict[str, Any], expected: list[
 def test_what_is_known_of_a_model(model: Artefact, sasrec: Artefact) -> None:
     loaded = load_model(model)
     assert source_of(loaded, {}) == Source(history=12)
-    assert not source_of(load_model(sasrec), {}).on_llm
+    assert source_of(load_model(sasrec), {}) == Source(on_llm=False, history=12)
     weight = np.ones((2, 96), np.float32)
     plain, eight = (rounded(weight, bits=bits, group_size=32) for bits in (4, 8))
     zeros = Codes(4, 24, plain.codes, plain.scale, np.zeros_like(plain.scale, dtype=np.uint8))

@@ -1,8 +1,7 @@
 """The graphs that TensorRT is given, proven in ONNX Runtime; building them is test_tensorrt.py."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import answers
@@ -49,22 +48,7 @@ def in_blocks(model: Recommender, bits: int, group_size: int) -> dict[str, Codes
     return own
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once() -> Iterator[None]:
-    """Torch takes seconds to trace a model: each is traced once."""
-    known: dict[str, bytes] = {}
-    trace = typed.traced
-
-    def traced(model: Recommender, *how: Any) -> onnx.ModelProto:
-        weights = b"".join(p.detach().numpy().tobytes() for p in model.state_dict().values())
-        key = hashlib.sha256(weights).hexdigest()
-        if key not in known:
-            known[key] = trace(model, *how).SerializeToString()
-        return onnx.load_from_string(known[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(typed, "traced", traced)
-        yield
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 
 def made(

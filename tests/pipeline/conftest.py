@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 import slmc.report
+from slmc.libraries import LIBRARIES
 from slmc.stages import STAGES
 
 TESTS = Path(__file__).parent
@@ -25,6 +26,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "fake_stages", module)
     for name, stage in STAGES.items():
         monkeypatch.setitem(STAGES, name, stage)
+        monkeypatch.setitem(LIBRARIES, name, LIBRARIES[name])
     module.install(STAGES)
     monkeypatch.setattr(slmc.report, "write", lambda result: [], raising=False)
     monkeypatch.setenv("SLMC_CACHE", str(tmp_path / "cache"))

@@ -1,7 +1,8 @@
 """Stages that need no torch and take no time: what the tests of the pipeline run.
 
 Each leaves a line in ``$FAKE_CALLS`` when it begins. What it does besides is told by files in
-the folder of ``$FAKE_CALLS``: ``STAGE.crash`` breaks it, ``STAGE.wait`` makes it wait.
+the folder of ``$FAKE_CALLS``: ``STAGE.crash`` breaks it, ``STAGE.wait`` makes it wait, and with
+``teach.worse`` the teacher is worse than Markov-1.
 """
 
 import os
@@ -16,9 +17,11 @@ from slmc import stages
 from slmc.artefact import Artefact, canonical, draft
 from slmc.data.config import EvaluateConfig
 from slmc.errors import VerdictError
+from slmc.libraries import LIBRARIES
 from slmc.measured import SCHEMA, protocol
 
 USERS = 40
+PROTOCOL = protocol(EvaluateConfig(exclude_seen=True))
 
 
 def install(table: dict[str, stages.Stage]) -> None:
@@ -29,9 +32,9 @@ def install(table: dict[str, stages.Stage]) -> None:
             stage,
             target=f"fake_stages:{name}",
             fingerprint=outside,
-            libraries=("pydantic",),
             extras={},
         )
+        LIBRARIES[name] = ("pydantic",)
 
 
 def fingerprint(config: Any) -> dict[str, str]:
@@ -65,16 +68,25 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
         (work.path / "payload.bin").write_bytes(canonical([stage, config.model_dump(mode="json")]))
         if gives in ("model", "engine"):
             metrics = {"size_mb": 2.5, "parameters": 10}
+        if stage == "teach":
+            worse = {"outcome": "worse", "sentence": "mrr 0.1, not 0.2"}
+            metrics["must_beat"] = (
+                {"markov": worse} if (told.parent / "teach.worse").exists() else {}
+            )
         if stage == "prepare":
             metrics = {"users": USERS, "test_users": config.users or USERS, "valid_users": USERS}
         if stage == "baselines":
-            (work.path / "markov").mkdir()
-            _measure(work.path / "markov", worse=0.0)
-            (work.path / "markov" / "per_user.parquet").rename(work.path / "markov/test.parquet")
+            for name in ("popularity", "markov", "sasrec"):
+                (work.path / name).mkdir()
+                _measure(work.path / name, worse=0.0)
+                (work.path / name / "per_user.parquet").rename(work.path / name / "test.parquet")
+                metrics[name] = {"test": {"protocol": PROTOCOL}}
         if stage.startswith("evaluate"):
             made = inputs["model" if stage == "evaluate" else "engine"].manifest.stage
             # A student's ranks are worse than its teacher's by a fixed amount.
-            _measure(work.path, worse={"teach": 0.0, "distill": 1.0, "export": 1.0}[made])
+            _measure(
+                work.path, worse={"teach": 0.0, "distill": 1.0, "export": 1.0, "sasrec": 1.0}[made]
+            )
         return work.seal(kind=gives, stage=stage, config=config, inputs=inputs, metrics=metrics)
 
 
@@ -90,6 +102,7 @@ def _measure(path: Path, *, worse: float) -> None:
             "rank_sampled": [None] * USERS,
             "negatives": [None] * USERS,
             "ce": [2.0 + worse / 10 + user % 3 for user in rows],
+            "ce_calibrated": [2.0 + worse / 10 + user % 3 for user in rows],
             "history": [5] * USERS,
             "count": [7] * USERS,
             "tail": [False] * USERS,
@@ -98,7 +111,8 @@ def _measure(path: Path, *, worse: float) -> None:
         },
         schema=SCHEMA,
     ).write_parquet(path / "per_user.parquet")
-    summary = {"protocol": protocol(EvaluateConfig()), "n": USERS, "metrics": {}}
+    none = {"users": 0, "share": 0.0}
+    summary = {"protocol": PROTOCOL, "n": USERS, "repeats": none, "metrics": {}}
     (path / "metrics.json").write_bytes(canonical(summary))
 
 

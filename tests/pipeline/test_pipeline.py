@@ -5,12 +5,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from running import ORDER, digests, made, statuses
+from running import ORDER, RECIPE, digests, made, statuses
 
 from slmc.artefact import load
 from slmc.distill.config import DistillConfig
 from slmc.errors import ArtefactError, RecipeError
-from slmc.pipeline import PlannedStep, StepResult, exit_code, plan, run_stage, store
+from slmc.pipeline import PlannedStep, StepResult, exit_code, plan, run, run_stage, store
 from slmc.pipeline.keys import Outside, key_of
 from slmc.recipe import load as read
 
@@ -53,7 +53,8 @@ def test_two_empty_caches_give_the_same_digests(
         ("teach.layers=3", "config.layers", ORDER[3:]),
         ("seed=3", "config.seed", ORDER),
         ("bench.rounds=4", "config.rounds", ["bench"]),
-        ("evaluate.exclude_seen=true", None, [n for n in ORDER if n.startswith("evaluate.")]),
+        ("evaluate.batch=9", None, [n for n in ORDER if n.startswith("evaluate.")]),
+        ("evaluate.exclude_seen=true", "config.exclude_seen", ORDER[1:]),
         ("dtype=bf16", None, ORDER[1:]),
         ("device=cpu", None, []),
         ("teach.checkpoint_s=5", None, []),
@@ -82,7 +83,7 @@ def test_a_change_of_the_log_or_of_a_library_changes_the_key(
     assert first[0].changed == ["fingerprint.log"]
     assert first[1] == PlannedStep("sasrec", "sasrec", None, "run", ["inputs.data"])
     Path("log.csv").write_text("a,b,1")
-    monkeypatch.setattr("slmc.pipeline.keys.versions", lambda names: {"slmc": "9"})
+    monkeypatch.setattr("slmc.pipeline.keys.versions", lambda stage: {"slmc": "9"})
     assert plan(read("r.yaml"))[0].changed == ["versions.pydantic", "versions.slmc"]
 
 
@@ -141,3 +142,22 @@ def test_keys_name_what_differs() -> None:
     assert key.changed(other.parts) == ["config.lr", "inputs.teacher"]
     assert key.changed(json.loads(json.dumps(key.parts))) == []
     assert store.look(key.digest) is None
+
+
+def test_sasrec_is_made_an_engine_measured_and_gated(fakes: ModuleType) -> None:
+    engine = RECIPE + "  - export: {id: sasrec-engine, model: sasrec}\n"
+    gates = [
+        "{metric: ndcg@10, on: sasrec-engine, baseline: source, max_drop: 1%}",
+        "{metric: ndcg@10, on: sasrec-engine, baseline: teach, max_drop: 1%}",
+        "{metric: ndcg@10, on: sasrec, baseline: sasrec-engine, max_drop: 1%}",
+    ]
+    Path("r.yaml").write_text(engine + "gates:\n" + "".join(f"  - {gate}\n" for gate in gates))
+    result = run(read("r.yaml"))
+    assert [step.id for step in result.steps][:3] == ["prepare", "sasrec", "evaluate.sasrec"]
+    parents = result.artefacts()["sasrec-engine"].manifest.parents
+    assert parents["model"] == result.artefacts()["sasrec"].digest
+    assert [(one.on, one.baseline, one.outcome) for one in result.verdicts] == [
+        ("sasrec-engine", "sasrec", "pass"),
+        ("sasrec-engine", "teach", "regression"),
+        ("sasrec", "sasrec-engine", "pass"),
+    ]

@@ -30,6 +30,8 @@ def test_the_folder_of_a_run(fakes: ModuleType) -> None:
     assert {name: step["key"] for name, step in lock["steps"].items()} == {
         step.id: step.key for step in result.steps
     }
+    for step in result.steps:
+        assert step.artefact.manifest.versions == lock["steps"][step.id]["parts"]["versions"]
     assert lock["steps"]["distill"]["parts"]["inputs"]["teacher"] == digests(result)["teach"]
 
 

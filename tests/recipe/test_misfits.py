@@ -17,6 +17,7 @@ NO_CODES = "export.precision: int4: {} has no 4-bit codes. Quantize it to 4 bits
 NO_CODES += "it as int8 or fp32."
 TWICE = "export.precision: {}: 'quantize' is quantized already ({}), and rounding its codes again "
 TWICE += "loses ranking. Leave precision out, or export the model that it was quantized from."
+LLM = "'sasrec' is a SASRec, and {} takes a recommender on an LLM. Export it as it is."
 OPSET = "export.precision: {}: standard operators for blocks of codes need opset 21, not 20. "
 OPSET += "Raise opset to 21."
 TABLE = "export.table: {}: the item table of 'quantize' is quantized already. Leave table out, or "
@@ -74,13 +75,22 @@ def recipe(steps: list[str]) -> str:
         ),
         (["quantize: {item_table: int4}", "export: {table: fp32}"], TABLE.format("fp32")),
         (
-            ["export: {model: sasrec, layout: padded}"],
-            "export.layout: padded: 'sasrec' has no padded form. Export it with layout packed.",
+            ["export: {model: sasrec, precision: int4}"],
+            "export.precision: int4: 'sasrec' has no 4-bit codes. Export it as int8 or fp32.",
         ),
         (
-            [f"export: {{model: sasrec, {TENSORRT}}}"],
-            "export.formats: tensorrt: 'sasrec' has no padded form, the only one TensorRT takes. "
-            "Export it without tensorrt.",
+            [f"export: {{model: sasrec, {TENSORRT}, tensorrt: {{precision: int4}}}}"],
+            "export.tensorrt.precision: int4: 'sasrec' has no 4-bit codes. Take bf16.",
+        ),
+        (["prune: {model: sasrec, layers: 1}"], "prune.model: " + LLM.format("prune")),
+        (["quantize: {model: sasrec}"], "quantize.model: " + LLM.format("quantize")),
+        (
+            ["distill: {teacher: sasrec, layers: 2, blocks: 2}"],
+            "distill.teacher: " + LLM.format("distill"),
+        ),
+        (
+            ["distill: {student: sasrec, blocks: 2}"],
+            "distill.student: " + LLM.format("distill"),
         ),
         (
             [f"export: {{top_k: 3841, {TENSORRT}}}"],
@@ -129,6 +139,7 @@ def test_an_export_that_cannot_be_is_refused(file: Path, steps: list[str], messa
         [FOUR, f"export: {{top_k: 3840, {TENSORRT}, tensorrt: {{precision: int4, length: [50]}}}}"],
         ["export: {top_k: 5000, tensorrt: {length: [60], precision: int4}}"],
         ["export: {model: sasrec, precision: int8}"],
+        [f"export: {{model: sasrec, layout: padded, {TENSORRT}}}"],
     ],
 )
 def test_an_export_that_can_be_is_not(file: Path, steps: list[str]) -> None:

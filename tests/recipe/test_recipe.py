@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from recipe_files import FULL, TEACH, TOP, read
+from recipe_files import FULL, TEACH, TOP, faults, read
 
 from slmc import recipe as recipes
-from slmc.data.config import Sampled, TemporalSplit
+from slmc.config import Protocol, Sampled
+from slmc.data.config import TemporalSplit
 from slmc.distill.config import DistillConfig, Losses, TeachConfig
 from slmc.recipe import load, packaged, resolved_yaml
 from slmc.recipe.schema import schema
@@ -45,6 +46,17 @@ def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
     assert paper.evaluate.ranking == Sampled(sampled=999)
 
 
+def test_the_control_of_a_teacher_is_the_same_from_random_weights(file: Path) -> None:
+    recipe = read(file, FULL.replace("teach: {", "teach: {control: true, ", 1))
+    teach, control = recipe.step("teach"), recipe.step("teach.control")
+    assert isinstance(teach.config, TeachConfig) and isinstance(control.config, TeachConfig)
+    changed = {"init": "random", "must_beat": None}
+    assert control.config == teach.config.model_copy(update=changed)
+    assert control.inputs == teach.inputs | {"like": "teach"}
+    assert recipe.step("distill").inputs["teacher"] == "teach"
+    assert recipe.step("export").inputs["model"] == "distill"
+
+
 def test_steps_that_are_not_written_come_first_and_controls_come_after(file: Path) -> None:
     steps = {step.id: step.inputs for step in read(file, FULL).steps}
     assert steps == {
@@ -53,7 +65,7 @@ def test_steps_that_are_not_written_come_first_and_controls_come_after(file: Pat
         "baselines": {"data": "prepare", "sasrec": "sasrec"},
         "teach": {"data": "prepare", "sasrec": "sasrec", "baselines": "baselines"},
         "distill": {"data": "prepare", "teacher": "teach"},
-        "distill.control": {"data": "prepare", "teacher": "teach"},
+        "distill.control": {"data": "prepare", "teacher": "teach", "like": "distill"},
         "export": {"data": "prepare", "model": "distill"},
         "bench": {"data": "prepare", "engine": "export", "baseline": "teach"},
     }
@@ -64,6 +76,34 @@ def test_sasrec_comes_first_wherever_it_is_written(file: Path) -> None:
     made = read(file, TOP + TEACH + "  - sasrec: {epochs: 3}\n")
     assert [step.id for step in made.steps] == ["prepare", "sasrec", "baselines", "teach"]
     assert made.step("sasrec").config.model_dump()["epochs"] == 3
+
+
+ENGINE = "  - export: {id: sasrec-engine, model: sasrec}\n"
+GATED = "gates:\n  - {metric: ndcg@10, on: %s, baseline: %s, max_drop: 3%%}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "measured"),
+    [
+        (TEACH, False),
+        (TEACH + "  - bench: {engine: e, baseline: sasrec}\n", False),
+        (ENGINE, True),
+        (TEACH + ENGINE, True),
+        (TEACH + GATED % ("teach", "sasrec"), True),
+        (TEACH + GATED % ("sasrec", "teach"), True),
+        (ENGINE + GATED % ("sasrec-engine", "source"), True),
+    ],
+)
+def test_sasrec_is_measured_where_something_takes_it(text: str, measured: bool, file: Path) -> None:
+    made = read(file, TOP + text.replace("  - bench", "  - export: {id: e}\n  - bench"))
+    assert made.is_measured(made.step("sasrec")) == measured
+
+
+def test_nothing_takes_sasrec_without_naming_it(file: Path) -> None:
+    (fault,) = faults(file, TOP + "  - export:\n")
+    assert (
+        fault == "./r.yaml:5: export: needs a model as its model, and no step before it gives one"
+    )
 
 
 def test_the_control_is_the_same_training_without_the_teacher(file: Path) -> None:
@@ -179,6 +219,27 @@ def test_smoke_shrinks_everything_and_binds_only_what_holds_of_random_weights(fi
     assert made.step("prepare").config == made.data
     assert [made.is_binding(gate) for gate in made.gates] == [False, True, True]
     assert all(read(file, text).is_binding(gate) for gate in read(file, text).gates)
+
+
+@pytest.mark.parametrize(("smoke", "sampled"), [(False, 99), (True, 50)])
+def test_all_steps_share_one_protocol(file: Path, smoke: bool, sampled: int) -> None:
+    steps = FULL.replace(
+        "  - export:", "  - prune: {layers: 1}\n  - quantize: {bits: 8}\n  - export:"
+    )
+    text = steps + "evaluate: {ranking: {sampled: 99}, exclude_seen: true}\n"
+    made = read(file, text, smoke=smoke)
+    shared = [step for step in made.steps if isinstance(step.config, Protocol)]
+    assert {step.stage for step in shared} == {
+        "sasrec",
+        "baselines",
+        "teach",
+        "distill",
+        "prune",
+        "quantize",
+    }
+    for config in (made.evaluate, *(step.config for step in shared)):
+        assert isinstance(config, Protocol)
+        assert (config.ranking, config.exclude_seen) == (Sampled(sampled=sampled), True)
 
 
 def test_smoke_makes_nothing_larger(file: Path) -> None:

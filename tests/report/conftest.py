@@ -22,13 +22,16 @@ steps:
     warmup: 5
     dtype: fp32
     must_beat: {{otherwise: warn}}
+    control: true
 - distill: {{layers: 2, blocks: 2, epochs: 1, lr: 3e-3, rows: 8, dtype: fp32, control: true}}
+- export: {{id: sasrec-engine, model: sasrec, top_k: 20}}
 - export: {{top_k: 20}}
 - bench: {{rounds: 3, warmup: 0}}
 gates:
 - {{metric: ndcg@10, baseline: teach, max_drop: 0%}}
 - {{metric: overlap@10, baseline: source, min: 0.99}}
 - {{metric: size_mb, max: 64}}
+- {{metric: ndcg@10, on: sasrec-engine, baseline: sasrec, max_drop: 1%}}
 """
 
 

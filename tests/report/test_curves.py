@@ -25,6 +25,15 @@ def test_a_step_that_ran_twice_counts_once_and_a_torn_line_not_at_all(tmp_path: 
     assert found.terms["ce"] == [(1.0, 3.0), (2.0, 2.0)]
 
 
+def test_validation_is_a_curve_of_its_own_steps(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    valid = {"valid_ndcg": 0.2, "valid_ce": 8.1}
+    log.write_text(line(1, ce=3.0) + line(2, ce=2.0) + line(2, **valid) + line(3, ce=1.5))
+    (found,) = curves_of(log)
+    assert found.terms["ce"] == [(1.0, 3.0), (2.0, 2.0), (3.0, 1.5)]
+    assert found.terms["valid_ndcg"] == [(2.0, 0.2)] and found.terms["valid_ce"] == [(2.0, 8.1)]
+
+
 def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text(line(1, ce="nan") + line(2, ce=2.0))

@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 
 from slmc import report
-from slmc.measured import protocol, values
+from slmc.measured import values
 from slmc.pipeline import RunResult
 from slmc.report import card, junit, markdown
 from slmc.report.html import interval, page
 from slmc.report.tables import Z
-from slmc.report.terminal import cells, run_table
+from slmc.report.terminal import cells, run_table, sentence_of
 from slmc.report.view import View, view_of
 
 VOID = {"meta", "line", "rect", "polyline", "br", "img", "link"}
@@ -42,14 +42,16 @@ def test_the_table_has_baselines_models_control_and_engine(view: View) -> None:
         ("markov", "baseline"),
         ("sasrec", "baseline"),
         ("teach", "model"),
+        ("teach.control", "control"),
         ("distill", "model"),
         ("distill.control", "control"),
+        ("sasrec-engine", "engine"),
         ("export", "engine"),
     ]
 
 
 def test_values_are_those_of_the_evaluations(finished: RunResult, view: View) -> None:
-    how = protocol(finished.recipe.evaluate)
+    how = finished.protocol
     for row in view.rows[3:]:
         users = pl.read_parquet(finished.evaluations[row.step].file("per_user.parquet"))
         each = values(users, "ndcg@10", how)
@@ -78,30 +80,45 @@ def test_times_stand_beside_what_was_timed(finished: RunResult, view: View) -> N
 def test_gates_stand_on_the_step_they_judge(view: View) -> None:
     gates = {row.step: row.gate for row in view.rows}
     assert gates["export"] == ("fail" if view.failed else "pass")
-    assert {gate for step, gate in gates.items() if step != "export"} == {""}
+    assert gates["sasrec-engine"] == "pass"
+    others = {gate for step, gate in gates.items() if step not in ("export", "sasrec-engine")}
+    assert others == {""}
 
 
-def test_the_student_is_compared_with_its_control(finished: RunResult, view: View) -> None:
-    assert [one.metric for one in view.comparisons] == list(finished.recipe.evaluate.metrics)
+def test_sasrec_has_one_row_where_it_is_measured_twice(finished: RunResult, view: View) -> None:
+    assert "sasrec" in finished.evaluations
+    assert [row.kind for row in view.rows if row.step == "sasrec"] == ["baseline"]
+    users = pl.read_parquet(finished.evaluations["sasrec"].file("per_user.parquet"))
+    again = values(users, "ndcg@10", finished.protocol).mean()
+    assert {row.step: row.value for row in view.rows}["sasrec"] == pytest.approx(again)
+
+
+def test_steps_are_compared_with_their_controls(finished: RunResult, view: View) -> None:
+    metrics = list(finished.recipe.evaluate.metrics)
+    assert [(one.step, one.control, one.brings, one.metric) for one in view.comparisons] == [
+        *(("teach", "teach.control", "what pretraining brings", metric) for metric in metrics),
+        *(("distill", "distill.control", "what distilling brings", metric) for metric in metrics),
+    ]
     for one in view.comparisons:
-        assert one.change.change == pytest.approx(one.student_value - one.control_value)
+        assert one.change.change == pytest.approx(one.value - one.control_value)
+        assert (one.relative is None) == (one.metric == "ce")
+        if one.relative is not None:
+            assert one.relative.change == pytest.approx(one.value / one.control_value - 1)
         assert one.n == 80
+        told = one.outcome == "no difference is shown"
+        assert told == (one.change.low <= 0 <= one.change.high)
 
 
 def test_the_caption_names_protocol_n_and_interval(view: View) -> None:
-    assert view.caption == (
-        "NDCG@10: full ranking, seen items kept, test, n = 80 users. Change: relative, against "
-        "teach, the same users (paired bootstrap). Intervals are two-sided, 95 %; ± is half of "
-        "one."
+    assert replace(view, rows=[]).caption == (
+        "NDCG@10: full ranking, seen items kept, test (70 % of the targets are repeats), "
+        "n = 80 users. Change: relative, against teach, the same users (paired bootstrap). "
+        "Intervals are two-sided, 95 %; ± is half of one."
     )
 
 
 def test_what_the_users_can_see_is_said(view: View) -> None:
     assert view.sees[0].startswith("ndcg@10: 80 users can see a loss of ")
-    compared = [text for text in view.sees if "distill against distill.control" in text]
-    assert len(compared) == len(view.comparisons)
-    for text, one in zip(compared, view.comparisons, strict=True):
-        assert ("no difference is shown" in text) == (one.change.low <= 0 <= one.change.high)
 
 
 def test_loss_curves_hold_every_term(view: View) -> None:
@@ -148,7 +165,7 @@ def test_html_shows_the_table_the_gates_and_the_rest(view: View) -> None:
     for row in view.rows:
         for cell in cells(row):
             assert f">{cell}</td>" in text
-    for heading in ("What came out", "Gates", "What distilling gave", "Parity", "Times", "Losses"):
+    for heading in ("What came out", "Gates", "Controls", "Parity", "Times", "Losses"):
         assert f"<h2>{heading}" in text
     assert f"seed {view.seed}" in text and f"torch {view.versions['torch']}" in text
 
@@ -185,6 +202,7 @@ def test_the_terminal_shows_rows_sentences_and_notes(view: View) -> None:
     assert all(row.step in text for row in view.rows)
     assert all(one.verdict.sentence in text for one in view.judged)
     assert all(note in text for note in view.sees)
+    assert all(f"control {sentence_of(one)}" in text for one in view.comparisons)
 
 
 def test_junit_has_a_case_for_each_gate_and_parity(view: View) -> None:
@@ -194,10 +212,12 @@ def test_junit_has_a_case_for_each_gate_and_parity(view: View) -> None:
         ("gates.export", "ndcg@10 max_drop 0% against teach"),
         ("gates.export", "overlap@10 min 0.99 against distill"),
         ("gates.export", "size_mb max 64.0"),
+        ("gates.sasrec-engine", "ndcg@10 max_drop 1% against sasrec"),
+        ("parity.sasrec-engine", "the engine ranks as the model it was made from"),
         ("parity.export", "the engine ranks as the model it was made from"),
     ]
     failed = [one.verdict.failed for one in view.judged]
-    assert [c.find("failure") is not None for c in cases[:3]] == failed
+    assert [c.find("failure") is not None for c in cases[:4]] == failed
     assert root.get("failures") == str(sum(failed))
 
 
@@ -208,7 +228,7 @@ def test_junit_skips_what_does_not_bind_and_survives_control_characters(view: Vi
     ]
     text = junit.suites(replace(view, judged=judged, name="bad\x00name"))
     root = ElementTree.fromstring(text.encode())
-    assert (root.get("failures"), root.get("skipped")) == ("0", "3")
+    assert (root.get("failures"), root.get("skipped")) == ("0", "4")
     assert root.find("testsuite").get("name") == "bad\ufffdname"  # type: ignore[union-attr]
 
 
@@ -223,7 +243,7 @@ def test_the_card_says_what_it_is_and_how_it_was_measured(view: View) -> None:
 
 
 def test_a_run_that_stopped_early_has_a_report_too(finished: RunResult, tmp_path: Path) -> None:
-    early = RunResult(finished.recipe, tmp_path, steps=finished.steps[:3], until="baselines")
+    early = RunResult(finished.recipe, tmp_path, steps=finished.steps[:4], until="baselines")
     files = report.write(early)
     assert [file.name for file in files] == ["report.html", "summary.md", "junit.xml"]
     assert "popularity" in (tmp_path / "summary.md").read_text()
