@@ -13,7 +13,9 @@ from slmc.bootstrap import (
     effective_users,
     mean_bounds,
     paired_bootstrap,
+    paired_over_seeds,
     resampled_sums,
+    seed_error,
 )
 
 
@@ -179,3 +181,51 @@ def test_the_mean_of_no_user() -> None:
 def test_users_that_do_not_pair(n: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=rf"\({n[0]},\) values against \({n[1]},\)"):
         paired_bootstrap(np.zeros(n[0]), np.zeros(n[1]), seed=0)
+
+
+def trained(seeds: int, n: int, seed: int, *, together: float, between: float) -> np.ndarray:
+    """Changes ``[S, n]`` of mean 0: an effect of each user, of both together, of each seed."""
+    rng = np.random.default_rng(seed)
+    users, mixed = rng.normal(0, 1, n), rng.normal(0, together, (seeds, n))
+    return users + mixed + rng.normal(0, between, (seeds, 1))
+
+
+def test_the_error_of_seeds_is_what_users_do_not_explain() -> None:
+    changes = np.array([[0.0, 2.0], [4.0, 6.0]])  # means 1 and 5, nothing together
+    assert seed_error(changes) == pytest.approx(math.sqrt(8 / 2))
+    # The variance of means 1 and 1 is 0, of each user's changes over the seeds not.
+    assert seed_error(np.array([[0.0, 2.0], [2.0, 0.0]])) == 0.0
+    many = [seed_error(trained(40, 300, s, together=1.0, between=0.5)) ** 2 for s in range(100)]
+    assert np.mean(many) == pytest.approx(0.25 / 40, rel=0.1)
+
+
+def test_seeds_that_agree_leave_the_interval_of_their_mean() -> None:
+    baseline = normal(400)
+    candidate = np.tile(baseline + np.random.default_rng(1).normal(0.1, 0.5, 400), (3, 1))
+    found = paired_over_seeds(candidate, np.tile(baseline, (3, 1)), seed=2, resamples=20_000)
+    one = paired_bootstrap(candidate[0], baseline, seed=2, resamples=20_000)
+    for ours, theirs in ((found.absolute, one.absolute), (found.relative, one.relative)):
+        assert ours is not None and theirs is not None
+        assert ours.change == pytest.approx(theirs.change)
+        width = theirs.high - theirs.low
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.03 * width)
+
+
+def test_seeds_that_differ_widen_the_interval_by_students_t() -> None:
+    baseline = np.full(5000, 6.0)
+    candidate = 6.0 + np.array([[0.0], [0.1], [0.2]]) + np.zeros(5000)
+    found = paired_over_seeds(candidate, baseline, seed=2, confidence=0.975, resamples=100_000)
+    reach = 4.303 * 0.1 / math.sqrt(3)  # t of two degrees of freedom
+    assert found.absolute.change == pytest.approx(0.1)
+    assert found.low == pytest.approx(0.1 - reach, rel=0.05)
+    assert found.relative is not None
+    assert found.relative.high == pytest.approx((0.1 + reach) / 6, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "baseline"),
+    [((1, 9), (1, 9)), ((3, 9), (3, 8)), ((9,), (9,)), ((3, 9), (8,)), ((3, 0), (3, 0))],
+)
+def test_seeds_that_do_not_pair(candidate: tuple[int, ...], baseline: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"values \[S, n\] against"):
+        paired_over_seeds(np.zeros(candidate), np.zeros(baseline), seed=0)
