@@ -92,12 +92,6 @@ class RunResult:
     @property
     def protocol(self) -> dict[str, Any]:
         """How models and baselines were ranked; empty before any was."""
-        measured = next(iter(self.evaluations.values()), None)
-        if measured is not None:
-            said: dict[str, Any] = json.loads(measured.file("metrics.json").read_bytes())[
-                "protocol"
-            ]
-            return said
         report = next((step.artefact for step in self.steps if step.stage == "baselines"), None)
         return {} if report is None else protocol_of(report, self.recipe.evaluate.split)
 

@@ -138,7 +138,8 @@ def test_must_beat_compares_under_the_protocol_of_the_baselines(
     found = compare(MustBeat(models=("sasrec",)), scorer, report, Dataset.open(dataset), 17)
     # The very model of the baseline: only the same negatives give the same ranks.
     assert found["sasrec"]["protocol"] == "9 sampled negatives, valid"
-    assert (found["sasrec"]["low"], found["sasrec"]["high"]) == (0, 0)
+    assert found["sasrec"]["value"] == found["sasrec"]["baseline_value"]
+    assert found["sasrec"]["change"] == 0 and found["sasrec"]["outcome"] == "not worse"
 
 
 def test_a_model_of_other_items_is_refused(teacher: Artefact, dataset: Artefact) -> None:

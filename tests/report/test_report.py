@@ -14,6 +14,7 @@ from rich.console import Console
 
 from slmc import report
 from slmc.measured import values
+from slmc.metrics import CROSS_ENTROPIES
 from slmc.pipeline import RunResult
 from slmc.report import card, junit, markdown
 from slmc.report.html import interval, page
@@ -101,7 +102,7 @@ def test_steps_are_compared_with_their_controls(finished: RunResult, view: View)
     ]
     for one in view.comparisons:
         assert one.change.change == pytest.approx(one.value - one.control_value)
-        assert (one.relative is None) == (one.metric == "ce")
+        assert (one.relative is None) == (one.metric in CROSS_ENTROPIES)
         if one.relative is not None:
             assert one.relative.change == pytest.approx(one.value / one.control_value - 1)
         assert one.n == 80
