@@ -3,8 +3,8 @@
 The teacher is all 30 layers of SmolLM2's shape in PyTorch (SDPA, padded to 50, as the official
 SLMRec code runs it); beside it the 4-layer student the same way, packed, and compiled, the engines
 of the student, one of them padded (standard operators only), and those of a pruned one. Weights are
-random: what an engine loses in ranking is measured by ``slmc run stack``. ``--json FILE`` writes the
-numbers; ``--catalogue`` times a million items instead, of ``--item-dim`` numbers each (64; the
+random: what an engine loses in ranking is measured by ``slmc run stack``. ``--json FILE`` writes
+the numbers; ``--catalogue`` times a million items instead, of ``--item-dim`` numbers each (64; the
 paper has 128); ``--spinning`` lets the threads of engines spin while they compute an answer, as
 those of PyTorch always do.
 
