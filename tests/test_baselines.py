@@ -226,7 +226,7 @@ def test_three_opponents_are_compared_at_a_higher_confidence_than_one() -> None:
 def test_comparisons_in_words_and_as_data() -> None:
     (found,) = against(ranked(np.ones(3)), ranked(np.ones(3)), metric="hr@10")
     sentence = (
-        "hr@10 1.0000 against 1.0000, change +0.0000 [+0.0000, +0.0000] (n = 3, full ranking, "
+        "hr@10 1.0000 against 1.0000, change +0.0000 [-0.6166, +0.6166] (n = 3, full ranking, "
         "seen items kept, valid, one-sided 95 % bounds)"
     )
     assert found.sentence == sentence
@@ -236,8 +236,8 @@ def test_comparisons_in_words_and_as_data() -> None:
         "value": 1.0,
         "baseline_value": 1.0,
         "change": 0.0,
-        "low": 0.0,
-        "high": 0.0,
+        "low": pytest.approx(-0.6166, abs=1e-4),  # three users say little of others
+        "high": pytest.approx(0.6166, abs=1e-4),
         "n": 3,
         "confidence": 0.95,
         "protocol": "full ranking, seen items kept, valid",
