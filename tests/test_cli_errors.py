@@ -46,7 +46,8 @@ from slmc.errors import BrokenRunError
         (
             ["validate", "E", "--min", "ndgc@10=1"],
             "error: --min ndgc@10=1: there is no metric 'ndgc@10' to gate; there are hr@K, "
-            "ndcg@K, ndcg, mrr, ce, ce_calibrated, overlap@K, size_mb\n  See `slmc validate --help`.\n",
+            "ndcg@K, ndcg, mrr, ce, ce_calibrated, overlap@K, size_mb\n"
+            "  See `slmc validate --help`.\n",
         ),
         (
             ["validate", "E", "--baseline", "M", "--max-drop", "ce=3%"],
