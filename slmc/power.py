@@ -25,7 +25,8 @@ def detectable_drop(
 
     A smaller budget is below what so many users can see. It follows from the spread of a
     baseline's values: a candidate's are assumed to spread as much, and to correlate with its
-    own baseline's by ``correlation``. It is never below :func:`least_drop`.
+    own baseline's by ``correlation``. The bound's part for users who were not drawn
+    (:func:`least_drop`) is added as an independent error.
 
     Args:
         values: ``[n]`` metric of each user, of a baseline at hand.
@@ -37,8 +38,8 @@ def detectable_drop(
         A share of the mean; infinite where the mean is 0 or there are under 2 users.
     """
     quantiles = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(power)
-    seen = quantiles * _relative_error(values, correlation)
-    return max(seen, least_drop(values, confidence=confidence))
+    spread = quantiles * _relative_error(values, correlation)
+    return math.hypot(spread, least_drop(values, confidence=confidence))
 
 
 def least_drop(values: Floats, *, confidence: float = 0.95) -> float:
@@ -77,12 +78,13 @@ def pass_chance(
     mean = abs(float(values.mean())) if values.size else 0.0
     if not relative:
         max_drop = max_drop / mean if mean else 0.0
-    error = _relative_error(values, correlation)
-    if math.isinf(error) or max_drop < least_drop(values, confidence=confidence):
+    error, least = _relative_error(values, correlation), least_drop(values, confidence=confidence)
+    if math.isinf(error) or max_drop < least:
         return 0.0
     if error == 0:
         return 1.0
-    return NormalDist().cdf(max_drop / error - NormalDist().inv_cdf(confidence))
+    room = math.sqrt(max_drop**2 - least**2)
+    return NormalDist().cdf(room / error - NormalDist().inv_cdf(confidence))
 
 
 def correlation_of(candidate: Floats, baseline: Floats) -> float:

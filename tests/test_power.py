@@ -19,10 +19,10 @@ def hits(n: int, share: float, seed: int = 0) -> np.ndarray:
 
 
 def test_detectable_drop_hand_worked() -> None:
-    # mean .5, standard deviation .5: (1.6449 + .8416) * .5 * sqrt(2 * .1) / sqrt(10^4) / .5
-    values = np.repeat([0.0, 1.0], 5000)
+    # mean 1, standard deviation 1: (1.6449 + .8416) * sqrt(2 * .1) / sqrt(10^4)
+    values = np.repeat([0.0, 2.0], 5000)
     assert detectable_drop(values) == pytest.approx(0.011120, abs=2e-6)
-    four_times = np.repeat([0.0, 1.0], 20_000)
+    four_times = np.repeat([0.0, 2.0], 20_000)
     assert detectable_drop(four_times) == pytest.approx(0.011120 / 2, abs=1e-6)
     assert detectable_drop(values, correlation=0.975) == pytest.approx(0.011120 / 2, abs=1e-6)
 
@@ -47,6 +47,21 @@ def test_pass_chance_is_how_often_unchanged_candidates_pass() -> None:
     expected = pass_chance(budget, theirs)
     assert 0.3 < expected < 0.9
     assert passed / trials == pytest.approx(expected, abs=0.09)  # three standard errors
+
+
+@pytest.mark.parametrize(("n", "drawn"), [(5000, 0.03), (20_000, 0.03), (5000, 0.3)])
+def test_the_detectable_drop_of_a_metric_is_passed_about_as_often(n: int, drawn: float) -> None:
+    """Of a share of the users the values are drawn anew: the candidate is as good as before."""
+    rng, trials = np.random.default_rng(1), 200
+    lows, drops = [], []
+    for trial in range(trials):
+        baseline = hits(n, 0.06, seed=trial)
+        candidate = np.where(rng.random(n) < drawn, rng.random(n) < 0.06, baseline)
+        found = paired_bootstrap(candidate, baseline, seed=trial, resamples=400).relative
+        assert found is not None
+        lows.append(found.low)
+        drops.append(detectable_drop(baseline, correlation=correlation_of(candidate, baseline)))
+    assert -np.quantile(lows, 0.2) == pytest.approx(np.mean(drops), rel=0.15)
 
 
 def test_no_drop_below_the_rule_of_three_is_seen() -> None:

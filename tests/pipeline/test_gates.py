@@ -47,7 +47,7 @@ def test_a_smoke_run_judges_but_does_not_bind(fakes: ModuleType) -> None:
 
 
 POWER_NOTE = (
-    "gate ndcg@10 on distill, max_drop 1%: 40 users see a drop of about 12.7 %; a candidate as "
+    "gate ndcg@10 on distill, max_drop 1%: 40 users see a drop of about 14.3 %; a candidate as "
     "good as its baseline would pass with a chance of 0 % (assumed: values that correlate by 0.9)"
 )
 
