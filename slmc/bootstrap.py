@@ -121,7 +121,7 @@ def paired_over_seeds(
     of having so few seeds is added to each resample: it is drawn from Student's t with S - 1
     degrees of freedom, scaled by the part of the spread between seeds that users do not explain
     (:func:`seed_error`). Drawing the S seeds themselves anew gives intervals that are too short:
-    with three seeds that differ more than users do, 87 % of those of 95 % hold, and 95 % of these
+    with three seeds that differ more than users do, 87 % of those of 95 % hold, and 97 % of these
     (``tests/test_verdict_simulation.py``). Limits: the seeds' effects are taken as normal, which
     three of them cannot show, and with two seeds the intervals are too wide to be of use.
 
