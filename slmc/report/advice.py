@@ -14,8 +14,6 @@ from slmc.report.tables import change_between, mean_of, ranking_metric, teacher_
 if TYPE_CHECKING:
     from slmc.pipeline import RunResult, StepResult
 
-CLAIM = 0.95
-"""One-sided confidence of "better" and of "worse"."""
 SAYS = {"same": "does not rank better", "worse": "ranks worse", "better": "ranks better"}
 
 
@@ -81,22 +79,23 @@ def _beside(result: "RunResult", step_id: str | None, metric: str) -> Beside | N
     if ours is None or theirs is None:
         return None
     value, other = (mean_of(table, metric, result) for table in (ours, theirs))
-    claim = change_between(ours, theirs, metric, result, confidence=CLAIM)
-    shown = change_between(ours, theirs, metric, result)
-    if claim is None or shown is None:
+    interval = change_between(ours, theirs, metric, result)
+    if interval is None:
         return None
-    change = numbers.change(shown.relative or shown.absolute, relative=shown.relative is not None)
+    bounds = interval.relative or interval.absolute
+    change = numbers.change(bounds, relative=interval.relative is not None)
     pair = f"{numbers.value(value)} against {numbers.value(other)}"
     return Beside(
         step=step_id,
         kind=result.artefacts()[step_id].manifest.kind,
-        outcome=_outcome(claim.absolute),
+        outcome=_outcome(bounds),
         numbers=f"{metric.upper()} {pair}, {change}, n = {ours.height:,}",
     )
 
 
-def _outcome(claim: Bounds) -> Literal["better", "same", "worse"]:
-    return "better" if claim.low > 0 else "worse" if claim.high < 0 else "same"
+def _outcome(bounds: Bounds) -> Literal["better", "same", "worse"]:
+    """What the interval that is shown (95 %, two-sided) says."""
+    return "better" if bounds.low > 0 else "worse" if bounds.high < 0 else "same"
 
 
 def _last_of_llm(result: "RunResult") -> str | None:

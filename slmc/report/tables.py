@@ -233,7 +233,6 @@ def change_between(
     against: pl.DataFrame,
     metric: str,
     result: "RunResult",
-    confidence: float = CONFIDENCE,
 ) -> Interval | None:
     """The change from one evaluation to another; None where it was not measured, or of others.
 
@@ -242,7 +241,6 @@ def change_between(
         against: Of what it is compared with.
         metric: Whose mean changes.
         result: The run, for its protocol and seed.
-        confidence: One-sided, of each bound.
     """
     from slmc.verdict import paired_change
 
@@ -251,7 +249,7 @@ def change_between(
     seed = result.recipe.seed
     try:
         return paired_change(
-            table, against, metric, result.protocol, seed=seed, confidence=confidence
+            table, against, metric, result.protocol, seed=seed, confidence=CONFIDENCE
         )
     except UndecidedError:
         return None
