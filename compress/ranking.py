@@ -18,7 +18,7 @@ from slmc.errors import UndecidedError
 from slmc.evaluate import VectorScorer, rank
 from slmc.measured import protocol, settled, values
 from slmc.metrics import CROSS_ENTROPIES
-from slmc.model.recommender import SequentialRecommender
+from slmc.model.loading import Recommender
 
 METRICS = ("ndcg@10", "ndcg", "ce")
 """What is measured: the first is held against budgets, the second orders layers."""
@@ -52,9 +52,7 @@ def check_users(data: Dataset, what: str) -> None:
         )
 
 
-def measure(
-    model: SequentialRecommender, data: Dataset, config: EvaluateConfig, task: str
-) -> Ranking:
+def measure(model: Recommender, data: Dataset, config: EvaluateConfig, task: str) -> Ranking:
     """Rank the validation targets; raises as :func:`slmc.evaluate.rank`."""
     users = data.targets("valid")
     per_user = rank(VectorScorer.of(model), users, data.counts, config, task, top=0)

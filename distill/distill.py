@@ -118,10 +118,10 @@ def _student(
     if "student" in inputs:
         student = recommender(inputs["student"])
         check_vocabulary(student, data)
-        origin = Origin.of_artefact(inputs["student"])
+        origin = Origin.of_files(inputs["student"].path)
     elif config.init == "teacher":
         student = first_layers(teacher, config.layers)
-        origin = Origin.of_artefact(inputs["teacher"])
+        origin = Origin.of_files(inputs["teacher"].path)
     else:
         student, origin = _on_backbone(config, inputs["teacher"], teacher)
     student.item_embeddings.requires_grad_(

@@ -84,7 +84,8 @@ def _teacher(
     directory = Path(config.backbone)
     if _is_recommender(directory):
         model = _own(directory, data)
-        return model, Origin.of(config.backbone, model.state_dict())
+        # Its item table is put in the order of this dataset's vocabulary.
+        return model, Origin.of_files(directory, leaving_out="item_embeddings.")
     if config.epochs == 0:
         raise UsageError(
             f"epochs: 0 keeps the weights as they come, but {config.backbone} is a plain LLM "

@@ -5,7 +5,6 @@ neither configs nor torch.
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -93,13 +92,7 @@ def root(
 
 
 def main() -> None:
-    """Run the command line and exit.
-
-    Threads of OpenMP sleep while they wait, unless the environment says otherwise: those that
-    spin slow training down several times beside another busy process (docs/log.md). The variable
-    is read when torch is loaded, which no command has done yet.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Run the command line and exit."""
     sys.exit(call(sys.argv[1:]))
 
 

@@ -97,6 +97,11 @@ class TrainConfig(Seeded, Placed, Protocol):
         from slmc.metrics import check_metric
 
         check_metric(self.select_by)
+        if self.select_by == "ce_calibrated":
+            raise ValueError(
+                "select_by: ce_calibrated needs a temperature, which is found when training has "
+                "ended; choose by a ranking metric, or by ce"
+            )
         return self
 
 

@@ -23,7 +23,7 @@ from slmc.measured import protocol as protocol
 from slmc.measured import summarise as summarise
 from slmc.measured import values as values
 from slmc.ranking import Pairs, Ranks, rank_targets
-from slmc.temperature import INVERSE, best, cross_entropies, sample
+from slmc.temperature import INVERSE, USERS, best, cross_entropies
 
 CHUNK = 65_536
 """Items that are scored at once: 34 MB of scores for 128 users."""
@@ -162,13 +162,13 @@ def best_temperature(
     Raises:
         BrokenRunError: A score is not a finite number; the user is named.
     """
-    targets = data.targets("valid")
-    chosen = sample(len(targets.users), config.seed)
-    if not chosen.size:
+    targets = data.targets("valid").sample(USERS, config.seed)
+    count = len(targets.users)
+    if not count:
         log.warning("%s: no validation user, hence no temperature and no ce_calibrated", task)
         return None
     total = np.zeros(INVERSE.size)
-    for users in _batches(targets, chosen, config.batch, task):
+    for users in _batches(targets, np.arange(count), config.batch, task):
         histories = [targets.histories[user] for user in users]
         with torch.inference_mode():
             found = cross_entropies(
@@ -176,7 +176,7 @@ def best_temperature(
             )
         _check_finite(found.isfinite().all(dim=1), targets, users, task)
         total += found.sum(dim=0).numpy()
-    return best(total / chosen.size)
+    return best(total / count)
 
 
 def rank(

@@ -13,7 +13,7 @@ from slmc.config import TrainConfig
 from slmc.data.batches import Rows, pack
 from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset, Targets
-from slmc.errors import UndecidedError
+from slmc.errors import UndecidedError, UsageError
 from slmc.evaluate import VectorScorer, rank
 from slmc.measured import protocol, values
 from slmc.model import packing
@@ -23,6 +23,7 @@ from slmc.schedule import Decay
 from slmc.train_types import Batch, Epochs, Validation
 
 VALIDATION_BATCH = 256
+NOT_TRAINED = {"start": 0, "steps": 0}
 
 
 class NextItem(nn.Module):
@@ -74,10 +75,20 @@ def training_rows(
 
 
 def decay_of(like: Artefact | None) -> Decay | None:
-    """The decay of the run that made a model, for a control that is trained for as many steps."""
+    """The decay of the run that made a model, for a control that is trained for as many steps.
+
+    Raises:
+        UsageError: The model was not trained by this slmc, or not at all.
+    """
     if like is None:
         return None
-    return Decay(**json.loads(like.file("metrics.json").read_bytes())["decay"])
+    decay = Decay(**json.loads(like.file("metrics.json").read_bytes()).get("decay", NOT_TRAINED))
+    if not decay.end:
+        raise UsageError(
+            f"like: {like.path} does not say for how many steps it was trained.",
+            "Name the artefact of a sasrec, teach or distill step that was trained here.",
+        )
+    return decay
 
 
 def validation(

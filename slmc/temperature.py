@@ -78,11 +78,3 @@ def best(mean: NDArray[np.float64]) -> float:
     curve = np.polynomial.Polynomial.fit(points[near], mean[near], FITTED - 1)
     tried = np.linspace(points[lowest - 1], points[lowest + 1], 2001)
     return float(np.exp(-tried[np.argmin(curve(tried))]))
-
-
-def sample(users: int, seed: int) -> NDArray[np.int64]:
-    """Places of at most :data:`USERS` users, drawn at random."""
-    if users <= USERS:
-        return np.arange(users)
-    drawn = np.random.default_rng(seed).choice(users, USERS, replace=False)
-    return np.sort(drawn).astype(np.int64)

@@ -1,6 +1,5 @@
 """What every test has: a cache of its own, and one tiny chain of artefacts for all that ask."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +9,6 @@ from hypothesis import settings
 
 from slmc import artefact
 from slmc.artefact import Artefact
-
-# As the command does it, before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

@@ -10,7 +10,7 @@ from slmc.data.config import EvaluateConfig
 from slmc.data.dataset import Dataset
 from slmc.errors import BrokenRunError
 from slmc.evaluate import Histories, best_temperature, rank
-from slmc.temperature import INVERSE, USERS, best, cross_entropies, sample
+from slmc.temperature import INVERSE, best, cross_entropies
 
 ITEMS = 40
 
@@ -58,13 +58,6 @@ def test_beyond_what_is_tried_the_end_is_taken() -> None:
     rising = np.arange(12, dtype=float)
     assert best(rising) == pytest.approx(8.0)
     assert best(-rising) == pytest.approx(0.17678, abs=1e-5)
-
-
-def test_many_users_are_sampled_by_the_seed() -> None:
-    assert sample(USERS, 3).tolist() == list(range(USERS))
-    some = sample(3 * USERS, 3)
-    assert len(set(some.tolist())) == USERS == (np.diff(some) > 0).sum() + 1
-    assert some.tolist() == sample(3 * USERS, 3).tolist() != sample(3 * USERS, 4).tolist()
 
 
 class LogOdds:

@@ -199,6 +199,11 @@ def test_lower_is_better_where_cross_entropy_chooses(tmp_path: Path) -> None:
     assert outcome.best_epoch == 2 and outcome.selected_by == "ce"
 
 
+def test_calibrated_cross_entropy_chooses_nothing() -> None:
+    with pytest.raises(ValueError, match="choose by a ranking metric, or by ce"):
+        TrainConfig(select_by="ce_calibrated")
+
+
 def test_a_control_takes_the_steps_of_the_run_it_is_compared_with(tmp_path: Path) -> None:
     like = Decay(start=11, steps=6)
     values = itertools.chain([0.9, 0.1], itertools.repeat(0.5)).__next__

@@ -8,13 +8,13 @@ initialises every module that is not marked as loaded, which once replaced an LL
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from slmc.artefact import Artefact
 from slmc.errors import BrokenRunError
 
 ADAPTED = {"base_model.model.": "", ".base_layer.": "."}
@@ -31,17 +31,22 @@ class Origin:
     """Name of a tensor of the model -> SHA-256."""
 
     @classmethod
-    def of(cls, name: str, tensors: Mapping[str, Tensor]) -> Self:
-        """From tensors at hand."""
-        return cls(name, {key: digest(tensor) for key, tensor in tensors.items()})
+    def of_files(cls, directory: Path, leaving_out: str | None = None) -> Self:
+        """From the floating-point tensors in the safetensors files of a directory.
 
-    @classmethod
-    def of_artefact(cls, artefact: Artefact) -> Self:
-        """From the floating-point tensors in the file of a model artefact."""
-        with safe_open(artefact.file("model.safetensors"), framework="pt") as stored:
-            read = ((key, stored.get_tensor(key)) for key in stored.keys())  # noqa: SIM118
-            digests = {key: digest(t) for key, t in read if t.is_floating_point()}
-        return cls(str(artefact.path), digests)
+        Args:
+            directory: A model in Hugging Face form.
+            leaving_out: Beginning of the names that do not count.
+        """
+        digests = {}
+        for file in sorted(directory.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as stored:
+                for key in stored.keys():  # noqa: SIM118 - safe_open is no mapping
+                    tensor = stored.get_tensor(key)
+                    left_out = leaving_out is not None and key.startswith(leaving_out)
+                    if tensor.is_floating_point() and not left_out:
+                        digests[key] = digest(tensor)
+        return cls(str(directory), digests)
 
     def joined(self, prefix: str, tensors: Mapping[str, Tensor]) -> Self:
         """This origin's names behind ``prefix``, and further tensors by their own names."""

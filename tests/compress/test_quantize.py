@@ -101,8 +101,8 @@ def test_an_item_table_is_judged_by_ranking(parents: dict[str, Artefact], tmp_pa
     said = json.loads(made.file("metrics.json").read_text())["item_table"]
     data = Dataset.open(parents["data"])
     how = alike(asked, data)
-    after = measure(load_model(made), data, how, "test").means  # type: ignore[arg-type]
-    before = measure(load_model(parents["model"]), data, how, "test").means  # type: ignore[arg-type]
+    after = measure(load_model(made), data, how, "test").means
+    before = measure(load_model(parents["model"]), data, how, "test").means
     assert said["quantized"] == after and said["float"] == before
     assert said["change"]["ce"]["change"] == pytest.approx(after["ce"] - before["ce"])
     assert (said["n"], said["protocol"]) == (80, "full ranking, seen items left out, valid")

@@ -10,6 +10,7 @@ import torch
 from quantizable import GROUP, config, needs_storage
 
 from slmc.artefact import Artefact
+from slmc.compress.config import QuantizeConfig
 from slmc.compress.quantize import quantize
 from slmc.compress.ranking import alike, measure
 from slmc.data.dataset import Dataset
@@ -32,15 +33,15 @@ def test_sensitivity_measures_each_layer_and_proposes_a_step(
     assert said["protocol"] == "9 sampled negatives, valid; one layer quantized at a time"
     data, name = Dataset.open(parents["data"]), said["layers"][0]["name"]
     model, rounded = load_model(parents["model"]), load_model(made)
-    before = measure(model, data, how, "test").means  # type: ignore[arg-type]
+    before = measure(model, data, how, "test").means
     with torch.no_grad():
         model.get_parameter(f"{name}.weight").copy_(rounded.get_parameter(f"{name}.weight"))
-    alone = measure(model, data, how, "test").means  # type: ignore[arg-type]
+    alone = measure(model, data, how, "test").means
     for metric in ("ndcg@10", "ndcg", "ce"):
         change = alone[metric] - before[metric]
         assert rows[name][metric]["change"] == pytest.approx(change, abs=1e-12)
     assert said["float"] == before
-    assert said["all_quantized"]["ce"] == measure(rounded, data, how, "test").means["ce"]  # type: ignore[arg-type]
+    assert said["all_quantized"]["ce"] == measure(rounded, data, how, "test").means["ce"]
     assert said["proposal"]["assign"] == {}  # half of the NDCG is lost by no rounding to 4 bits
 
 
@@ -70,8 +71,9 @@ def test_a_tight_budget_is_met_by_wider_layers_in_a_recipe_that_reads(
         "- teach: {backbone: 'random://llama?layers=2&hidden=32'}\n" + fragment
     )
     step = next(s for s in read_recipe(str(recipe)).steps if s.stage == "quantize")
-    assert step.config.assign == wider and step.config.group_size == GROUP  # type: ignore[attr-defined]
-    assert step.config.sensitivity is False  # type: ignore[attr-defined]
+    assert isinstance(step.config, QuantizeConfig)
+    assert step.config.assign == wider and step.config.group_size == GROUP
+    assert step.config.sensitivity is False
 
 
 def test_a_budget_that_nothing_keeps_proposes_nothing(

@@ -9,7 +9,7 @@ import pytest
 
 from slmc.artefact import load
 from slmc.data.config import Columns, PrepareConfig, TemporalSplit, Titles
-from slmc.data.dataset import Dataset
+from slmc.data.dataset import Dataset, Targets
 from slmc.data.prepare import prepare
 
 SMALL = """user_id,item_id,timestamp
@@ -198,3 +198,18 @@ def test_rows_are_int32_and_every_id_finds_its_way_back(folder: Path) -> None:
     assert kept == {(u, i) for u, i, _ in rows}
     counts = dataset.items["count"].to_list()
     assert counts == sorted(counts, reverse=True)
+
+
+def test_targets_are_sampled_by_the_seed_and_stay_in_order() -> None:
+    def targets(users: int) -> Targets:
+        rows = [np.array([user], dtype=np.int32) for user in range(users)]
+        return Targets([str(user) for user in range(users)], rows, np.arange(users), rows)
+
+    few = targets(50)
+    assert few.sample(50, 3) is few
+    some = targets(150).sample(50, 3)
+    assert len(set(some.users)) == 50 == (np.diff(some.targets) > 0).sum() + 1
+    assert [int(user) for user in some.users] == some.targets.tolist()
+    assert [int(rows[0]) for rows in some.histories] == some.targets.tolist()
+    again, other = targets(150).sample(50, 3), targets(150).sample(50, 4)
+    assert some.users == again.users != other.users

@@ -20,7 +20,7 @@ from slmc.compress.prune import prune
 from slmc.distill import distill as distilling
 from slmc.distill import teach as teaching
 from slmc.distill.config import DistillConfig, TeachConfig
-from slmc.errors import BrokenRunError
+from slmc.errors import BrokenRunError, UsageError
 from slmc.model import recommender, sources
 from slmc.model.loading import load_model, quiet
 from slmc.train_types import Outcome
@@ -214,3 +214,35 @@ def test_dropout_is_that_of_the_student_and_not_of_its_weights(
     config = json.loads(made.file("config.json").read_text())
     assert (config["dropout"], config["residual_dropout"]) == (0.25, 0.125)
     assert config["attention_dropout"] == 0.5
+
+
+def test_a_recommender_of_ones_own_begins_as_it_is_stored(
+    teacher: Artefact, inputs: Inputs, tmp_path: Path, begun: Begun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    teach(teacher.path, inputs, tmp_path / "own", layers=None)
+    stored = load_file(teacher.file("model.safetensors"))
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in begun[0].items())
+    read = recommender.SequentialRecommender.from_pretrained
+
+    def damaged(*arguments: Any, **settings: Any) -> Any:
+        model = read(*arguments, **settings)
+        torch.nn.init.ones_(model.layers[1].mlp.up_proj.weight)
+        return model
+
+    monkeypatch.setattr(recommender.SequentialRecommender, "from_pretrained", damaged)
+    with pytest.raises(BrokenRunError, match=r"1 of \d+ tensors differ, the first is "):
+        teach(teacher.path, inputs, tmp_path / "damaged", layers=None)
+
+
+def test_a_model_that_was_not_trained_has_no_steps_to_repeat(
+    teacher: Artefact, inputs: Inputs, tmp_path: Path
+) -> None:
+    config = PruneConfig(layers=2)
+    pruned = prune(config, {"data": inputs["data"], "model": teacher}, tmp_path / "p")
+    with pytest.raises(UsageError) as caught:
+        distill(inputs | {"teacher": teacher, "like": pruned}, tmp_path / "s")
+    assert caught.value.what == (
+        f"like: {pruned.path} does not say for how many steps it was trained."
+    )
+    assert caught.value.exit_code == 2
