@@ -33,7 +33,7 @@ def advice(result: "RunResult") -> list[str]:
 
     Nothing of a smoke run, of one that has no teacher (yet), and where both the teacher and the
     last model or engine that comes from it rank better than SASRec by the recipe's first ranking
-    metric (paired over test users, one-sided 95 %).
+    metric (paired over test users, two-sided 95 % interval).
     """
     metric, teacher = ranking_metric(result.recipe), teacher_of(result)
     if result.recipe.smoke or metric is None or teacher is None:
