@@ -161,7 +161,7 @@ def baselines(config: BaselinesConfig, inputs: dict[str, Artefact], out: Path) -
                 per_user = rank(scorer, users, data.counts, asked, task, temperature=best)
                 per_user.write_parquet(work.path / name / f"{split}.parquet")
                 summary[name][split] = summarise(per_user, asked, best)
-            log.info("%s: %s", name, _line(summary[name]["test"]))
+            log.info("%s: %s", name, _line(summary[name]["test"], data.repeats))
         text = json.dumps(summary, indent=2, sort_keys=True, allow_nan=False)
         (work.path / "metrics.json").write_text(text + "\n")
         return work.seal(
@@ -269,8 +269,8 @@ def compare(
     }
 
 
-def _line(summary: dict[str, Any]) -> str:
+def _line(summary: dict[str, Any], valid_repeats: float) -> str:
     numbers = (
         f"{k} {v['value']:.4f}" for k, v in summary["metrics"].items() if v["value"] is not None
     )
-    return f"{', '.join(numbers)} (n = {summary['n']:,}, {told_of(summary)})"
+    return f"{', '.join(numbers)} (n = {summary['n']:,}, {told_of(summary, valid_repeats)})"

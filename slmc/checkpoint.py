@@ -31,6 +31,8 @@ class Progress:
     """Why the constant phase ended."""
     seconds: float = 0.0
     """Time that was spent."""
+    validating: float = 0.0
+    """Seconds of it that validation took."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sum of each loss term over the steps since the last validation."""
     summed: int = 0

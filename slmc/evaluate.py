@@ -139,7 +139,7 @@ def write_report(
     per_user = rank(scorer, data.targets(asked.split), data.counts, asked, temperature=found)
     summary = summarise(per_user, asked, found)
     write(work.path, per_user, summary)
-    log.info("evaluate: n = %s, %s", f"{summary['n']:,}", told_of(summary))
+    log.info("evaluate: n = %s, %s", f"{summary['n']:,}", told_of(summary, data.repeats))
     return summary
 
 

@@ -121,11 +121,20 @@ def identical(
     return candidate[column].equals(baseline[column])
 
 
-def told_of(summary: Mapping[str, Any]) -> str:
-    """The protocol of a summary in words, with the share of targets that are repeats."""
+def told_of(summary: Mapping[str, Any], valid_repeats: float) -> str:
+    """The protocol of a summary in words, with the shares of targets that are repeats.
+
+    Args:
+        summary: Body of ``metrics.json``.
+        valid_repeats: That share of the validation targets, by which ``exclude_seen: auto`` is
+            settled.
+    """
     share = 100 * summary["repeats"]["share"]
     missed = ", each a miss" if summary["protocol"]["exclude_seen"] else ""
-    return f"{told(summary['protocol'])} ({share:.3g} % of the targets are repeats{missed})"
+    return (
+        f"{told(summary['protocol'])} (repeats are {share:.3g} % of the targets{missed}, and "
+        f"{100 * valid_repeats:.3g} % of the validation targets)"
+    )
 
 
 def summarise(

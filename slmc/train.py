@@ -168,6 +168,8 @@ class _Run:
                 if progress.stopped == "epochs"
                 else f"max_minutes: {self.config.max_minutes:g}",
             )
+        minutes = self._elapsed() / 60, progress.validating / 60
+        log.info("%s: %.1f minutes, of which validation took %.1f", self.name, *minutes)
         return Outcome(
             epochs=progress.history,
             best_epoch=round(kept / self.steps, 3),
@@ -322,7 +324,9 @@ class _Run:
                 f"the loss is {means['ce']:.2f}, as of a model that knows nothing ({uniform:.2f}),"
             )
         self.task.eval()
+        began = time.monotonic()
         measured = self.validation.measure()
+        progress.validating += time.monotonic() - began
         bad = [metric for metric, value in measured.items() if not math.isfinite(value)]
         if bad:
             raise self._diverged(f"the validation {bad[0]} is not a finite number")

@@ -135,6 +135,7 @@ def view_of(result: "RunResult") -> View:
         for step_id, report in result.evaluations.items()
     }
     first: Mapping[str, Any] = next(iter(summaries.values()), {})
+    repeats: float = made["prepare"].manifest.metrics["valid_repeats"] if first else 0.0
     metric = ranking_metric(recipe) or recipe.evaluate.metrics[0]
     teacher = teacher_of(result)
     last_step = next(reversed(result.evaluations), "")
@@ -153,7 +154,7 @@ def view_of(result: "RunResult") -> View:
         smoke=recipe.smoke,
         seed=recipe.seed,
         metric=metric,
-        protocol=told_of(first) if first else "nothing was measured",
+        protocol=told_of(first, repeats) if first else "nothing was measured",
         n=int(first["n"]) if first else 0,
         teacher=teacher,
         rows=rows,

@@ -75,6 +75,7 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
             )
         if stage == "prepare":
             metrics = {"users": USERS, "test_users": config.users or USERS, "valid_users": USERS}
+            metrics["valid_repeats"] = 0.0
         if stage == "baselines":
             for name in ("popularity", "markov", "sasrec"):
                 (work.path / name).mkdir()

@@ -112,8 +112,9 @@ def test_steps_are_compared_with_their_controls(finished: RunResult, view: View)
 
 def test_the_caption_names_protocol_n_and_interval(view: View) -> None:
     assert replace(view, rows=[]).caption == (
-        "NDCG@10: full ranking, seen items kept, test (70 % of the targets are repeats), "
-        "n = 80 users. Change: relative, against teach, the same users (paired bootstrap). "
+        "NDCG@10: full ranking, seen items kept, test (repeats are 70 % of the targets, "
+        "and 62.5 % of the validation targets), n = 80 users. Change: relative, "
+        "against teach, the same users (paired bootstrap). "
         "Intervals are two-sided, 95 %; ± is half of one."
     )
 
