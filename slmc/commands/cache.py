@@ -46,11 +46,14 @@ def ls(json: Json = False) -> None:
         return
     _show(found)
     held = sum(size(one.path) for one in found)
-    sums = [f"{_count(len(found), 'artefact')}: {_mb(held)}"]
-    sums += [
-        f"{f'{part.count} ' * bool(part.count)}{part.name}: {_mb(part.bytes)}" for part in others
-    ]
-    for line in [*sums, f"all of {cache.root()}: {_mb(total)}"]:
+    for line in [
+        f"artefacts: {len(found)}, {_mb(held)}",
+        *(
+            f"{part.name}: {f'{part.count}, ' * bool(part.count)}{_mb(part.bytes)}"
+            for part in others
+        ),
+        f"all of {cache.root()}: {_mb(total)}",
+    ]:
         console.result(line)
 
 
@@ -69,9 +72,10 @@ def gc(
     All runs that have used this cache count, wherever their folders lie; a run whose folder is
     gone is forgotten. What would go is listed, and removed once you say yes.
     """
-    from slmc.pipeline.inventory import garbage, remove
+    from slmc.pipeline.inventory import garbage, remove, size
 
     found = garbage(_run_folders(runs))
+    freed = sum(map(size, [*(one.path for one in found.artefacts), *found.states]))
     if not json:
         _tell(found)
     going = bool(found.artefacts or found.states)
@@ -79,11 +83,21 @@ def gc(
     if agreed:
         remove(found)
     if json:
-        console.result_json(_as_json(found, shown=agreed or dry_run, dry_run=dry_run))
+        shown = agreed or dry_run
+        console.result_json(
+            {
+                "removed": [one.path.name for one in found.artefacts] * shown,
+                "states": [path.name for path in found.states] * shown,
+                "bytes": freed * shown,
+                "dry_run": dry_run,
+                "runs": [str(folder) for folder in found.runs],
+                "gone": [str(folder) for folder in found.gone],
+            }
+        )
         return
     verb = "would go" if dry_run else "removed" if agreed else "nothing was removed"
     console.result(
-        f"{_count(len(found.artefacts), 'artefact')}, {_mb(_freed(found))}: {verb}; "
+        f"{_count(len(found.artefacts), 'artefact')}, {_mb(freed)}: {verb}; "
         f"{found.kept} kept: {_count(len(found.runs), 'run')} and what they link to"
     )
 
@@ -109,7 +123,8 @@ def _tell(found: "Garbage") -> None:
 
     _show(found.artefacts)
     if found.states:
-        console.result(f"{len(found.states)} teacher states: {_mb(sum(map(size, found.states)))}")
+        megabytes = _mb(sum(map(size, found.states)))
+        console.result(f"teacher states: {len(found.states)}, {megabytes}")
     for folder in found.gone:
         console.result(f"{folder} is gone: what that run linked to is kept no longer")
 
@@ -126,23 +141,6 @@ def _asked() -> bool:
             "Pass --yes to remove what is listed, or --dry-run to list it only.",
         )
     return typer.confirm("Remove these?", err=True)
-
-
-def _as_json(found: "Garbage", *, shown: bool, dry_run: bool) -> dict[str, Any]:
-    return {
-        "removed": [one.path.name for one in found.artefacts] * shown,
-        "states": [path.name for path in found.states] * shown,
-        "bytes": _freed(found) * shown,
-        "dry_run": dry_run,
-        "runs": [str(folder) for folder in found.runs],
-        "gone": [str(folder) for folder in found.gone],
-    }
-
-
-def _freed(found: "Garbage") -> int:
-    from slmc.pipeline.inventory import size
-
-    return sum(map(size, [*(one.path for one in found.artefacts), *found.states]))
 
 
 def _show(artefacts: Sequence[Artefact]) -> None:

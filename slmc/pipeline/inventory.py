@@ -111,7 +111,7 @@ def garbage(folders: Iterable[Path]) -> Garbage:
         UsageError: The folder of a run that was entered cannot be read.
     """
     entered = registered()
-    keys = {folder: _keys(folder) for folder in {*entered, *(one.resolve() for one in folders)}}
+    keys = {folder: _keys(folder) for folder in [*entered, *(one.resolve() for one in folders)]}
     linked = {folder: found for folder, found in keys.items() if found is not None}
     everything = artefacts()
     kept = _reachable(everything, {key for found in linked.values() for key in found})

@@ -51,8 +51,14 @@ def test_a_run_whose_folder_is_gone_is_forgotten(projects: list[Path], capsys: C
     found = inventory.garbage([])
     assert (found.runs, found.gone) == ([two], [one])
     assert {a.manifest.stage for a in found.artefacts} >= {"distill", "export"}
-    assert cli.call(["cache", "gc", "--yes"]) == 0
-    assert f"{one} is gone: what that run linked to is kept no longer" in capsys.readouterr().out
+    freed = sum(inventory.size(a.path) for a in found.artefacts)
+    assert freed > 0
+    assert cli.call(["cache", "gc", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == freed
+    assert cli.call(["cache", "gc", "--yes", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["bytes"] == freed and said["removed"] == [a.path.name for a in found.artefacts]
+    assert said["gone"] == [str(one)]
     assert inventory.registered() == [two]
     for link in two.iterdir():
         if link.is_symlink():
@@ -79,6 +85,7 @@ def test_without_a_terminal_nothing_goes_unless_yes_is_said(
         "  Pass --yes to remove what is listed, or --dry-run to list it only.\n"
     )
     assert "distill" in out and "MB" in out
+    assert f"{projects[0]}/runs/x is gone: what that run linked to is kept no longer\n" in out
     assert cli.call(["cache", "gc", "--dry-run"]) == 0
     assert "would go" in capsys.readouterr().out
     assert keys(inventory.artefacts()) == before
@@ -166,7 +173,7 @@ def test_ls_counts_all_of_the_cache(projects: list[Path], capsys: Captured) -> N
     parts = [*listed["artefacts"], *listed["others"]]
     assert listed["bytes"] == sum(part["bytes"] for part in parts)
     assert cli.call(["cache", "ls"]) == 0
-    assert "1 teacher states: 0.0 MB\n" in capsys.readouterr().out
+    assert "teacher states: 1, 0.0 MB\n" in capsys.readouterr().out
 
 
 def test_a_link_into_nothing_names_the_command_that_makes_it_again(
