@@ -128,15 +128,22 @@ def garbage(folders: Iterable[Path]) -> Garbage:
 
 
 def remove(found: Garbage) -> None:
-    """Remove what nothing uses, and forget the runs that are gone."""
+    """Remove what nothing uses, and forget the runs that are gone.
+
+    What a run has linked to since ``found`` was looked up is kept.
+    """
+    now = garbage(found.runs)
+    unused = {one.path for one in now.artefacts}
     for one in found.artefacts:
+        if one.path not in unused:
+            continue
         (cache.root() / "digests" / one.digest).unlink(missing_ok=True)
         # Without its manifest it is no artefact any more, should this be cut short.
         (one.path / "slmc.json").unlink(missing_ok=True)
         shutil.rmtree(one.path, ignore_errors=True)
     for path in found.states:
         shutil.rmtree(path, ignore_errors=True)
-    for folder in found.gone:
+    for folder in now.gone:
         _entry(folder).unlink(missing_ok=True)
 
 

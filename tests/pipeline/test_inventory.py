@@ -138,6 +138,19 @@ def test_a_folder_that_cannot_be_read_is_named(
     )
 
 
+def test_what_is_linked_to_after_the_listing_is_kept(
+    projects: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(projects[0] / "runs")
+    listed = inventory.garbage([])
+    monkeypatch.chdir(projects[0])
+    made("distill.layers=2")
+    before = keys(inventory.artefacts())
+    inventory.remove(listed)
+    assert keys(inventory.artefacts()) == before
+    assert not inventory.garbage([]).gone and len(inventory.registered()) == 2
+
+
 def test_states_go_with_their_teacher(projects: list[Path]) -> None:
     teacher = next(a for a in inventory.artefacts() if a.manifest.stage == "teach")
     for name, noted in {"a": teacher.digest, "b": "0" * 64, "c": None}.items():
