@@ -141,7 +141,7 @@ def remove(found: Garbage) -> None:
         # Without its manifest it is no artefact any more, should this be cut short.
         (one.path / "slmc.json").unlink(missing_ok=True)
         shutil.rmtree(one.path, ignore_errors=True)
-    for path in found.states:
+    for path in set(found.states) & set(now.states):
         shutil.rmtree(path, ignore_errors=True)
     for folder in now.gone:
         _entry(folder).unlink(missing_ok=True)
