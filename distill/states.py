@@ -97,7 +97,7 @@ def compute(
     with FileLock(out.parent / f".{out.name}.lock"):
         if not out.is_dir():
             staged = out.parent / f".{out.name}.partial"
-            _Computation(teacher, rows, ends, placement, blocks, queries, staged).go()
+            _Computation(teacher, digest, rows, ends, placement, blocks, queries, staged).go()
             os.replace(staged, out)
     return _open(out)
 
@@ -122,6 +122,7 @@ class _Computation:
     def __init__(
         self,
         teacher: SequentialRecommender,
+        digest: str,
         rows: Rows,
         ends: tuple[int, ...],
         placement: Placement,
@@ -130,7 +131,7 @@ class _Computation:
         folder: Path,
     ) -> None:
         self.teacher, self.rows, self.ends, self.placement = teacher, rows, ends, placement
-        self.folder = folder
+        self.digest, self.folder = digest, folder
         folder.mkdir(parents=True, exist_ok=True)
         count, length = rows.item_ids.shape
         width, dim = teacher.config.backbone_config.hidden_size, teacher.config.item_dim
@@ -201,7 +202,9 @@ class _Computation:
                 array.flush()
         self.done, self.unit = done, self.unit or 1.0
         staged = self.folder / "progress.partial"
-        staged.write_text(json.dumps({"done": done, "unit": self.unit}))
+        # `slmc cache gc` removes states by the digest of their teacher.
+        mark = {"done": done, "unit": self.unit, "teacher": self.digest}
+        staged.write_text(json.dumps(mark))
         os.replace(staged, self.folder / "progress.json")
 
     def _mean_square(self) -> NDArray[np.float32]:

@@ -17,6 +17,11 @@ def objects() -> Path:
     return root() / "objects"
 
 
+def runs() -> Path:
+    """The folders of all runs that have used the cache, a file each."""
+    return root() / "runs"
+
+
 def offline() -> bool:
     """Whether the network must be left alone: ``--offline``, or ``HF_HUB_OFFLINE=1``."""
     return os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")

@@ -1,5 +1,7 @@
 """What every test has: a cache of its own, and one tiny chain of artefacts for all that ask."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from slmc.artefact import Artefact
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
+ROOT = Path(__file__).parent.parent
 BACKBONE = "random://llama?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64"
 
 
@@ -120,3 +123,26 @@ def sealed(tmp_path: Path) -> artefact.Artefact:
     with artefact.draft(tmp_path / "sealed") as work:
         (work.path / "payload.txt").write_text("payload")
         return work.seal(kind="report", stage="test", config=Seeded(), inputs={})
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the tracked files alone, so that nothing that lies about can get into it."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            target.symlink_to((ROOT / name).readlink())
+        elif (ROOT / name).is_file():
+            target.write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
+        check=True,
+        capture_output=True,
+    )
+    (built,) = out.glob("*.whl")
+    return built

@@ -164,7 +164,7 @@ def test_the_pipeline_of_single_stages_composes(
     # Nothing links to these artefacts, so that all of them go; the copies stay.
     assert slmc("cache", "gc", "--dry-run", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["removed"]) >= 6
-    assert slmc("cache", "gc") == 0
+    assert slmc("cache", "gc", "--yes") == 0
     assert not Path(student).exists() and Path(engine, "slmc.json").is_file()
     capsys.readouterr()
 
@@ -231,7 +231,7 @@ def test_recipes(tmp_path: Path, capsys: Captured) -> None:
         f"error: {copied} exists already.\n  Name another file, or pass --force.\n"
     )
     assert slmc("recipe", "check", copied) == 0
-    assert "quickstart: " in capsys.readouterr().out
+    assert "mine: " in capsys.readouterr().out
     assert slmc("recipe", "show", copied, "--resolved", "--set", "distill.layers=3") == 0
     assert "layers: 3" in capsys.readouterr().out
     assert slmc("recipe", "schema") == 0

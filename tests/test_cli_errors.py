@@ -175,3 +175,28 @@ def test_sigterm_ends_with_143_in_a_process() -> None:
     assert done.stderr == (
         "error: terminated.\n  Run the same command again: it goes on from there.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["distill", ""], "TEACHER"),
+        (["export", ""], "MODEL"),
+        (["bench", "engine", "--data", ""], "--data"),
+        (["quantize", "model", "-o", ""], "--out"),
+        (["recommend", "", "1"], "ENGINE"),
+        (["show", "model", " "], "ARTEFACT"),
+        (["data", "prepare", ""], "SOURCE"),
+        (["cache", "gc", "--runs", ""], "--runs"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_folder(
+    arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.call(arguments) == 2
+    command = " ".join(one for one in arguments[:2] if one in ("data", "cache", "prepare", "gc"))
+    said, remedy = capsys.readouterr().err.splitlines()
+    assert name in said and said.endswith(
+        "it is empty; is a variable not set, or has the command failed that gives it?"
+    )
+    assert remedy == f"  See `slmc {command or arguments[0]} --help`."

@@ -8,7 +8,7 @@ import typer
 
 from slmc import console
 from slmc.commands import inputs as given
-from slmc.commands.shared import Force, Json, Out, command
+from slmc.commands.shared import Force, Json, Out, command, not_empty
 from slmc.data.config import EvaluateConfig, PrepareConfig
 from slmc.options import configured
 from slmc.report.numbers import plain
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A path, a glob, a URL, or pypi://…")]
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="A path, a glob, a URL, or pypi://…", parser=not_empty),
+]
 Make = Callable[..., PrepareConfig]
 SHOWN_MALFORMED = 10
 METRIC = "ndcg@10"

@@ -7,11 +7,23 @@ from slmc import artefact as artefacts
 from slmc import console
 from slmc.artefact import Artefact, Kind
 from slmc.config import StageConfig
-from slmc.errors import UsageError
+from slmc.errors import ArtefactError, UsageError
 
 
 def taken(path: Path, kind: Kind | None = None) -> Artefact:
-    """The artefact at a path, its hashes checked."""
+    """The artefact at a path, its hashes checked.
+
+    Raises:
+        ArtefactError: There is none; of a link of a run, with the command that makes it again.
+    """
+    if path.is_symlink() and not path.exists():
+        from slmc.pipeline.rundir import RunDir
+
+        again = RunDir(path.parent).again(path.name)
+        raise ArtefactError(
+            f"{path} links to {path.readlink()}, which is not there any more.",
+            f"Make it again with {again}." if again else "Run its recipe again.",
+        )
     return artefacts.load(path, kind=kind)
 
 

@@ -61,10 +61,10 @@ def cp(
     to: Annotated[Path, typer.Argument(metavar="FILE", help="Where the copy goes.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
-    """Copy a recipe, to change it."""
+    """Copy a recipe, to change it; the copy is named after its file."""
     from slmc import recipe as recipes
 
-    text = recipes.text_of(recipe)
+    text = recipes.renamed(recipes.text_of(recipe), recipe, to)
     write_new(to, text, force=force)
     console.result(str(to))
 

@@ -1,10 +1,11 @@
 """Options that several commands have, spelt the same everywhere."""
 
+import copy
 import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -38,6 +39,32 @@ def context() -> dict[str, Any]:
     }
 
 
+def not_empty(text: str) -> str:
+    """What was given; raises ``typer.BadParameter`` where it is empty."""
+    if not text.strip():
+        raise typer.BadParameter(
+            "it is empty; is a variable not set, or has the command failed that gives it?"
+        )
+    return text
+
+
+def path(text: str | Path) -> Path:
+    """The path that was given; an empty one, which Python takes for this folder, is refused."""
+    return Path(not_empty(str(text)))
+
+
+def _with_paths(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter of a command, read by :func:`path` if it is one path or several."""
+    parts = get_args(parameter.annotation)
+    if not parts or not {Path, list[Path]} & {parts[0], *get_args(parts[0])}:
+        return parameter
+    # Options such as --out are shared by commands: theirs stays as it is.
+    kind, infos = parts[0], [copy.copy(info) for info in parts[1:]]
+    for info in infos:
+        info.parser = path
+    return parameter.replace(annotation=Annotated[kind, *infos])
+
+
 def command(
     app: typer.Typer, name: str | None = None, *, network: bool = False
 ) -> Callable[[Function], Function]:
@@ -68,7 +95,7 @@ def command(
                 return function(**values)
 
         wanted = {p.name for p in own}
-        visible = [p for p in own if p.name != "lines"]
+        visible = [_with_paths(p) for p in own if p.name != "lines"]
         app.command(name, context_settings=context())(signed(call, [*visible, *extra], function))
         return function
 

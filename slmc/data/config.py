@@ -1,7 +1,8 @@
 """What can be set for the data and for the evaluation. No torch here."""
 
+from collections.abc import Mapping
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +33,18 @@ class Titles(StageConfig):
     """Column of item ids."""
     title: str = "title"
     """Column of titles."""
+    of: str | None = None
+    """A part of the name of the log's source that the titles belong to: they are left out where
+    data.source names another one. null: they go with any source."""
+
+
+class Terms(StageConfig):
+    """Terms of use of a log."""
+
+    text: str
+    """What they say."""
+    of: str | None = None
+    """A part of the name of the source that they belong to, as for titles."""
 
 
 class LeaveOneOut(StageConfig):
@@ -79,8 +92,18 @@ class PrepareConfig(Seeded):
     """Keep a seeded sample of so many users, drawn after the core; null keeps all."""
     max_malformed: Budget = "1%"
     """Share (or number) of malformed rows above which preparing fails."""
-    terms: str | None = None
-    """Terms of use of the data: shown when it is read, kept beside the dataset as TERMS.txt."""
+    terms: Terms | None = None
+    """Terms of use of the data: shown when it is read, kept beside the dataset as TERMS.txt. Their
+    text may stand here alone: they then go with any source."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_belongs_to_another_source(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        terms = raw.get("terms")
+        alone = {"terms": {"text": terms}} if isinstance(terms, str) else {}
+        return {**raw, **alone, **dict.fromkeys(of_another_source(raw))}
 
     @model_validator(mode="after")
     def _time_for_a_temporal_split(self) -> "PrepareConfig":
@@ -88,6 +111,24 @@ class PrepareConfig(Seeded):
             why = "columns.time is null" if self.columns.time is None else "format is sequences"
             raise ValueError(f"split.by: time needs time stamps, and {why}")
         return self
+
+
+def of_another_source(data: Mapping[str, Any]) -> dict[str, str]:
+    """Which of ``titles`` and ``terms`` belong to another source than the one that is named.
+
+    Args:
+        data: Settings of :class:`PrepareConfig` as written, not checked yet.
+
+    Returns:
+        The key -> what it says that its source's name holds.
+    """
+    found = {}
+    for key in ("titles", "terms"):
+        written = data.get(key)
+        of = written.get("of") if isinstance(written, Mapping) else getattr(written, "of", None)
+        if isinstance(of, str) and of not in str(data.get("source")):
+            found[key] = of
+    return found
 
 
 class EvaluateConfig(Seeded, Protocol):

@@ -64,7 +64,8 @@ def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         _write_json(work.path / "preprocessor.json", preprocessor)
         _write_json(work.path / "metrics.json", prepared.metrics)
         if config.terms is not None:
-            (work.path / "TERMS.txt").write_text(config.terms.strip() + "\n", encoding="utf-8")
+            terms = config.terms.text.strip() + "\n"
+            (work.path / "TERMS.txt").write_text(terms, encoding="utf-8")
         return work.seal(
             kind="dataset",
             stage="prepare",
@@ -82,7 +83,7 @@ def fetch_log(config: PrepareConfig) -> Log:
     """
     paths = fetch(config.source)
     if config.terms is not None:
-        log.info("Terms of use of %s: %s", paths[0].name, " ".join(config.terms.split()))
+        log.info("Terms of use of %s: %s", paths[0].name, " ".join(config.terms.text.split()))
     if config.split.by == "time" and one_format(paths, config.format) == "sequences":
         raise DataError(
             f"{paths[0]} is in the sequence format, which has no time stamps to split by.",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmc.artefact import Artefact
+from slmc.artefact import Artefact, is_key
 from slmc.errors import UsageError
 from slmc.pipeline.keys import Key
 
@@ -64,13 +64,32 @@ class RunDir:
         link.unlink(missing_ok=True)
         link.symlink_to(artefact.path.resolve())
 
+    def keys(self) -> set[str]:
+        """Keys of the steps that the folder links to, or that its lock names.
+
+        The lock also names steps that the last run has not reached: they were made by an
+        earlier one, and the next run takes them from the cache.
+
+        Raises:
+            OSError: The folder is not there, or cannot be read.
+        """
+        links = [entry.path for entry in os.scandir(self.path) if entry.is_symlink()]
+        named = [Path(link).readlink().name for link in links]
+        named += [str(step.get("key")) for step in self.locked().values()]
+        return {name for name in named if is_key(name)}
+
     def write_lock(
-        self, recipe: str, order: Sequence[str], made: Mapping[str, tuple[Key, Artefact]]
+        self,
+        recipe: str,
+        command: str,
+        order: Sequence[str],
+        made: Mapping[str, tuple[Key, Artefact]],
     ) -> None:
         """Write ``recipe.lock``; of steps that this run has not reached, the last entry stays.
 
         Args:
             recipe: Name of the recipe.
+            command: The command that runs it into this folder.
             order: Ids of all its steps.
             made: Step id -> its key and artefact, so far.
         """
@@ -82,6 +101,8 @@ class RunDir:
         lock = {
             "format": 1,
             "recipe": recipe,
+            "command": command,
+            "directory": str(Path.cwd()),
             "versions": {name: v for part in parts for name, v in part["versions"].items()},
             "sources": {
                 step_id: step["parts"]["fingerprint"]
@@ -94,10 +115,7 @@ class RunDir:
 
     def locked(self) -> dict[str, Any]:
         """Step id -> key, digest and parts of the last run; empty if there was none."""
-        try:
-            steps = json.loads((self.path / LOCK).read_bytes())["steps"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+        steps = self._lock().get("steps")
         if not isinstance(steps, dict):
             return {}
         return {
@@ -105,6 +123,26 @@ class RunDir:
             for step_id, step in steps.items()
             if isinstance(step, dict) and set(step.get("parts", ())) >= PARTS
         }
+
+    def again(self, link: str) -> str | None:
+        """How the artefact behind one of the folder's links is made again; None if not known.
+
+        Args:
+            link: Name of the link, ``NN-id``.
+        """
+        lock = self._lock()
+        command, directory = lock.get("command"), lock.get("directory")
+        if not LINK.fullmatch(link) or not isinstance(command, str):
+            return None
+        told = f"`{command} --until {link.partition('-')[2]}`"
+        return told if directory == str(Path.cwd()) else f"{told} in {directory}"
+
+    def _lock(self) -> dict[str, Any]:
+        try:
+            lock = json.loads((self.path / LOCK).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return lock if isinstance(lock, dict) else {}
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""

@@ -7,6 +7,7 @@ goes on from there; what a long step keeps for itself is under its own key.
 
 import json
 import logging
+import shlex
 import signal
 import threading
 import time
@@ -28,6 +29,7 @@ from slmc.errors import (
     VerdictError,
 )
 from slmc.pipeline import store
+from slmc.pipeline.inventory import register
 from slmc.pipeline.judging import check_power, described, judge_gates, protocol_of
 from slmc.pipeline.keys import Key, Outside, key_of
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
@@ -134,6 +136,7 @@ def run(
         check_engines(to_run)
         check_disk(to_run)
     folder.open(resolved_yaml(recipe))
+    register(folder.path)
     result = RunResult(recipe, folder.path, until=until)
     with _sigterm_ends_the_run():
         _run_steps(order, planned, result, folder, outside, on_step)
@@ -241,6 +244,9 @@ def _run_steps(
 ) -> None:
     recipe, until = result.recipe, result.until
     again = f"Go on with `{recipe.command}{f' --until {until}' if until else ''}`"
+    command = recipe.command
+    if folder.path != default_run_dir(recipe):
+        command += f" -o {shlex.quote(str(folder.path))}"
     ids = [step.id for step in schedule(recipe)]
     made: dict[str, Artefact] = {}
     keys: dict[str, tuple[Key, Artefact]] = {}
@@ -260,7 +266,7 @@ def _run_steps(
             if step.id.startswith("evaluate."):
                 result.evaluations[step.id.removeprefix("evaluate.")] = artefact
             folder.link(number, step.id, artefact)
-            folder.write_lock(recipe.name, ids, keys)
+            folder.write_lock(recipe.name, command, ids, keys)
             on_step(done)
             _check(step, artefact)
         except VerdictError as error:

@@ -96,7 +96,7 @@ def _checked(key: str, kind: Kind) -> Artefact | None:
     except FileNotFoundError:  # another process was faster
         return None
     except OSError as error:
-        raise _unwritable(error) from None
+        raise unwritable(error) from None
     log.warning("%s It is kept as %s, and made again.", why, aside)
     return None
 
@@ -121,7 +121,7 @@ def _claim(key: str) -> Iterator[None]:
             log.info("another process is making %s; waiting for it", key[:12])
             lock.acquire()
     except OSError as error:
-        raise _unwritable(error) from None
+        raise unwritable(error) from None
     try:
         yield
     finally:
@@ -143,7 +143,8 @@ def _link_digest(made: Artefact) -> None:
     os.replace(staged, link)
 
 
-def _unwritable(error: OSError) -> MissingError:
+def unwritable(error: OSError) -> MissingError:
+    """The error of a cache that cannot be written."""
     return MissingError(
         f"the cache {cache.root()} cannot be written: {error.strerror}.",
         "Set SLMC_CACHE to a folder that can be written.",

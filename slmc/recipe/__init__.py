@@ -6,8 +6,9 @@ from slmc.recipe.loading import (
     Recipe,
     load,
     packaged,
+    renamed,
     resolved_yaml,
     text_of,
 )
 
-__all__ = ["VERSION", "Head", "Recipe", "load", "packaged", "resolved_yaml", "text_of"]
+__all__ = ["VERSION", "Head", "Recipe", "load", "packaged", "renamed", "resolved_yaml", "text_of"]

@@ -14,7 +14,9 @@ Checking needs no torch: names, types, values and the flow of artefacts are all 
 configs. Everything that is wrong is told at once, each fault with its line.
 """
 
+import logging
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field
 
 from slmc.config import Placed, Protocol, StageConfig
-from slmc.data.config import EvaluateConfig, PrepareConfig
+from slmc.data.config import EvaluateConfig, PrepareConfig, of_another_source
 from slmc.errors import RecipeError
 from slmc.gates import Gate
 from slmc.recipe.checks import checked
@@ -40,7 +42,10 @@ from slmc.recipe.text import Document, dump, parse
 
 Config = TypeVar("Config", bound=StageConfig)
 
+log = logging.getLogger("slmc.recipe")
+
 VERSION = 1
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 SUFFIXES = (".yaml", ".yml")
 CONFIGS: dict[str, type[BaseModel] | None] = {"data": PrepareConfig, "evaluate": EvaluateConfig}
 
@@ -50,7 +55,7 @@ class Head(Placed):
 
     version: int
     """Version of the recipe format: 1."""
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=f"^{NAME}$")
     """Name of the recipe, and of its folder under runs/."""
     description: str = ""
     """What the recipe is for, in a line."""
@@ -180,6 +185,21 @@ def text_of(name_or_path: str | Path) -> str:
     return _text(str(name_or_path))[0]
 
 
+def renamed(text: str, before: str, file: Path) -> str:
+    """The text of a recipe as that of a copy: its name, and the commands that its comments tell.
+
+    Args:
+        text: The recipe as written.
+        before: What it was called on the command line.
+        file: Where the copy goes. Where its name is none that a recipe may have, the name stays.
+    """
+    if not re.fullmatch(NAME, file.stem):
+        return text
+    text = re.sub(r"^name:.*$", lambda _: f"name: {file.stem}", text, count=1, flags=re.MULTILINE)
+    command = rf"(?<=slmc run ){re.escape(before)}(?=\s)"
+    return re.sub(command, lambda _: shlex.quote(str(file)), text)
+
+
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe with every setting written out; reading it gives the same recipe again."""
     controls = {step.id.removesuffix(".control") for step in recipe.steps if step.is_control}
@@ -263,6 +283,7 @@ def _read(document: Document, faults: Faults, name: str) -> Recipe:
         refuse_misfits(document, faults, steps)
     gates = read_gates(document, faults, steps)
     faults.stop(name)
+    _warn_of_another_source(document)
     return Recipe(
         head.name,
         head.description,
@@ -275,6 +296,16 @@ def _read(document: Document, faults: Faults, name: str) -> Recipe:
         tuple(gates),
         head.power,
     )
+
+
+def _warn_of_another_source(document: Document) -> None:
+    data = document.value["data"]
+    for key, of in of_another_source(data).items():
+        log.warning(
+            "%s: data.%s is left out: it belongs to a source whose name holds %r, and data.source "
+            "is %s",
+            document.place(("data", key)), key, of, data["source"],
+        )  # fmt: skip
 
 
 def _smoke(recipe: Recipe) -> Recipe:

