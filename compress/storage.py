@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from slmc.artefact import Artefact
 from slmc.compress.layers import Quantized
 from slmc.model import quantized
-from slmc.model.saving import forget_source
+from slmc.model.saving import forget_source, tell_how_to_load
 
 
 def save(
@@ -49,6 +49,7 @@ def save(
             for name, tensor in _compressed(layer).items():
                 state[f"{layer.name}.{name}"] = tensor
     forget_source(config)
+    tell_how_to_load(config)
     config.save_pretrained(out)
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(contiguous, out / "model.safetensors", metadata={"format": "pt"})

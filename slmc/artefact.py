@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -25,8 +25,9 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmc import __version__
-from slmc.errors import ArtefactError
+from slmc.errors import ArtefactError, UsageError
 from slmc.libraries import LIBRARIES
+from slmc.system import unwritable
 
 SCHEMA = 1
 MANIFEST = "slmc.json"
@@ -153,8 +154,9 @@ def draft(out: Path) -> Iterator[Draft]:
     :class:`ArtefactError` if ``out`` exists already.
     """
     partial = out.parent / f".{out.name}.partial"
+    lock = out.parent / f".{out.name}.lock"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.parent / f".{out.name}.lock"):
+    with FileLock(lock):
         if out.exists():
             raise ArtefactError(
                 f"{out} exists already; what is there is kept.",
@@ -164,11 +166,15 @@ def draft(out: Path) -> Iterator[Draft]:
         shutil.rmtree(work.path, ignore_errors=True)
         work.path.mkdir(parents=True)
         work.resume.mkdir(exist_ok=True)
-        yield work
-        if work.sealed is not None:
-            shutil.rmtree(partial)
-    if work.sealed is not None:
-        (out.parent / f".{out.name}.lock").unlink(missing_ok=True)
+        try:
+            yield work
+        finally:
+            # Of what broke, only that stays which the next try goes on from.
+            shutil.rmtree(work.path, ignore_errors=True)
+            if work.sealed is not None or not any(work.resume.iterdir()):
+                shutil.rmtree(partial, ignore_errors=True)
+                # Who waits for the lock sees that its file is gone, and opens another.
+                lock.unlink(missing_ok=True)
 
 
 def load(path: Path, *, kind: Kind | None = None) -> Artefact:
@@ -228,29 +234,86 @@ def peek(path: Path) -> Artefact:
 
 
 def copy(artefact: Artefact, out: Path, *, force: bool = False) -> Artefact:
-    """Put ``artefact`` at ``out`` too, whole or not at all.
+    """Put ``artefact`` at ``out`` too, whole or not at all; what fails leaves nothing behind.
 
     Raises:
-        ArtefactError: ``out`` exists, and is no artefact or ``force`` is not given.
+        ArtefactError: ``out`` is taken (:func:`check_free`).
+        UsageError: The system refuses the path.
+        MissingError: The disk is full, or cannot be written.
     """
+    check_free(out, force=force)
+    staged = out.parent / f".{out.name}.copy-{os.getpid()}"
+    new_folders = [folder for folder in out.parents if not folder.exists()]
+    done = False
+    try:
+        shutil.rmtree(staged, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _copy_files(artefact.path, staged)
+        _put(staged, out)
+        done = True
+    except OSError as error:
+        raise unwritable(out, error) from None
+    finally:
+        if not done:
+            shutil.rmtree(staged, ignore_errors=True)
+            for folder in new_folders:
+                with suppress(OSError):
+                    folder.rmdir()
+    return Artefact(out, artefact.manifest)
+
+
+def check_free(out: Path, *, force: bool = False) -> None:
+    """See that an artefact can be put at ``out``.
+
+    Raises:
+        ArtefactError: Something is there, and is no artefact or ``force`` is not given; or it is
+            a link to nothing.
+        UsageError: What should be its folder is a file, or cannot be written.
+    """
+    if out.is_symlink() and not out.exists():
+        raise ArtefactError(
+            f"{out} is a link to {out.readlink()}, which is not there; the link is kept.",
+            "Remove the link, or name another --out.",
+        )
     if out.exists() and not (force and (out / MANIFEST).is_file()):
         why = "exists already" if (out / MANIFEST).is_file() else "exists and was not made by slmc"
         raise ArtefactError(
             f"{out} {why}; what is there is kept.",
             "Name another --out, or pass --force to replace an artefact.",
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staged = out.parent / f".{out.name}.copy-{os.getpid()}"
-    shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(artefact.path, staged)
-    if out.exists():
-        old = out.parent / f".{out.name}.old-{os.getpid()}"
-        os.replace(out, old)
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UsageError(f"{out} cannot be made: {above} is no folder.", "Name another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{out} cannot be made: the folder {above} cannot be written.", "Name another --out."
+        )
+
+
+def _copy_files(source: Path, to: Path) -> None:
+    for file in sorted(source.rglob("*")):
+        if file.is_file():
+            copied = to / file.relative_to(source)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
+
+
+def _put(staged: Path, out: Path) -> None:
+    """Give a folder its name; an artefact that has it, or a link to one, makes way."""
+    if not out.exists():
         os.replace(staged, out)
-        shutil.rmtree(old)
+        return
+    old = out.parent / f".{out.name}.old-{os.getpid()}"
+    os.replace(out, old)
+    try:
+        os.replace(staged, out)
+    except OSError:
+        os.replace(old, out)
+        raise
+    if old.is_symlink():
+        old.unlink()  # what it links to is not ours to remove
     else:
-        os.replace(staged, out)
-    return Artefact(out, artefact.manifest)
+        shutil.rmtree(old)
 
 
 def is_key(name: str) -> bool:

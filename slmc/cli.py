@@ -13,8 +13,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from slmc import __version__, console
+from slmc import __version__, console, streams
+from slmc.commands import HELP_OPTIONS
 from slmc.errors import BrokenRunError, SlmcError, UsageError
+from slmc.system import refused
 
 STAGES, LOOK, ELSE = "One stage, on artefacts", "Use and look", "More"
 COMMANDS = {
@@ -70,10 +72,16 @@ class Commands(TyperGroup):
 def command(name: str) -> Any:
     """The subcommand itself, imported now."""
     module = importlib.import_module(COMMANDS[name][0])
-    return get_command(module.app)
+    made = get_command(module.app)
+    made.context_settings.setdefault("help_option_names", list(HELP_OPTIONS))
+    return made
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    context_settings={"help_option_names": list(HELP_OPTIONS)},
+)
 
 
 def _version(asked: bool) -> None:
@@ -93,18 +101,21 @@ def root(
 
 def main() -> None:
     """Run the command line and exit."""
+    streams.guard()
     sys.exit(call(sys.argv[1:]))
 
 
 def call(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code.
 
-    A known error, a usage error and a fault of slmc are two lines on stderr each; ``-v`` also
-    shows where. ``SystemExit`` (as of SIGTERM) passes through as its code.
+    A known error, a usage error, what the operating system refuses and a fault of slmc are two
+    lines on stderr each; ``-v`` also shows where. ``SystemExit`` (as of SIGTERM) passes through
+    as its code.
     """
     console.reset()
     try:
         code = get_command(app).main(list(arguments), prog_name="slmc", standalone_mode=False)
+        sys.stdout.flush()
     except SlmcError as error:
         console.error(error)
         return error.exit_code
@@ -121,7 +132,7 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def _other(error: Exception) -> int:
-    """Say a usage error of the option parser, an interruption, or a fault of slmc."""
+    """Say a usage error of the option parser, a refusal of the system, or a fault of slmc."""
     kind = type(error).__name__
     if kind == "Abort":
         console.error(SlmcError("interrupted.", "Run the same command again."))
@@ -136,6 +147,9 @@ def _other(error: Exception) -> int:
             text = " ".join(parser_said().split())
             console.error(UsageError(text, f"See `{path} --help`."))
         return int(getattr(error, "exit_code", 2))
+    if (told := refused(error)) is not None:
+        console.error(told)
+        return told.exit_code
     lines = str(error).strip().splitlines() or [""]
     console.error(
         BrokenRunError(

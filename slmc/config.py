@@ -1,19 +1,43 @@
 """What the configs of all stages share. No torch here: recipes are checked without it."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
 
 OUTSIDE_KEY: dict[str, JsonValue] = {"key": False}
 """Marks a field that does not change a stage's result: it is no part of the step's key."""
-BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+LARGEST = 2**32 - 1
+"""Of any number in a config: what every generator takes as a seed, and more than any size."""
+SHOWN_DIGITS = 40
+BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%?)")
 
 
 class StageConfig(BaseModel):
-    """A stage's settings: frozen, every key known, every field described by its docstring."""
+    """A stage's settings: frozen, every key known, every field described by its docstring.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    Every number is finite, and no larger than :data:`LARGEST`.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _in_range(cls, value: Any) -> Any:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int | float) and abs(one) > LARGEST:
+                raise ValueError(_too_large(one))
+        return value
 
     def extras(self) -> dict[str, str]:
         """Modules that these settings need beside the stage's own -> extra that brings them."""
@@ -105,12 +129,20 @@ class TrainConfig(Seeded, Placed, Protocol):
         return self
 
 
+def _too_large(value: object) -> str:
+    shown = str(value)
+    shown = shown if len(shown) <= SHOWN_DIGITS else f"{shown[:SHOWN_DIGITS]}…"
+    return f"should be at most {LARGEST}, not {shown}"
+
+
 def parse_budget(value: str | float) -> tuple[float, bool]:
     """Read ``3%`` as (0.03, relative) and ``0.01`` as (0.01, absolute)."""
     match = BUDGET.fullmatch(str(value).strip())
     if match is None:
         raise ValueError(f"{value!r} is neither a number nor a percentage such as 3%")
     number, percent = float(match[1]), bool(match[2])
+    if number > LARGEST:
+        raise ValueError(_too_large(value))
     return (number / 100 if percent else number), percent
 
 

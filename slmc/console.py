@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -40,6 +40,7 @@ ENVIRONMENT = {
 }
 """Set before a library that reads them is imported, unless the user has set them."""
 
+log = logging.getLogger("slmc.console")
 _verbose = _quiet = False
 
 
@@ -184,6 +185,7 @@ class JsonLines(logging.Handler):
         super().__init__(logging.DEBUG)
         self._held: list[str] = []
         self._file: IO[str] | None = None
+        self._full = False
 
     def open(self, path: Path) -> None:
         """Append to ``path`` from now on, what was held first; a second call does nothing."""
@@ -195,19 +197,25 @@ class JsonLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write or hold the record."""
+        if self._full:
+            return
         try:
             line = json.dumps(entry(record), default=str, allow_nan=False) + "\n"
             if self._file is None:
                 self._held.append(line)
             else:
                 self._file.write(line)
+        except OSError as error:
+            self._full = True
+            log.warning("log.jsonl ends here: %s", error.strerror)
         except Exception:
             self.handleError(record)
 
     def close(self) -> None:
         """Close the file; what is still held goes."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # on a full disk what the file still holds back is lost
+                self._file.close()
         self._file = None
         super().close()
 

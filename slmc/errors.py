@@ -20,6 +20,7 @@ class SlmcError(Exception):
     def __init__(self, what: str, remedy: str) -> None:
         """Keep both lines; ``what`` names the file, line or key."""
         super().__init__(what)
+        self.add_note(remedy)  # a traceback of Python shows it below the message
         self.what = what
         self.remedy = remedy
 

@@ -5,10 +5,9 @@ comma-separated, truth values are flags. What pydantic says against them is told
 """
 
 import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
@@ -16,12 +15,22 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from slmc.errors import UsageError
-from slmc.recipe.checks import models_at, reasons
-from slmc.recipe.text import scalar
+from slmc.recipe.checks import members, models_at, reasons
+from slmc.recipe.faults import Faults
+from slmc.recipe.text import parse, scalar
 
 Model = TypeVar("Model", bound=BaseModel)
 Function = Callable[..., int | None]
 PANEL = "Settings"
+METAVARS = {
+    str: "TEXT",
+    int: "INT",
+    float: "FLOAT",
+    bool: "true|false",
+    date: "YYYY-MM-DD",
+    dict: "NAME=VALUE,…",
+}
+"""Type of a setting -> what its help shows."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Setting:
     many: bool
     text: bool
     """Whether the value is text whatever it looks like."""
+    mapping: bool = False
+    """Whether a whole mapping may be given too."""
 
     @property
     def option(self) -> str:
@@ -68,11 +79,11 @@ def _collect(
     for name, field in config.model_fields.items():
         path = (*at, name)
         usual = getattr(default, name, None) if default is not None else field.get_default()
-        arms = _arms(field.annotation)
+        arms = members(field.annotation)
         if plain := [a for a in arms if not _is_model(a)]:
             # A nested config that may be absent is taken away with `null`.
             said = " ".join((field.description or "").split())
-            made = _setting(path, said, plain, usual)
+            made = _setting(path, said, plain, usual, nested=len(plain) < len(arms))
             before = found.get(path)
             if before is not None and made.metavar not in (before.metavar or "").split("|"):
                 # Two kinds of a nested config have it, such as split.by.
@@ -82,18 +93,23 @@ def _collect(
             _collect(inner, path, usual if isinstance(usual, inner) else None, found)
 
 
-def _setting(path: tuple[str, ...], said: str, arms: list[Any], default: Any) -> Setting:
+def _setting(
+    path: tuple[str, ...], said: str, arms: list[Any], default: Any, *, nested: bool
+) -> Setting:
     many = any(get_origin(arm) is tuple for arm in arms)
     flag = arms == [bool]
-    leaves = [leaf for arm in arms for leaf in _arms(get_args(arm)[0] if many else arm)]
-    leaves = [leaf for leaf in leaves if leaf not in (type(None), Ellipsis)]
+    inner = [get_args(arm)[0] if get_origin(arm) is tuple else arm for arm in arms]
+    leaves = [leaf for arm in inner for leaf in members(arm) if leaf is not type(None)]
     shown = "" if default is PydanticUndefined or isinstance(default, BaseModel) else default
     if isinstance(shown, tuple):
         shown = ",".join(str(item) for item in shown)
     tail = "  [required]" if default is PydanticUndefined else f"  [default: {_plain(shown)}]"
-    metavar = "|".join(_metavar(leaf) for leaf in leaves) or "null"
+    kinds = (
+        [_metavar(leaf) for leaf in leaves] + ["MAPPING"] * nested + ["null"] * (type(None) in arms)
+    )
+    metavar = None if flag else "|".join(kinds)
     text = bool(leaves) and set(leaves) <= {str}
-    return Setting(path, said + tail * (shown != ""), None if flag else metavar, flag, many, text)
+    return Setting(path, said + tail * (shown != ""), metavar, flag, many, text, nested)
 
 
 def _plain(value: Any) -> str:
@@ -103,15 +119,6 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _arms(annotation: Any) -> list[Any]:
-    """The types that a value may have: the members of a union, seen through ``Annotated``."""
-    if get_origin(annotation) is Annotated:
-        return _arms(get_args(annotation)[0])
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        return [arm for part in get_args(annotation) for arm in _arms(part)]
-    return [annotation]
-
-
 def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
@@ -119,7 +126,7 @@ def _is_model(annotation: Any) -> bool:
 def _metavar(leaf: Any) -> str:
     if get_origin(leaf) is Literal:
         return "|".join(str(choice) for choice in get_args(leaf))
-    return {str: "TEXT", int: "INT", float: "FLOAT"}.get(leaf, getattr(leaf, "__name__", "VALUE"))
+    return METAVARS.get(get_origin(leaf) or leaf, "VALUE")
 
 
 def build(
@@ -151,6 +158,10 @@ def build(
 def _value(one: Setting, said: Any) -> Any:
     if one.flag:
         return said
+    if one.mapping and said.startswith("{"):
+        faults = Faults()
+        read = parse(said, one.option, {}, faults).value
+        return said if faults else read
     if one.many:
         words = [word.strip() for text in said for word in text.strip("[]").split(",")]
         if words == ["null"]:

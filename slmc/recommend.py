@@ -1,9 +1,14 @@
 """What to take next: original ids of one history in, original ids and titles out. No torch."""
 
 import logging
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -27,8 +32,8 @@ class Recommendation:
 
 
 def recommend(
-    engine: Engine | Artefact | Path,
-    ids: Sequence[str],
+    engine: Engine | Artefact | Path | str,
+    ids: Sequence[str | int],
     k: int = 10,
     exclude_seen: bool = False,
 ) -> list[Recommendation]:
@@ -36,16 +41,16 @@ def recommend(
 
     Args:
         engine: A running engine, or where one is.
-        ids: Original ids, oldest first. Those that the vocabulary lacks are skipped, with a
-            warning that names them.
+        ids: Original ids, oldest first; a whole number is the id that is written so. Those that
+            the vocabulary lacks are skipped, with a warning that names them.
         k: At most the engine's ``top_k``; all items of a smaller catalogue.
         exclude_seen: Leave out the items of ``ids``. Fewer than k may remain then.
 
     Raises:
-        UsageError: No id is known, or k is out of range.
+        UsageError: No id is known, k is out of range, or an argument is of another kind.
         ArtefactError: The engine is none, or broken.
     """
-    engine = engine if isinstance(engine, Engine) else Engine.open(engine)
+    engine, ids, k = _engine(engine), _texts(ids), _whole(k)
     vocabulary = _vocabulary(engine)
     top_k = engine.described.top_k
     if k < 1 or k > top_k < engine.described.num_items:
@@ -67,6 +72,42 @@ def recommend(
     if exclude_seen and len(found) < k:
         log.warning("%d of %d items are left after those of the history", len(found), k)
     return found[:k]
+
+
+def _engine(given: object) -> Engine:
+    if isinstance(given, Engine):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return Engine.open(Path(given))
+    if isinstance(given, Artefact):
+        return Engine.open(given)
+    raise UsageError(
+        f"engine: a path or an engine is needed, not {type(given).__name__}.",
+        'Name the folder of an engine, as in recommend("engine", ["50", "181"]).',
+    )
+
+
+def _texts(given: object) -> list[str]:
+    """Ids as the vocabulary has them, which are text."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise UsageError(
+            f"ids: a list of ids is needed, not {given!r}.", 'Give one, as ["50", "181"].'
+        )
+    ids = list(given)
+    for one in ids:
+        # A float, a truth value or null is no id: 50.0 may have been any of several.
+        if isinstance(one, bool) or not isinstance(one, str | Integral):
+            raise UsageError(
+                f"ids: {one!r} is of type {type(one).__name__}.",
+                "Give ids as text, as the log has them, or as whole numbers.",
+            )
+    return [str(one) for one in ids]
+
+
+def _whole(given: object) -> int:
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise UsageError(f"k: a whole number is needed, not {given!r}.", "Give one, as 10.")
+    return int(given)
 
 
 def _vocabulary(engine: Engine) -> Vocabulary:
@@ -94,3 +135,16 @@ def _rows(ids: Sequence[str], vocabulary: Vocabulary) -> np.ndarray[tuple[int], 
         log.warning("skipped, not in the vocabulary: %s", ", ".join(unknown))
     rows = [vocabulary.row_of[item] for item in ids if item in vocabulary.row_of]
     return np.array(rows, dtype=np.int32)
+
+
+class _Module(ModuleType):
+    """This module, which is called like the function that it holds."""
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise UsageError(
+            "slmc.recommend is a module, and cannot be called.",
+            "Call the function in it: `from slmc.recommend import recommend`.",
+        )
+
+
+sys.modules[__name__].__class__ = _Module

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 STAGE_FOLDERS = ("distill", "compress", "export")
 LAYERS = (
     {"errors", "libraries"},
+    {"system"},
     {"artefact", "cache"},
     {
         "config",
@@ -39,7 +40,7 @@ LAYERS = (
     {"stages"},
     {"recipe"},
     {"pipeline", "report"},
-    {"recommend", "doctor", "console", "options"},
+    {"recommend", "doctor", "console", "options", "streams"},
     {"commands", "cli", "__main__"},
 )
 TORCH_FREE = ("slmc", "slmc.recipe", "slmc.recipe.schema", "slmc.stages", "slmc.gates")

@@ -72,6 +72,28 @@ def test_every_command_has_help(name: str, capsys: Captured) -> None:
     assert f"slmc {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+@pytest.mark.parametrize("path", ["", "data", "data check", "recipe", "recipe ls", "cache", "run"])
+def test_help_is_asked_for_in_two_ways(path: str, asked: str, capsys: Captured) -> None:
+    assert slmc(*path.split(), asked) == 0
+    assert " ".join(["Usage: slmc", *path.split()]) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("di", "distill"), ("data pre", "prepare"), ("prune --ff", "--ffn")]
+)
+def test_the_shell_is_told_how_a_word_goes_on(typed: str, offered: str) -> None:
+    words = f"slmc {typed}"
+    asked = {"_SLMC_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    done = subprocess.run(
+        [sys.executable, "-m", "slmc"],
+        capture_output=True,
+        text=True,
+        env=os.environ | asked | {"COMP_CWORD": str(len(words.split()) - 1)},
+    )
+    assert (done.returncode, offered in done.stdout.split()) == (0, True), done.stderr
+
+
 def test_every_command_is_built_from_what_the_stages_know() -> None:
     for name in ("teach", "distill", "export", "bench"):
         from slmc.options import settings
@@ -135,6 +157,7 @@ def test_the_pipeline_of_single_stages_composes(
     assert slmc("validate", engine, "--baseline", student, "--max-drop", "ndcg@10=1%") == 0
     out = capsys.readouterr().out
     assert "pass, max_drop 1%" in out and "users can see a loss of" in out
+    assert "candidate: engine" in out and "baseline: " in out and "full ranking, " in out
 
     spoilt = shuffled(Path(engine), tmp_path / "shuffled")
     drop = ["--max-drop", "ndcg@10=1%"]

@@ -30,6 +30,23 @@ def test_names_and_defaults() -> None:
     )
 
 
+def test_the_help_shows_what_a_value_may_be() -> None:
+    shown = {o.option: o.metavar for stage in STAGES.values() for o in settings(stage.config)}
+    assert "null" not in shown.values() and "VALUE" not in shown.values()
+    assert shown["--prompt"] == "MAPPING|null"
+    assert shown["--ranking"] == "full|MAPPING"
+    assert shown["--exclude-seen"] == "true|false|auto"
+    assert shown["--split.valid"] == "YYYY-MM-DD"
+    assert shown["--max-minutes"] == "FLOAT|null"
+    assert shown["--assign"] == "NAME=VALUE,…"
+
+
+def test_a_whole_mapping_may_be_given() -> None:
+    given = {("titles",): "{source: titles.csv, title: name}"}
+    titles = build(PrepareConfig, given, "x", source="a").titles
+    assert titles is not None and (titles.source, titles.title) == ("titles.csv", "name")
+
+
 def test_values_are_read_as_in_a_recipe() -> None:
     made = build(DistillConfig, {("lr",): "1e-3", ("layers",): "6", ("control",): True}, "x")
     assert (made.lr, made.layers, made.control) == (1e-3, 6, True)

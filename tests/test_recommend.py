@@ -135,3 +135,39 @@ def test_an_edited_engine_is_refused(engine: Artefact) -> None:
     with pytest.raises(ArtefactError) as caught:
         recommend(engine.path, ["a"])
     assert str(caught.value) == f"{file} is not the file that was sealed."
+
+
+def test_a_path_may_be_text_and_ids_whole_numbers(engine: Artefact) -> None:
+    assert recommend(str(engine.path), ["a"]) == recommend(engine, ["a"])
+    with pytest.raises(UsageError) as caught:
+        recommend(str(engine.path), [1, np.int64(2)])
+    assert caught.value.what == "none of the ids is in the vocabulary: 1, 2."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"engine": None}, "engine: a path or an engine is needed, not NoneType."),
+        ({"ids": "a"}, "ids: a list of ids is needed, not 'a'."),
+        ({"ids": 7}, "ids: a list of ids is needed, not 7."),
+        ({"ids": ["a", 7.0]}, "ids: 7.0 is of type float."),
+        ({"ids": [None]}, "ids: None is of type NoneType."),
+        ({"k": "3"}, "k: a whole number is needed, not '3'."),
+        ({"k": True}, "k: a whole number is needed, not True."),
+    ],
+)
+def test_arguments_of_another_kind(
+    engine: Artefact, arguments: dict[str, object], what: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        recommend(**{"engine": engine, "ids": ["a"], **arguments})  # type: ignore[arg-type]
+    assert caught.value.what == what
+    assert caught.value.__notes__ == [caught.value.remedy]
+
+
+def test_the_module_says_that_it_is_one(engine: Artefact) -> None:
+    import slmc.recommend as module
+
+    with pytest.raises(UsageError) as caught:
+        module(engine.path, ["a"])  # type: ignore[operator]
+    assert caught.value.what == "slmc.recommend is a module, and cannot be called."

@@ -1,4 +1,4 @@
-"""``slmc diff A B``."""
+"""``slmc diff A B``: two artefacts, or two runs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,18 +8,21 @@ import typer
 from slmc import console
 from slmc.commands import inputs as given
 from slmc.commands.shared import Json, command
+from slmc.errors import UsageError
 
 app = typer.Typer(add_completion=False)
 
 
 @command(app)
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="An artefact.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="An artefact, or the folder of a run.")
+    ],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
     json: Json = False,
 ) -> None:
     """Tell how two artefacts differ."""
-    pair = [given.taken(path).manifest.model_dump(mode="json") for path in (first, second)]
+    pair = _comparable(first, second)
     found = {
         name: values
         for name, values in differences(flat(pair[0]), flat(pair[1])).items()
@@ -32,6 +35,26 @@ def diff(
         console.result(f"{name}: {left} -> {right}")
     if not found:
         console.result("no difference")
+
+
+def _comparable(*paths: Path) -> list[dict[str, Any]]:
+    """The manifests of artefacts, or what runs were and came to.
+
+    Raises:
+        UsageError: One is a run and the other is not.
+    """
+    from slmc.pipeline import past
+
+    runs = [path for path in paths if past.is_run(path)]
+    if not runs:
+        return [given.taken(path).manifest.model_dump(mode="json") for path in paths]
+    if len(runs) < len(paths):
+        other = next(path for path in paths if path not in runs)
+        raise UsageError(
+            f"{runs[0]} is the folder of a run, and {other} is not.",
+            "Name two runs, or two artefacts, such as steps of a run.",
+        )
+    return [past.comparable(past.told(path)) for path in paths]
 
 
 def flat(value: dict[str, Any], at: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from slmc import console
 from slmc.artefact import Artefact, Kind
 from slmc.config import StageConfig
 from slmc.errors import ArtefactError, UsageError
+from slmc.system import write_whole
 
 
 def taken(path: Path, kind: Kind | None = None) -> Artefact:
@@ -64,8 +65,8 @@ def run(
     force: bool,
     as_json: bool,
     save_recipe: Path | None = None,
-) -> None:
-    """Run one stage and print where its artefact is."""
+) -> Artefact:
+    """Run one stage and print where its artefact is; returns it."""
     from slmc.pipeline import run_stage
 
     recipe = None
@@ -75,8 +76,9 @@ def run(
         recipe = as_recipe(stage, config, inputs, save_recipe)
     made = run_stage(stage, config, inputs, out=out, force=force)
     if recipe is not None and save_recipe is not None:
-        save_recipe.write_text(recipe, encoding="utf-8")
+        write_whole(save_recipe, recipe)
     give(made, as_json=as_json)
+    return made
 
 
 def give(made: Artefact, *, as_json: bool) -> None:

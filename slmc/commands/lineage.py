@@ -11,6 +11,7 @@ from slmc.commands.inputs import parent
 from slmc.config import StageConfig
 from slmc.errors import UsageError
 from slmc.recipe import load
+from slmc.recipe.paths import tell_from
 from slmc.recipe.text import dump
 from slmc.stages import STAGES
 
@@ -37,7 +38,9 @@ def as_recipe(stage: str, config: StageConfig, inputs: Mapping[str, Artefact], f
     _add(stage, config, ids, lines)
     data = next((body for at, body in lines.values() if at == "prepare"), {})
     steps = [{at: body or None} for at, body in lines.values() if at != "prepare"]
-    text = dump({"version": 1, "name": file.stem, "data": data, "steps": steps})
+    recipe = {"version": 1, "name": file.stem, "data": data, "steps": steps}
+    tell_from(recipe, file.parent)
+    text = dump(recipe)
     _read_back(text)
     return text
 

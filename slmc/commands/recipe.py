@@ -8,6 +8,7 @@ import typer
 from slmc import console
 from slmc.commands.shared import Json, command
 from slmc.errors import UsageError
+from slmc.system import write_whole
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -74,7 +75,7 @@ def check(recipe: Name, sets: Sets = None, json: Json = False) -> None:
     """Say whether a recipe can run, without running it."""
     from slmc import recipe as recipes
 
-    loaded = recipes.load(recipe, sets=sets or ())
+    loaded = recipes.load(recipe, sets=sets or (), files=True)
     if json:
         steps = [{"id": s.id, "stage": s.stage, "inputs": s.inputs} for s in loaded.steps]
         console.result_json({"name": loaded.name, "steps": steps, "gates": len(loaded.gates)})
@@ -97,13 +98,9 @@ def write_new(file: Path, text: str, *, force: bool) -> None:
     """Write a text file that is not there yet.
 
     Raises:
-        UsageError: It is there and ``force`` is not given, or it cannot be written.
+        UsageError: It is there and ``force`` is not given.
+        OSError: It cannot be written.
     """
     if file.exists() and not force:
         raise UsageError(f"{file} exists already.", "Name another file, or pass --force.")
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"{file} cannot be written: {error.strerror}.", "Name another file."
-        ) from None
+    write_whole(file, text)

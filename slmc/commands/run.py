@@ -66,7 +66,7 @@ def _tell_step(step: "PlannedStep | StepResult") -> None:
     if not isinstance(step, StepResult):
         detail = f" (changed: {', '.join(step.changed)})" if step.changed else ""
         log.info("%s: %s%s", step.id, SAID[step.status], detail if step.status != "hit" else "")
-    elif step.status != "hit":
+    elif step.status != "hit" and step.seconds is not None:
         log.info("%s: done in %s", step.id, console.seconds(step.seconds))
 
 

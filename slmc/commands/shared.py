@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from slmc import console
+from slmc.commands import HELP_OPTIONS
 from slmc.options import Function, signed
 
 Out = Annotated[
@@ -35,7 +36,7 @@ def context() -> dict[str, Any]:
     """Settings of every command: ``--group_size`` is read as ``--group-size``."""
     return {
         "token_normalize_func": lambda token: token.replace("_", "-"),
-        "help_option_names": ["-h", "--help"],
+        "help_option_names": list(HELP_OPTIONS),
     }
 
 

@@ -1,4 +1,4 @@
-"""``slmc show ARTEFACT…``."""
+"""``slmc show ARTEFACT…``, ``slmc show RUN``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,21 +16,58 @@ app = typer.Typer(add_completion=False)
 
 @command(app)
 def show(
-    artefacts: Annotated[list[Path], typer.Argument(metavar="ARTEFACT", help="Directories.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="ARTEFACT", help="Artefacts, or folders of runs (runs/NAME)."),
+    ],
     json: Json = False,
 ) -> None:
     """Tell what artefacts are and how they were made."""
-    found = [given.taken(path) for path in artefacts]
+    from slmc.pipeline import past
+
+    found = [past.told(path) if past.is_run(path) else given.taken(path) for path in paths]
     if json:
-        manifests = [
-            {"path": str(a.path), "digest": a.digest, **a.manifest.model_dump(mode="json")}
-            for a in found
-        ]
-        console.result_json(manifests)
+        console.result_json([as_json(one) if isinstance(one, Artefact) else one for one in found])
         return
-    for number, artefact in enumerate(found):
-        console.result("\n" * bool(number) + str(artefact.path))
-        tell(summary(artefact), "  ")
+    for number, one in enumerate(found):
+        console.result("\n" * bool(number) + str(paths[number]))
+        if isinstance(one, Artefact):
+            tell(summary(one), "  ")
+        else:
+            tell_run(one)
+
+
+def as_json(artefact: Artefact) -> dict[str, Any]:
+    """Path, digest and manifest."""
+    manifest = artefact.manifest.model_dump(mode="json")
+    return {"path": str(artefact.path), "digest": artefact.digest, **manifest}
+
+
+def tell_run(run: dict[str, Any]) -> None:
+    """Print the steps of a run, what was measured and what its gates said."""
+    from rich.table import Table
+
+    from slmc.report import numbers
+    from slmc.report.terminal import metric_table
+
+    ended = run["ended"]
+    if ended:
+        console.result(f"  ended at step {ended['step']}: {ended['why']}")
+    elif not run["complete"]:
+        console.result("  has not come to its end; what was measured is of an earlier run")
+    table = Table("step", "stage", "s to make", "MB", "key", box=None, pad_edge=False)
+    for name, step in run["steps"].items():
+        seconds = numbers.NONE if step["seconds"] is None else f"{step['seconds']:.1f}"
+        size = numbers.megabytes(run["sizes"].get(name))
+        table.add_row(name, step["stage"], seconds, size, step["key"][:12])
+    console.show(table)
+    if run["evaluations"]:
+        console.show(metric_table(run["evaluations"]))
+    for verdict in run["verdicts"] or ():
+        binding = "" if verdict["binding"] else " (not binding)"
+        console.result(f"gate {verdict['sentence']}{binding}")
+    for note in run["notes"] or ():
+        console.result(f"note {note}")
 
 
 def summary(artefact: Artefact) -> dict[str, Any]:

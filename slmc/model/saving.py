@@ -18,11 +18,18 @@ Save = Callable[[PreTrainedModel, Artefact, Path], None]
 """Writes a model and the vocabulary of a dataset into a folder."""
 KEPT = ("best_epoch", "stopped", "still_improving", "must_beat")
 """What the manifest says of how a model was trained."""
+HOW_TO_LOAD = (
+    "pip install slmc; in Python `import slmc.model.loading`, then "
+    "`transformers.AutoModel.from_pretrained`"
+)
 CARD = """---
 library_name: transformers
 tags: [sequential-recommendation, slmc]
 ---
 # {stage}: a sequential recommender of {num_items:,} items
+
+Its model type is slmc's own: `import slmc.model.loading` before `AutoModel.from_pretrained`
+opens it. Without that import transformers says that it does not know the architecture.
 
 {parameters:,} parameters in {layers} layers; {size_mb:.1f} MB (10^6 bytes) for serving.
 {note}
@@ -31,9 +38,9 @@ Histories are rows of `items.parquet` (1-based, 0 is padding), at most {history}
 padded on the left; original ids go in and come out through `slmc recommend` and `slmc export`.
 
 ```python
+import slmc.model.loading  # registers the model type with transformers
 import torch
 from transformers import AutoModel
-import slmc.model.loading  # registers the model type
 
 model = AutoModel.from_pretrained(".").eval()
 scores = model(torch.tensor([[1, 2, 3]]))  # [1, {num_items} + 1], row 0 is padding
@@ -87,10 +94,16 @@ def seal_model(
 def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:
     """Write a model in Hugging Face form, one file of weights, with its vocabulary."""
     forget_source(model.config)
+    tell_how_to_load(model.config)
     with quiet():
         model.save_pretrained(out, max_shard_size="1000GB")
     for name in ("items.parquet", "preprocessor.json"):
         shutil.copyfile(dataset.file(name), out / name)
+
+
+def tell_how_to_load(config: PreTrainedConfig) -> None:
+    """Say in ``config.json`` what transformers' own message does not: what has to be imported."""
+    config.how_to_load = HOW_TO_LOAD
 
 
 def forget_source(config: PreTrainedConfig) -> None:

@@ -44,8 +44,9 @@ def fingerprint(config: NamesBackbone) -> dict[str, str]:
         return {"backbone": name}
     if _is_gguf(name):
         return {"backbone": sha256(_gguf_file(name))}
-    if Path(name).is_dir():
-        files = sorted(f for p in ("*.json", "*.safetensors") for f in Path(name).glob(p))
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        files = sorted({f for p in (*PATTERNS, "items.parquet") for f in directory.glob(p)})
         digests = "".join(f"{f.name}={sha256(f)};" for f in files)
         return {"backbone": hashlib.sha256(digests.encode()).hexdigest()}
     return {"backbone": _commit(name, config.revision)}

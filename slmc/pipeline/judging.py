@@ -142,14 +142,19 @@ def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Measure
 
     from slmc.verdict import Measured
 
-    summary = json.loads(evaluation.file("metrics.json").read_bytes())
     size = artefact.manifest.metrics.get("size_mb")
     return Measured(
         name=name,
         per_user=pl.read_parquet(evaluation.file("per_user.parquet")),
-        protocol=summary["protocol"],
+        protocol=summary_of(evaluation)["protocol"],
         size_mb=float(size if size is not None else size_mb(artefact, ("",))),
     )
+
+
+def summary_of(evaluation: Artefact) -> dict[str, Any]:
+    """Protocol, n and every metric with its standard error, of the report of an evaluation."""
+    found: dict[str, Any] = json.loads(evaluation.file("metrics.json").read_bytes())
+    return found
 
 
 def described(verdict: "Verdict") -> dict[str, Any]:

@@ -8,7 +8,6 @@ runs/movies/
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,13 @@ from typing import Any
 from slmc.artefact import Artefact, is_key
 from slmc.errors import UsageError
 from slmc.pipeline.keys import Key
+from slmc.system import write_whole
 
 LOCK = "recipe.lock"
+RESOLVED = "recipe.resolved.yaml"
 LINK = re.compile(r"\d{2,}-.+")
 PARTS = frozenset({"config", "versions", "fingerprint"})
-OURS = frozenset({LOCK, "recipe.resolved.yaml", "metrics.json", "log.jsonl"})
+OURS = frozenset({LOCK, RESOLVED, "metrics.json", "log.jsonl"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class RunDir:
             for name in names:
                 if LINK.fullmatch(name) and (self.path / name).is_symlink():
                     (self.path / name).unlink()
-            self._write("recipe.resolved.yaml", resolved)
+            self._write(RESOLVED, resolved)
         except OSError as error:
             raise UsageError(
                 f"{self.path} cannot be written: {error.strerror}.",
@@ -149,6 +150,4 @@ class RunDir:
         self._write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        staged = self.path / f".{name}-{os.getpid()}"
-        staged.write_text(text, encoding="utf-8")
-        os.replace(staged, self.path / name)
+        write_whole(self.path / name, text)

@@ -10,7 +10,6 @@ import logging
 import shlex
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from slmc import artefact as artefacts
-from slmc.artefact import MANIFEST, Artefact
+from slmc import cache
+from slmc.artefact import Artefact
 from slmc.config import StageConfig
 from slmc.errors import (
-    ArtefactError,
     BrokenRunError,
     SlmcError,
     UndecidedError,
@@ -39,6 +38,7 @@ from slmc.pipeline.store import Status
 from slmc.recipe import Recipe, resolved_yaml
 from slmc.recipe.steps import Step
 from slmc.stages import STAGES, resolve
+from slmc.system import refused
 
 if TYPE_CHECKING:
     from slmc.verdict import Verdict
@@ -55,7 +55,8 @@ class StepResult:
     key: str
     status: Status
     artefact: Artefact
-    seconds: float
+    seconds: float | None
+    """That making it took, in this run or in an earlier one; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def run(
         check_devices(to_run)
         check_engines(to_run)
         check_disk(to_run)
-    folder.open(resolved_yaml(recipe))
+    folder.open(resolved_yaml(recipe, folder.path))
     register(folder.path)
     result = RunResult(recipe, folder.path, until=until)
     with _sigterm_ends_the_run():
@@ -220,7 +221,7 @@ def run_stage(
         SlmcError: As :func:`run`.
     """
     if out is not None:
-        _refuse_taken(out, force=force)
+        artefacts.check_free(out, force=force)
     outside = Outside()
     step = Step(stage, stage, outside.resolved(config), {})
     check_extras([step])
@@ -229,7 +230,7 @@ def run_stage(
     key = key_of(stage, step.config, digests, outside)
     with _sigterm_ends_the_run():
         made, _ = _make(step, key, dict(inputs), "Run the same command again")
-    given = made if out is None else artefacts.copy(made, out, force=force)
+        given = made if out is None else artefacts.copy(made, out, force=force)
     _check(step, made)
     return given
 
@@ -256,10 +257,9 @@ def _run_steps(
         digests = {role: artefact.digest for role, artefact in inputs.items()}
         key = key_of(step.stage, step.config, digests, outside)
         on_step(replace(planned[step.id], key=key.digest, status=store.status(key.digest)))
-        begin = time.perf_counter()
         try:
             artefact, status = _make(step, key, inputs, again)
-            seconds = time.perf_counter() - begin
+            seconds = store.seconds(key.digest)
             done = StepResult(step.id, step.stage, key.digest, status, artefact, seconds)
             made[step.id], keys[step.id] = artefact, (key, artefact)
             result.steps.append(done)
@@ -297,6 +297,12 @@ def _make(step: Step, key: Key, inputs: dict[str, Artefact], again: str) -> tupl
         raise
     except Exception as error:
         log.debug("step %s broke", step.id, exc_info=True)
+        if (told := refused(error)) is not None:
+            raise type(told)(
+                f"step {step.id}: {told.what}",
+                f"{told.remedy} The cache is {cache.root()} (SLMC_CACHE). What was computed is "
+                f"kept. {again}.",
+            ) from error
         lines = str(error).strip().splitlines() or [""]
         memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
         advice = " with fewer `rows` (or a smaller `batch`): memory ran out" * memory
@@ -313,17 +319,6 @@ def _refuse_nothing_to_rank(recipe: Recipe, dataset: Artefact) -> None:
             f"no user of {recipe.data.source} has a {recipe.evaluate.split} target after the "
             "split: there is nothing to rank.",
             "Lower data.core, move the dates of data.split, or give a longer log.",
-        )
-
-
-def _refuse_taken(out: Path, *, force: bool) -> None:
-    """Refuse before the work what :func:`slmc.artefact.copy` would refuse after it."""
-    if out.exists() and not (force and (out / MANIFEST).is_file()):
-        ours = (out / MANIFEST).is_file()
-        raise ArtefactError(
-            f"{out} exists already{'' if ours else ' and was not made by slmc'}; "
-            "what is there is kept.",
-            "Name another --out, or pass --force to replace an artefact.",
         )
 
 

@@ -3,13 +3,15 @@
 $SLMC_CACHE/
 ├── objects/<key>            an artefact
 ├── objects/.<key>.partial   what is being made, or was when the run stopped
-└── digests/<digest>         link to the artefact of that digest
+├── digests/<digest>         link to the artefact of that digest
+└── times/<key>              seconds that making it took
 """
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +20,7 @@ from filelock import FileLock, Timeout
 from slmc import cache
 from slmc.artefact import Artefact, Kind, is_key, load, peek
 from slmc.errors import ArtefactError, MissingError
+from slmc.system import write_whole
 
 log = logging.getLogger("slmc.pipeline.store")
 
@@ -74,9 +77,35 @@ def make(key: str, kind: Kind, run: Callable[[Path], Artefact]) -> tuple[Artefac
         if found is not None:
             return found, "hit"
         begun = status(key)
-        made = run(cache.objects() / key)
+        with _timed(key, going_on=begun == "resume"):
+            made = run(cache.objects() / key)
         _link_digest(made)
         return made, begun
+
+
+def seconds(key: str) -> float | None:
+    """Seconds that making the artefact of ``key`` took; None where that is not known."""
+    try:
+        return float((_times() / key).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def _timed(key: str, *, going_on: bool) -> Iterator[None]:
+    """Note the seconds that the work within takes, after those of a try that it goes on from.
+
+    They stand beside the artefact, since equal steps are equal artefacts however long they took.
+    """
+    earlier = (seconds(key) or 0.0) if going_on else 0.0
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        # A time that cannot be kept is no reason to fail.
+        with suppress(OSError):
+            _times().mkdir(parents=True, exist_ok=True)
+            write_whole(_times() / key, f"{earlier + time.perf_counter() - begin:.3f}\n")
 
 
 def _checked(key: str, kind: Kind) -> Artefact | None:
@@ -128,6 +157,10 @@ def _claim(key: str) -> Iterator[None]:
         lock.release()
         # Who waits opens the file anew, and then finds the artefact.
         file.unlink(missing_ok=True)
+
+
+def _times() -> Path:
+    return cache.root() / "times"
 
 
 def _digests() -> Path:

@@ -1,8 +1,10 @@
 """A part of a recipe against its config: what pydantic refuses, in the words of the recipe."""
 
 import json
+import types
+import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar, cast, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -141,6 +143,23 @@ def models_at(model: type[BaseModel], path: tuple[str | int, ...]) -> list[type[
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         models = [inner for field in fields for inner in _models_in(field.annotation)]
     return models
+
+
+def is_text(model: type[BaseModel] | None, path: tuple[str | int, ...]) -> bool:
+    """Whether the setting at ``path`` below ``model`` is text whatever it looks like."""
+    holders = models_at(model, path[:-1]) if model is not None and path else []
+    fields = [m.model_fields[str(path[-1])] for m in holders if path[-1] in m.model_fields]
+    kinds = {kind for field in fields for kind in members(field.annotation)}
+    return bool(kinds) and kinds <= {str, type(None)} and str in kinds
+
+
+def members(annotation: Any) -> list[Any]:
+    """The types that a value may have: the members of a union, seen through ``Annotated``."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return [arm for part in get_args(annotation) for arm in members(part)]
+    return [annotation]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -20,7 +20,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
+from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,6 +35,7 @@ from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, Place, nearest
 from slmc.recipe.gates import read_gates
 from slmc.recipe.misfits import refuse_misfits
+from slmc.recipe.paths import check_there, take_beside, tell_from
 from slmc.recipe.sets import apply_sets
 from slmc.recipe.smoke import shrunk
 from slmc.recipe.steps import Step, StepReader
@@ -142,14 +143,19 @@ def load(
     sets: Sequence[str] = (),
     smoke: bool = False,
     env: Mapping[str, str] | None = None,
+    files: bool = False,
 ) -> Recipe:
     """Read a recipe and check all of it.
+
+    Relative paths in the file of a recipe start at its folder; those of ``sets``, and of a
+    packaged recipe, at the working directory.
 
     Args:
         name_or_path: Name of a packaged recipe, or path of a YAML file.
         sets: Changes ``KEY=VALUE``, as in ``distill.layers=2`` or ``data.users=100``.
         smoke: Make everything small: a random backbone, few users, one epoch.
         env: Variables for ``${NAME:-default}``; the process's own where left out.
+        files: Also see that the local files which it names are there.
 
     Raises:
         RecipeError: The file cannot be read, or it has faults; all are listed.
@@ -166,8 +172,10 @@ def load(
         faults.stop(name)
     if _is_newer(document, faults):
         faults.stop(name)
+    if (path := _path_of(str(name_or_path))) is not None:
+        take_beside(document.value, path.parent)
     apply_sets(document, sets, KEYS, faults)
-    recipe = _read(document, faults, name)
+    recipe = _read(document, faults, name, files=files)
     options = [f"--set {shlex.quote(one)}" for one in sets] + ["--smoke"] * smoke
     command = " ".join(["slmc run", name, *options])
     recipe = Recipe(**{**vars(recipe), "command": command})
@@ -176,7 +184,7 @@ def load(
 
 def packaged() -> list[str]:
     """Names of the recipes that ship with slmc."""
-    found = (Path(entry.name) for entry in files("slmc.recipes").iterdir())
+    found = (Path(entry.name) for entry in resources.files("slmc.recipes").iterdir())
     return sorted(path.stem for path in found if path.suffix in SUFFIXES)
 
 
@@ -200,8 +208,13 @@ def renamed(text: str, before: str, file: Path) -> str:
     return re.sub(command, lambda _: shlex.quote(str(file)), text)
 
 
-def resolved_yaml(recipe: Recipe) -> str:
-    """The recipe with every setting written out; reading it gives the same recipe again."""
+def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
+    """The recipe with every setting written out; reading it gives the same recipe again.
+
+    Args:
+        recipe: The recipe.
+        folder: Where the file will be: its paths start there.
+    """
     controls = {step.id.removesuffix(".control") for step in recipe.steps if step.is_control}
     steps: list[dict[str, Any]] = []
     for step in recipe.steps:
@@ -212,31 +225,34 @@ def resolved_yaml(recipe: Recipe) -> str:
         if step.id in controls:
             body["control"] = True
         steps.append({step.stage: body})
-    return dump(
-        {
-            "version": VERSION,
-            "name": recipe.name,
-            "description": recipe.description,
-            "seed": recipe.seed,
-            "device": recipe.device,
-            "dtype": recipe.dtype,
-            "power": recipe.power,
-            "data": recipe.data.model_dump(mode="json"),
-            "evaluate": recipe.evaluate.model_dump(mode="json"),
-            "steps": steps,
-            "gates": [gate.model_dump(mode="json") for gate in recipe.gates],
-        }
-    )
+    whole = {
+        "version": VERSION,
+        "name": recipe.name,
+        "description": recipe.description,
+        "seed": recipe.seed,
+        "device": recipe.device,
+        "dtype": recipe.dtype,
+        "power": recipe.power,
+        "data": recipe.data.model_dump(mode="json"),
+        "evaluate": recipe.evaluate.model_dump(mode="json"),
+        "steps": steps,
+        "gates": [gate.model_dump(mode="json") for gate in recipe.gates],
+    }
+    tell_from(whole, folder)
+    return dump(whole)
 
 
 def _text(name_or_path: str) -> tuple[str, str]:
     """The text of a recipe and the name of its file."""
-    path = Path(name_or_path)
+    path = _path_of(name_or_path)
     content: Path | Traversable
-    if path.suffix in SUFFIXES or len(path.parts) > 1:
+    if path is not None:
         content, source = path, name_or_path
     elif name_or_path in packaged():
-        content, source = files("slmc.recipes") / f"{name_or_path}.yaml", f"{name_or_path}.yaml"
+        content, source = (
+            resources.files("slmc.recipes") / f"{name_or_path}.yaml",
+            f"{name_or_path}.yaml",
+        )
     else:
         raise RecipeError(
             f"there is no packaged recipe {name_or_path!r}.{nearest(name_or_path, packaged())}",
@@ -256,6 +272,12 @@ def _text(name_or_path: str) -> tuple[str, str]:
         ) from None
 
 
+def _path_of(name_or_path: str) -> Path | None:
+    """The path of a recipe; None for the name of a packaged one."""
+    path = Path(name_or_path)
+    return path if path.suffix in SUFFIXES or len(path.parts) > 1 else None
+
+
 def _is_newer(document: Document, faults: Faults) -> bool:
     """Whether the recipe is of another format, so that its other faults would say nothing."""
     version = document.value.get("version")
@@ -266,7 +288,7 @@ def _is_newer(document: Document, faults: Faults) -> bool:
     return True
 
 
-def _read(document: Document, faults: Faults, name: str) -> Recipe:
+def _read(document: Document, faults: Faults, name: str, *, files: bool) -> Recipe:
     raw = document.value
     head = checked(document, faults, Head, raw, ())
     shared = {name: getattr(head, name) for name in ("seed", "device", "dtype")}
@@ -281,6 +303,8 @@ def _read(document: Document, faults: Faults, name: str) -> Recipe:
     steps = reader.read(data)
     if not faults:
         refuse_misfits(document, faults, steps)
+    if files:
+        check_there(document, faults)
     gates = read_gates(document, faults, steps)
     faults.stop(name)
     _warn_of_another_source(document)

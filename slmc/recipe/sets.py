@@ -5,13 +5,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from slmc.recipe.checks import is_text
 from slmc.recipe.faults import Faults, Place, nearest
 from slmc.recipe.steps import ELSEWHERE, FIRST
-from slmc.recipe.text import Document, Path, dotted, parse
+from slmc.recipe.text import NULL, Document, Path, dotted, parse, scalar
 from slmc.stages import STAGES
 
 Keys = Mapping[str, type[BaseModel] | None]
 """Top-level keys of a recipe -> the config that stands there, if one does."""
+TEXTS = frozenset({"name", "description"})
+"""Top-level keys whose value is text."""
 
 
 def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faults) -> None:
@@ -19,8 +22,9 @@ def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faul
 
     Args:
         document: The recipe; changed in place.
-        sets: ``KEY=VALUE``, where KEY starts with a top-level key or the id of a step, and
-            VALUE is YAML.
+        sets: ``KEY=VALUE``, where KEY starts with a top-level key or the id of a step. VALUE is
+            a number, a word, ``[a list]`` or ``{a: mapping}``; of a setting that is text it is
+            taken as it stands, and may be in quotes.
         keys: The recipe's top-level keys.
         faults: Collects what is wrong.
     """
@@ -29,11 +33,6 @@ def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faul
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             faults.add(place, "", "is not of the form KEY=VALUE, as in distill.layers=2")
-            continue
-        wrong = Faults()
-        read = parse(value, place.source, {}, wrong)
-        if wrong:
-            faults.add(place, key, f"{value!r} is not a value that YAML knows")
             continue
         parts = key.strip().split(".")
         if len(parts) == 1 and parts[0] in bodies(document):
@@ -46,7 +45,25 @@ def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faul
             faults.add(place, parts[0], what)
             continue
         path, model = start
-        _put(document, (*path, *parts[1:]), len(path), read.value, model, place, faults)
+        # At the top of a recipe only data and evaluate have a config of their own.
+        text_only = is_text(model, tuple(parts[1:])) or key.strip() in TEXTS
+        wrong = Faults()
+        read = _value(value, text_only, place, wrong)
+        if wrong:
+            faults.add(place, key, f"{value!r} is not a value that YAML knows")
+            continue
+        _put(document, (*path, *parts[1:]), len(path), read, model, place, faults)
+
+
+def _value(text: str, text_only: bool, place: Place, faults: Faults) -> Any:
+    """What the text of a change means; nothing in it is a comment, an anchor or a tag."""
+    opens, closes = text[:1], text[-1:]
+    quoted = len(text) > 1 and opens == closes and opens in "\"'"
+    if quoted or (opens in ("[", "{") and not text_only):
+        return parse(text, place.source, {}, faults).value
+    if text_only:
+        return text if NULL.fullmatch(text) is None else None
+    return scalar(text.strip())
 
 
 def bodies(document: Document) -> dict[str, tuple[Path, type[BaseModel]]]:

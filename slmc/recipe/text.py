@@ -6,6 +6,7 @@ are read as YAML 1.2 does (``on`` is a word, ``1e-3`` a number). ``${NAME}`` and
 holds can never become structure.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ NULL = re.compile(r"|~|null|Null|NULL")
 TRUE = re.compile(r"true|True|TRUE")
 FALSE = re.compile(r"false|False|FALSE")
 INT = re.compile(r"[-+]?[0-9]+")
+MOST_DIGITS = 1000
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}
@@ -73,14 +75,18 @@ def parse(text: str, source: str, env: Mapping[str, str], faults: Faults) -> Doc
 
 
 def scalar(text: str) -> Any:
-    """What a plain (unquoted) word means: null, a truth value, a number, or the text itself."""
+    """What a plain (unquoted) word means: null, a truth value, a number, or the text itself.
+
+    A number that no float or config can hold, such as ``1e400``, stays text: the message of the
+    setting that refuses it then shows what was written.
+    """
     if NULL.fullmatch(text):
         return None
     if TRUE.fullmatch(text) or FALSE.fullmatch(text):
         return text.lower() == "true"
-    if INT.fullmatch(text) and len(text) < 40:
-        return int(text)
-    if FLOAT.fullmatch(text):
+    if INT.fullmatch(text):
+        return int(text) if len(text) <= MOST_DIGITS else text
+    if FLOAT.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
     return text
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slmc.system import write_whole
+
 if TYPE_CHECKING:
     from slmc.pipeline import RunResult
 
@@ -29,5 +31,5 @@ def write(result: "RunResult") -> list[Path]:
     for name, text in texts.items():
         if text is not None:
             files.append(result.run_dir / name)
-            files[-1].write_text(text, encoding="utf-8")
+            write_whole(files[-1], text)
     return files

@@ -49,7 +49,7 @@ def _use(kind: str) -> list[str]:
         return ["```", "slmc recommend ENGINE ITEM-ID ITEM-ID", "```"]
     return [
         "```python",
-        "import slmc.model  # registers the architecture",
+        "import slmc.model.loading  # registers the model type with transformers",
         "from transformers import AutoModel",
         "",
         'model = AutoModel.from_pretrained("PATH")',

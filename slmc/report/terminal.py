@@ -1,7 +1,7 @@
 """The tables of the terminal."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,7 +11,7 @@ from slmc.report import numbers
 
 if TYPE_CHECKING:
     from slmc.gates import Gate
-    from slmc.report.tables import Comparison, Row
+    from slmc.report.tables import Comparison, Row, Timing
     from slmc.report.view import View
     from slmc.verdict import Verdict
 
@@ -105,6 +105,42 @@ def verdict_table(verdicts: "Sequence[Verdict]") -> Table:
             Text(outcome, style=COLOURS[verdict.outcome]),
         )
     return table
+
+
+def timing_table(timings: "Sequence[Timing]") -> Table:
+    """A line for each contender and batch size."""
+    heads = ("what", "batch", "p50 ms", "p95 ms", "p99 ms", "histories a second", "calls")
+    table = Table(pad_edge=False)
+    for heading in (*heads, "sessions x threads"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for one in timings:
+        latency = (numbers.milliseconds(ms) for ms in (one.p50_ms, one.p95_ms, one.p99_ms))
+        table.add_row(
+            one.who,
+            str(one.batch),
+            *latency,
+            numbers.rate(one.per_s),
+            numbers.count(one.calls),
+            one.sessions or numbers.NONE,
+        )
+    return table
+
+
+def metric_table(summaries: "Mapping[str, Mapping[str, Any]]") -> RenderableType:
+    """The metrics of each model or engine, by its name, as its evaluation's summary has them."""
+    from slmc.measured import told_of
+    from slmc.report.tables import Z
+
+    names = list(dict.fromkeys(name for one in summaries.values() for name in one["metrics"]))
+    protocols = dict.fromkeys(f"{told_of(one)}, n = {one['n']:,}" for one in summaries.values())
+    table = Table(pad_edge=False)
+    for heading in ("", *names):
+        table.add_column(heading, justify="right" if heading else "left")
+    for who, summary in summaries.items():
+        found = [summary["metrics"].get(name, {}) for name in names]
+        shown = [(one.get("value"), one.get("se")) for one in found]
+        table.add_row(Text(who), *(numbers.value(value, se and Z * se) for value, se in shown))
+    return Group(table, Text("; ".join(protocols), style="dim"))
 
 
 def asked(gate: "Gate") -> str:

@@ -47,7 +47,8 @@ class Done:
     id: str
     stage: str
     status: str
-    seconds: float
+    seconds: float | None
+    """That making it took, whenever that was."""
     key: str
 
 
@@ -191,7 +192,8 @@ def _data(result: "RunResult") -> dict[str, Any]:
         return {}
     settings = prepared.manifest.config
     chosen = {name: settings.get(name) for name in ("source", "core", "history", "split", "users")}
-    return chosen | prepared.manifest.metrics
+    # What is in the cache may have been made from the same files at another place.
+    return chosen | {"source": result.recipe.data.source} | prepared.manifest.metrics
 
 
 def _versions(result: "RunResult") -> dict[str, str]:

@@ -5,6 +5,7 @@ the folder of ``$FAKE_CALLS``: ``STAGE.crash`` breaks it, ``STAGE.wait`` makes i
 ``teach.worse`` the teacher is worse than Markov-1.
 """
 
+import errno
 import os
 import time
 from dataclasses import replace
@@ -60,6 +61,7 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
         if crash.exists():
             raise {
                 "memory": MemoryError,
+                "full": lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
                 "verdict": lambda: VerdictError("parity: no.", "Look."),
                 "interrupt": KeyboardInterrupt,
             }.get(crash.read_text(), lambda: RuntimeError("tensors do not fit\nsecond line"))()

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from slmc import report
+from slmc import console, report
 from slmc.measured import values
 from slmc.metrics import CROSS_ENTROPIES
 from slmc.pipeline import RunResult
@@ -252,3 +252,17 @@ def test_a_run_that_stopped_early_has_a_report_too(finished: RunResult, tmp_path
     assert "There was no gate to judge." in (tmp_path / "report.html").read_text()
     cases = ElementTree.fromstring((tmp_path / "junit.xml").read_bytes())
     assert cases.get("tests") == "0"
+
+
+def test_bench_and_validate_have_tables(
+    finished: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from slmc.commands.bench import _table
+    from slmc.pipeline.judging import summary_of
+    from slmc.report.terminal import metric_table
+
+    console.show(_table(finished.artefacts()["bench"]))
+    assert "histories a second" in capsys.readouterr().out
+    console.show(metric_table({"engine": summary_of(finished.evaluations["export"])}))
+    out = capsys.readouterr().out
+    assert "ndcg@10" in out and "±" in out and "n = 80 users" not in out and "n = 80" in out

@@ -1,0 +1,85 @@
+"""What the operating system refuses, in two lines: a full disk, a folder that cannot be written.
+
+Also how a small file is written so that it is there whole or not at all.
+"""
+
+import contextlib
+import errno
+import os
+import re
+from pathlib import Path
+
+from slmc.errors import MissingError, SlmcError, UsageError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+LACKING = FULL | {errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+"""What the environment lacks."""
+MISNAMED = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    }
+)
+"""What another path mends."""
+FULL_IN_TEXT = re.compile(
+    r"No space left on device|Disk quota exceeded|StorageFull|os error (27|28)\b"
+)
+"""A full disk in the words of libraries that have errors of their own (safetensors, polars)."""
+
+
+def refused(error: BaseException) -> SlmcError | None:
+    """The error of slmc for what the operating system refused; None if it was something else.
+
+    Args:
+        error: As it was raised; what it was raised from counts too.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in LACKING | MISNAMED:
+            return unwritable(chain.filename, chain)
+        if FULL_IN_TEXT.search(str(chain)):
+            return unwritable(None, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        chain = chain.__cause__ or chain.__context__
+    return None
+
+
+def unwritable(path: object, error: OSError) -> SlmcError:
+    """The error for a path that the operating system refused.
+
+    Args:
+        path: What was to be written (or read); None if that is not known.
+        error: What was said.
+    """
+    said = error.strerror or str(error)
+    what = f"{path}: {said}." if path is not None else f"{said}."
+    if error.errno in FULL:
+        return MissingError(what, "Free some space, or name a folder on another disk.")
+    if error.errno in LACKING:
+        return MissingError(what, "Mend that, and run the same command again.")
+    return UsageError(what, "Name a path whose folders are there and can be read and written.")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file, whole or not at all; what was there stays until then.
+
+    A link is followed, and what is no file (a pipe, ``/dev/stdout``) is written as it is.
+
+    Raises:
+        OSError: It cannot be written; ``filename`` is ``file``.
+    """
+    to = file.resolve()
+    direct = to.exists() and not to.is_file()
+    staged = to if direct else to.with_name(f".{to.name}-{os.getpid()}")
+    try:
+        staged.write_text(text, encoding="utf-8")
+        if not direct:
+            os.replace(staged, to)
+    except OSError as error:
+        if not direct:
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from None

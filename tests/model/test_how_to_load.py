@@ -1,0 +1,58 @@
+"""A saved model tells how it is opened, in its config and its card."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import slmc
+from slmc.artefact import Artefact
+from slmc.model.config import SasrecConfig
+from slmc.pretrain import sasrec as train
+
+
+@pytest.fixture(scope="module")
+def saved(dataset: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    """A SASRec that has hardly been trained."""
+    config = SasrecConfig(epochs=1, dim=8, dtype="fp32")
+    return train(config, {"data": dataset}, tmp_path_factory.mktemp("saved") / "sasrec")
+
+
+def test_config_and_card_say_what_is_imported(saved: Artefact) -> None:
+    config = json.loads(saved.file("config.json").read_text())
+    assert config["how_to_load"] == (
+        "pip install slmc; in Python `import slmc.model.loading`, then "
+        "`transformers.AutoModel.from_pretrained`"
+    )
+    first = saved.file("README.md").read_text().split("\n\n")[1]
+    assert "`import slmc.model.loading`" in first
+
+
+def test_the_lines_of_the_card_open_the_model_in_a_process_of_their_own(saved: Artefact) -> None:
+    code = saved.file("README.md").read_text().split("```python\n", 1)[1].split("```", 1)[0]
+    root = str(Path(slmc.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(tuple(scores.shape))"],
+        cwd=saved.path,
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(1, ")
+
+
+def test_a_function_that_is_not_there_yet_names_what_is() -> None:
+    with pytest.raises(ImportError, match=r"slmc has no 'load' yet: `from slmc.artefact import"):
+        exec("from slmc import load")
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'|slmc has no 'nothing'"):
+        _ = slmc.nothing
+    code = "import slmc\ntry: slmc.recommend('engine', [1])\nexcept AttributeError as e: print(e)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == (
+        "slmc has no 'recommend' to call: `from slmc.recommend import recommend` ranks the "
+        "catalogue for one history.\n"
+    )
