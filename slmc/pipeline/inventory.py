@@ -138,6 +138,7 @@ def remove(found: Garbage) -> None:
         if one.path not in unused:
             continue
         (cache.root() / "digests" / one.digest).unlink(missing_ok=True)
+        (cache.root() / "times" / one.path.name).unlink(missing_ok=True)
         # Without its manifest it is no artefact any more, should this be cut short.
         (one.path / "slmc.json").unlink(missing_ok=True)
         shutil.rmtree(one.path, ignore_errors=True)

@@ -8,6 +8,7 @@ runs/movies/
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
