@@ -14,10 +14,8 @@ import onnxruntime
 
 items = [json.loads(line) for line in open("items.jsonl", encoding="utf-8")]
 row = {{item["item"]: item["row"] for item in items}}
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 3  # it remarks on inputs that may be left out
-session = onnxruntime.InferenceSession("onnx/model.onnx", options)
-history = [{history}]  # oldest first
+session = onnxruntime.InferenceSession("onnx/model.onnx")
+history = [{history}]  # oldest first; ids that are not in items.jsonl are skipped
 item_ids = np.array([[row[item] for item in history if item in row]], dtype=np.int64)
 top_items, top_scores = session.run(None, {{"item_ids": item_ids}})
 for best, score in zip(top_items[0, :{shown}], top_scores[0]):
@@ -40,12 +38,15 @@ Run in this folder, with `onnxruntime` and `numpy` alone:
 ```python
 {code}```
 
-- Input `item_ids`: int64 [batch, length], row numbers, oldest first, padded with 0 on the left;
-  the newest {history} of a history count.
+- Input `item_ids`: int64 [batch, length], rows 1 to {num_items} of `items.jsonl`, oldest first,
+  padded with 0 on the left; the newest {history} of a history count. Other rows are refused. A
+  history without items has an answer too, the same for all of them; a batch of 0 has one of 0 rows.
 - Outputs `top_items` int64 [batch, {top_k}] and `top_scores` float32 [batch, {top_k}], best first;
-  ties go to the smaller row; -inf stands where fewer may be given. Items of the history are
-  among them unless the input `exclude_seen` (bool [1]) is true; the input `allowed` (bool
-  [1 or batch, {num_items} + 1]) says which rows may be given. Both may be left out.
+  ties go to the smaller row. Items of the history are among them.
+- `onnx/masked.onnx` reads the weights of `onnx/model.onnx` beside it and takes two inputs more:
+  `exclude_seen`, bool [1 or batch], leaves out the items of a history (`[False]`: nothing);
+  `allowed`, bool [1 or batch, {num_items} + 1], says which rows may be given (`[[True]]`: all).
+  Where fewer than {top_k} may be given, scores of -inf stand behind them.
 - Layout {layout}, opset {opset}, {precision}.
 
 ## Parity with the model that it was made from

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slmc.export import fusion, heads, last_layer, lowering, norms, passes
+from slmc.export import fusion, heads, histories, last_layer, lowering, norms, passes
 from slmc.export import table as item_table
 from slmc.export.config import HALVES
-from slmc.export.masks import add_masks
+from slmc.export.masks import Choice, add_masks, choice_of
 from slmc.export.reference import known_prefix, linear_layers
 from slmc.export.rescore import RESCORED, rescore
 from slmc.export.rotary import known_positions, turn
@@ -32,7 +32,24 @@ def to_onnx(
 ) -> Any:
     """The graph of a model with the top-k inside, as an ``onnx.ModelProto``.
 
-    The same model gives the same bytes, and nothing in them tells of the machine.
+    Arguments as :func:`both_graphs`, which gives it first.
+    """
+    return next(both_graphs(model, layout, top_k, opset, precision, own, table))
+
+
+def both_graphs(
+    model: Recommender,
+    layout: str,
+    top_k: int,
+    opset: int,
+    precision: str = "fp32",
+    own: Mapping[str, Codes] | None = None,
+    table: str = "fp32",
+) -> Iterator[Any]:
+    """The graph of histories alone, then the same with the masks of :mod:`slmc.export.masks`.
+
+    Each is an ``onnx.ModelProto`` with the top-k inside. The same model gives the same bytes, and
+    nothing in them tells of the machine.
 
     Args:
         model: In evaluation mode, float32, on the CPU.
@@ -45,8 +62,23 @@ def to_onnx(
             stays as it is stored.
     """
     graph = traced(model, layout, top_k, opset)
-    graph = _optimized(graph, model, layout, top_k, precision, dict(own or {}), table)
-    passes.keep_newest(graph, model.config.history)
+    made, choice = _optimized(graph, model, layout, top_k, precision, dict(own or {}), table)
+    histories.take(made.graph, model.config.history, model.config.num_items)
+    yield _finished(made)
+    add_masks(made.graph, choice)
+    yield _finished(made)
+
+
+def _finished(made: Any) -> Any:
+    """An ``onnx_ir.Model`` as it is written."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import NameFixPass
+
+    if any(node.domain == fusion.MICROSOFT for node in made.graph):
+        made.graph.opset_imports[fusion.MICROSOFT] = 1
+    fusion.drop_unused(made)
+    NameFixPass()(made)  # a pass that finds a value twice gives two nodes one name
+    graph = ir.to_proto(made)
     passes.tidy(graph)
     return graph
 
@@ -86,8 +118,8 @@ def _optimized(
     precision: str,
     own: dict[str, Codes],
     table: str,
-) -> Any:
-    """The same graph, faster, its products in ``precision``."""
+) -> tuple[Any, Choice]:
+    """The same graph, faster, its products in ``precision``, and where it chooses the best."""
     import onnx_ir as ir
 
     made = ir.from_proto(graph)
@@ -116,13 +148,9 @@ def _optimized(
         fusion.drop_unused(made)  # what is small is told by the weights that are left
         item_table.fold_inputs(made.graph)
     if table in RESCORED:
-        rescore(made.graph, model.item_vectors().detach().numpy(), table, top_k)
-    else:
-        add_masks(made.graph)
-    if any(node.domain == fusion.MICROSOFT for node in made.graph):
-        made.graph.opset_imports[fusion.MICROSOFT] = 1
-    fusion.drop_unused(made)
-    return ir.to_proto(made)
+        vectors = model.item_vectors().detach().numpy()
+        return made, rescore(made.graph, vectors, table, top_k)
+    return made, choice_of(made.graph)
 
 
 def _pack(

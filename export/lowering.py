@@ -284,20 +284,35 @@ def nbits_product(inputs: list[Any], codes: Codes, level: int | None = None) -> 
 
 
 def _dequantized(graph: Any, node: Any, codes: Codes, name: str) -> list[Any]:
-    """The standard form: ``x @ DequantizeLinear(codes)``, in blocks along the inputs."""
+    """The standard form: a product with the floats that codes stand for, computed from them.
+
+    ONNX Runtime computes constants once, when a session opens. Of DequantizeLinear it would make
+    MatMulNBits, and round tokens to 8 bits in every session that is not told to leave them.
+    """
     import onnx_ir as ir
 
     kind = ir.DataType.UINT4 if codes.bits == 4 else ir.DataType.UINT8
-    middle = np.full(codes.scale.shape, 2 ** (codes.bits - 1), dtype=np.uint8)
-    zero = middle if codes.zero_point is None else codes.zero_point
-    inputs = [
-        constant(graph, np.ascontiguousarray(codes.codes.T), f"{name}_codes", kind),
-        constant(graph, np.ascontiguousarray(codes.scale.T), f"{name}_scale"),
-        constant(graph, np.ascontiguousarray(zero.T), f"{name}_zero", kind),
+    (outputs, inputs), groups = codes.codes.shape, codes.scale.shape[1]
+    size, middle = codes.group_size, 2 ** (codes.bits - 1)
+    whole = np.full((groups * size, outputs), middle, dtype=np.uint8)
+    whole[:inputs] = codes.codes.T
+    zero = np.array(middle, np.uint8) if codes.zero_point is None else codes.zero_point.T[:, None]
+    scale = np.ascontiguousarray(codes.scale.T[:, None])
+    steps = [
+        ir.node("Cast", [constant(graph, array, f"{name}_{of}", kind)], {"to": ir.DataType.FLOAT})
+        for of, array in (
+            ("codes", whole.reshape(groups, size, outputs)),
+            ("zero", np.ascontiguousarray(zero)),
+        )
     ]
-    attributes = {"axis": 0, "block_size": codes.group_size}
-    weight = ir.node("DequantizeLinear", inputs, attributes)
-    return [weight, ir.node("MatMul", [node.inputs[0], weight.outputs[0]])]
+    less = ir.node("Sub", [step.outputs[0] for step in steps])
+    floats = ir.node("Mul", [less.outputs[0], constant(graph, scale, f"{name}_scale")])
+    shape = constant(graph, np.array([-1, outputs]), f"{name}_shape")
+    made = [*steps, less, floats, ir.node("Reshape", [floats.outputs[0], shape])]
+    if groups * size != inputs:
+        bounds = [constant(graph, np.array([at]), f"{name}_end") for at in (0, inputs, 0)]
+        made.append(ir.node("Slice", [made[-1].outputs[0], *bounds]))
+    return [*made, ir.node("MatMul", [node.inputs[0], made[-1].outputs[0]])]
 
 
 def steady_softmax(graph: Any) -> None:

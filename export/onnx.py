@@ -18,10 +18,10 @@ from slmc.artefact import Artefact, Draft, draft
 from slmc.data.dataset import Dataset
 from slmc.export import card, parity, passes, triton, vocabulary
 from slmc.export.config import ExportConfig
-from slmc.export.graph import to_onnx
+from slmc.export.graph import both_graphs
 from slmc.export.possible import Source, no_gain, refusals
 from slmc.export.reference import in_precision, rounds_tokens
-from slmc.export.runtime import GRAPH, SERVING, Histories, needed, providers
+from slmc.export.runtime import GRAPH, MASKED, SERVING, Histories, needed, providers
 from slmc.export.tensorrt import planned
 from slmc.model.codes import Codes, stored
 from slmc.model.loading import Recommender, load_model
@@ -129,15 +129,20 @@ def table_form(model: Recommender, config: ExportConfig) -> str:
 
 
 def _write_graph(order: _Order, folder: Path) -> None:
-    """Write the graph, and the item vectors where users' vectors are given out."""
+    """Write both graphs, and the item vectors where users' vectors are given out."""
     config, model = order.config, order.model
     table = table_form(model, config)
-    graph = to_onnx(
+    plain, masked = folder / GRAPH, folder / MASKED
+    rows, width = model.item_vectors().shape
+    graphs = both_graphs(
         model, config.layout, order.top_k, config.opset, order.precision, order.own, table
     )
-    rows, width = model.item_vectors().shape
-    passes.add_outputs(graph, config.outputs, rows, width)
-    passes.save(graph, folder / GRAPH)
+    for file, graph in zip((plain, masked), graphs, strict=True):
+        passes.add_outputs(graph, config.outputs, rows, width)
+        if file == plain:
+            passes.save(graph, file)
+        else:
+            passes.save_beside(graph, plain, file)
     if "user_vectors" in config.outputs:
         vectors = {"item_vectors": model.item_vectors().detach().contiguous()}
         save_file(vectors, folder / ITEM_VECTORS)
@@ -148,6 +153,7 @@ def _proven(order: _Order, folder: Path, histories: Histories) -> dict[str, Any]
     reference = in_precision(order.model, order.precision, order.own, order.config.layout)
     rounds = rounds_tokens(reference)
     report = parity.check(folder, reference, histories, order.config, rounds=rounds)
+    parity.check_masks(folder, histories)
     (folder / "parity.json").write_text(_json(report))
     return report
 
@@ -171,8 +177,8 @@ def _describe(order: _Order, made_of: Artefact, work: Draft) -> None:
     vocabulary.write(work.path / "items.parquet", work.path / vocabulary.FILE)
     engine = {
         "input": {passes.INPUT: ["int64", ["batch", "length"]]},
-        "optional_inputs": {
-            passes.EXCLUDE_SEEN: ["bool", [1]],
+        "masks": {
+            passes.EXCLUDE_SEEN: ["bool", ["1 or batch"]],
             passes.ALLOWED: ["bool", ["1 or batch", model.config.num_items + 1]],
         },
         "outputs": {

@@ -21,7 +21,7 @@ from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import ArtefactError, UndecidedError, VerdictError
 from slmc.export.config import ExportConfig, ParityConfig
-from slmc.export.runtime import Engine, Histories
+from slmc.export.runtime import GRAPH, MASKED, Engine, Histories
 from slmc.model.loading import Recommender
 
 TIE = 1e-5
@@ -119,11 +119,38 @@ def check(
     try:
         return judged(Engine(folder), model, histories, config, rounds=rounds)
     except ArtefactError as error:
-        why = error.what.replace(f"{folder}/", "")  # a draft, gone when this is read
+        raise _withheld(folder, error) from None
+
+
+def check_masks(folder: Path, histories: Histories) -> None:
+    """See that the graph with masks gives the engine's answers, and leaves out what it is told to.
+
+    Raises:
+        VerdictError: It does not.
+    """
+    try:
+        engine, some = Engine(folder), histories[:FEW]
+        every = np.ones((1, engine.described.num_items + 1), dtype=bool)
+        pairs = zip(engine.top(some), engine.top(some, allowed=every), strict=True)
+        same = all(np.array_equal(plain, masked) for plain, masked in pairs)
+        items, scores = engine.top(some, exclude_seen=True)
+    except ArtefactError as error:
+        raise _withheld(folder, error) from None
+    newest = [rows[-engine.described.history :] for rows in some]
+    given = [row[found > -np.inf] for row, found in zip(items, scores, strict=True)]
+    if not same or any(np.isin(*both).any() for both in zip(given, newest, strict=True)):
         raise VerdictError(
-            f"parity: the engine was withheld: {why}",
-            "Export with another --opset or --layout.",
-        ) from None
+            f"parity: the engine was withheld: {MASKED} does not answer as {GRAPH}.",
+            "Nothing was written. Try another --opset or --layout, and report the model's shape.",
+        )
+
+
+def _withheld(folder: Path, error: ArtefactError) -> VerdictError:
+    why = error.what.replace(f"{folder}/", "")  # a draft, gone when this is read
+    return VerdictError(
+        f"parity: the engine was withheld: {why}",
+        "Export with another --opset or --layout.",
+    )
 
 
 def judged(

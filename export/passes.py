@@ -5,6 +5,7 @@ twice; both go. Letters: B histories, V items, d item width.
 """
 
 from collections.abc import Iterator, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from slmc import __version__
 
 LARGEST_FILE = 1_800_000_000
 """Bytes of weights above which they lie beside the graph: a protobuf file ends at 2 GB."""
+SMALL = 1024
+"""Bytes below which a constant lies in the graph: bounds of slices have to, where shapes are
+inferred."""
 INPUT, TOP_ITEMS, TOP_SCORES = "item_ids", "top_items", "top_scores"
 EXCLUDE_SEEN, ALLOWED = "exclude_seen", "allowed"
-"""Inputs that may be left out: bool ``[1]``, and bool ``[1 or B, V + 1]``."""
+"""Further inputs of the graph with masks: bool ``[1 or B]``, and bool ``[1 or B, V + 1]``; where
+nothing is asked for, ``[false]`` and ``[[true]]``."""
+HISTORIES, NUMBER, FIRST = "histories", "number_of_histories", "first_history"
+"""Values inside the graph: the rows that the decoder sees, how many histories were given, and 0."""
 SCORES, USER_VECTORS = "scores", "user_vectors"
 """Values inside the graph: ``[B, V + 1]``, and ``[B, d]``."""
 ALL_SCORES = "all_scores"
@@ -71,20 +78,6 @@ def share_table(model: Any) -> None:
     _rename(graph, product.input[0], USER_VECTORS)
 
 
-def keep_newest(model: Any, history: int) -> None:
-    """Cut histories that are longer than the model's to their newest items, in the graph."""
-    from onnx import helper, numpy_helper
-
-    graph, cut = model.graph, f"newest_{INPUT}"
-    for node in _nodes(graph):
-        node.input[:] = [cut if name == INPUT else name for name in node.input]
-    bounds = {"newest_start": -history, "newest_end": np.iinfo(np.int64).max, "newest_axis": 1}
-    for name, value in bounds.items():
-        array = np.array([value], dtype=np.int64)
-        graph.initializer.append(numpy_helper.from_array(array, name))
-    graph.node.insert(0, helper.make_node("Slice", [INPUT, *bounds], [cut], name="newest"))
-
-
 def more_outputs(asked: Sequence[str], rows: int, width: int) -> dict[str, list[Any]]:
     """Type and shape of what is given out beside the best items: name -> [type, shape]."""
     known = {SCORES: rows, USER_VECTORS: width}
@@ -105,6 +98,7 @@ def add_outputs(model: Any, asked: Sequence[str], rows: int, width: int) -> None
     for name, (_, shape) in more_outputs(asked, rows, width).items():
         if name == SCORES:
             name_scores(model, rows)
+        _cut(model.graph, name)
         value = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         model.graph.output.append(value)
 
@@ -147,16 +141,41 @@ def save(model: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if size > LARGEST_FILE:
-        # Small constants, such as bounds of slices, have to stay where shapes are inferred.
         onnx.save_model(
             model,
             file,
             save_as_external_data=True,
             location=f"{file.name}.data",
-            size_threshold=1024,
+            size_threshold=SMALL,
         )
     else:
         file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def save_beside(model: Any, other: Path, file: Path) -> None:
+    """Write a model that has the weights of another, and let it read them from there.
+
+    That is ONNX's external data: a file in the same folder, an offset and a length.
+
+    Args:
+        model: Changed in place.
+        other: What :func:`save` wrote; a weight that is not in it stays in the model.
+        file: In the same folder.
+    """
+    from onnx.external_data_helper import set_external_data
+
+    data = other.with_name(f"{other.name}.data")
+    holder = data if data.exists() else other
+    with holder.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as held:
+        after = 0
+        for tensor in model.graph.initializer:
+            size = len(tensor.raw_data)
+            place = held.find(tensor.raw_data, after) if size >= SMALL else -1
+            if place >= 0:
+                after = place + size
+                set_external_data(tensor, holder.name, offset=place, length=size)
+                tensor.ClearField("raw_data")
+    file.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -168,7 +187,17 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(attribute.g)
 
 
+def _cut(graph: Any, name: str) -> None:
+    """Let a value be that of the histories that were given, as those of all outputs are."""
+    from onnx import helper
+
+    every = f"every_{name}"
+    _rename(graph, name, every)
+    inputs = [every, FIRST, NUMBER, FIRST]
+    graph.node.append(helper.make_node("Slice", inputs, [name], name=f"given_{name}"))
+
+
 def _rename(graph: Any, old: str, new: str) -> None:
-    for node in graph.node:
+    for node in _nodes(graph):
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]

@@ -122,11 +122,11 @@ def _of_precision(config: ExportConfig, source: Source, name: str) -> Iterator[R
             "Leave precision out, or export the model that it was quantized from.",
         )
     standard = config.layout == "padded" or not source.group_sizes <= set(BLOCKS)
-    if precision in ("int4", "int8-accurate") and standard and config.opset < BLOCKS_FROM:
+    if precision == "int4" and standard and config.opset < BLOCKS_FROM:
         yield Refusal(
             "precision",
             precision,
-            f"standard operators for blocks of codes need opset {BLOCKS_FROM}, not {config.opset}",
+            f"standard operators for 4-bit codes need opset {BLOCKS_FROM}, not {config.opset}",
             f"Raise opset to {BLOCKS_FROM}.",
         )
 

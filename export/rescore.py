@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmc.export import masks
 from slmc.export.fusion import constant
 from slmc.export.lowering import TOKENS_IN_BLOCKS, nbits_product
+from slmc.export.masks import Choice
 from slmc.export.passes import ALL_SCORES, TOP_ITEMS
 from slmc.export.table import code_constants, insert, product_of_scores, rounded_rows, whole
 
@@ -22,14 +22,17 @@ BLOCK = 32
 the C blocks with the best ones, so a TopK need not walk through all scores."""
 
 
-def rescore(graph: Any, table: NDArray[np.float32], form: str, top_k: int) -> None:
+def rescore(graph: Any, table: NDArray[np.float32], form: str, top_k: int) -> Choice:
     """Score all items by a table of codes, and the best of them again by the float table.
 
     Args:
-        graph: Ends in a TopK of the scores; it is given the inputs of :mod:`slmc.export.masks`.
+        graph: Ends in a TopK of the scores; changed in place.
         table: ``[R, d]``.
         form: Of :data:`RESCORED`.
         top_k: k.
+
+    Returns:
+        How the candidates are chosen, for :func:`slmc.export.masks.add_masks`.
     """
     import onnx_ir as ir
 
@@ -44,8 +47,8 @@ def rescore(graph: Any, table: NDArray[np.float32], form: str, top_k: int) -> No
     def best(given: Any, masked: bool) -> tuple[list[Any], list[Any]]:
         return _candidates(graph, given, number, (len(table) + behind) // BLOCK, masked)
 
-    kinds = (ir.DataType.INT64, ir.DataType.FLOAT)
-    rows, lowered = masks.choose(graph, last, scores, best, kinds, rows=len(table), behind=behind)
+    chosen, (rows, lowered) = best(scores, False)
+    insert(graph, last, chosen, "candidates")
     # The last block may be longer than the table: what is behind its end is never given.
     known = ir.node("Min", [rows, whole(graph, len(table) - 1, "last_row")])
     bias = np.full(len(table) + behind, -np.inf, dtype=np.float32)
@@ -62,6 +65,7 @@ def rescore(graph: Any, table: NDArray[np.float32], form: str, top_k: int) -> No
     last.replace_input_with(0, allowed.outputs[0])
     _give_rows(graph, last, known.outputs[0])
     graph.remove(product, safe=True)
+    return Choice(scores, best, [rows, lowered], rows=len(table), behind=behind)
 
 
 def _score_all(graph: Any, product: Any, table: NDArray[np.float32], bits: int) -> Any:
@@ -123,6 +127,8 @@ def _candidates(
         known = ir.node("GatherElements", [first.outputs[0], order.outputs[1]], {"axis": 1})
         gone = ir.node("Equal", [known.outputs[0], lowest])
         last = [known, gone, ir.node("Where", [gone.outputs[0], lowest, nothing])]
+    order.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    last[-1].outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     return [*nodes, *last], [order.outputs[0], last[-1].outputs[0]]
 
 

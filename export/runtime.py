@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from inspect import isclass
 from pathlib import Path
@@ -32,7 +33,8 @@ from slmc.export.passes import (
     name_scores,
 )
 
-GRAPH = "onnx/model.onnx"
+GRAPH, MASKED = "onnx/model.onnx", "onnx/masked.onnx"
+"""The graph of histories alone, and the one that takes masks too, which reads the same weights."""
 SERVING = ("onnx/", "items.jsonl", "preprocessor.json")
 """Files that serving an engine needs: what ``size_mb`` counts."""
 SPIN_US = 100
@@ -88,13 +90,8 @@ class Engine:
         self.described = describe(folder)
         rows = self.described.num_items + 1
         graph = _with_scores(self.file, rows) if scores else str(self.file)
-        options = session_options(threads or cores(), self.file.parent, spinning=spinning)
-        runtime = needed("onnxruntime")
-        with _Told(self.file), large_pages():
-            self.session = runtime.InferenceSession(
-                graph, options, providers=providers(self.described.precision)
-            )
-        self._check_interface()
+        self._options = session_options(threads or cores(), self.file.parent, spinning=spinning)
+        self.session = self._opened(self.file, graph, {INPUT: "tensor(int64)"})
 
     @classmethod
     def open(cls, engine: Artefact | Path, **options: Any) -> Self:
@@ -113,7 +110,8 @@ class Engine:
 
         Args:
             histories: Rows in 1..V, oldest first; the newest ``history`` of each count.
-            exclude_seen: Leave out the items of the history, so far as it counts.
+            exclude_seen: Leave out the items of each history, so far as it counts. The first call
+                with a mask opens a second session.
             allowed: ``[1, V + 1]`` or ``[B, V + 1]``, which rows may be given; entry 0 is none.
 
         Returns:
@@ -130,14 +128,20 @@ class Engine:
         allowed: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As :meth:`top`, for rows ``[B, L]`` padded with 0 on the left."""
-        given: dict[str, NDArray[Any]] = {}
-        if exclude_seen:
-            given[EXCLUDE_SEEN] = np.array([True])
-        if allowed is not None:
-            if allowed.shape[-1] != self.described.num_items + 1:
-                raise ValueError(f"allowed must have {self.described.num_items + 1} columns")
-            given[ALLOWED] = allowed
-        items, scores = self._run([TOP_ITEMS, TOP_SCORES], item_ids, given)
+        asked = {INPUT: self._checked(item_ids)}
+        if not exclude_seen and allowed is None:
+            items, scores = self._run(self.session, self.file, [TOP_ITEMS, TOP_SCORES], asked)
+            return items, scores
+        if allowed is None:
+            allowed = np.ones((1, 1), dtype=bool)
+        elif allowed.shape not in [(n, self.described.num_items + 1) for n in (1, len(item_ids))]:
+            raise ValueError(
+                f"allowed must have 1 or {len(item_ids)} rows and {self.described.num_items + 1} "
+                "columns"
+            )
+        asked |= {EXCLUDE_SEEN: np.array([exclude_seen]), ALLOWED: allowed}
+        file = self.folder / MASKED
+        items, scores = self._run(self._masked, file, [TOP_ITEMS, TOP_SCORES], asked)
         return items, scores
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
@@ -146,8 +150,10 @@ class Engine:
         Those of the best items are what the engine gives of them, and all others are lower or
         tied: an engine that scores items twice ranks by its second scores.
         """
+        asked = {INPUT: self._checked(self.padded(histories))}
         outputs = [SCORES, TOP_ITEMS, TOP_SCORES]
-        scores, items, best = self._run(outputs, self.padded(histories))
+        scores, items, best = self._run(self.session, self.file, outputs, asked)
+        scores = scores[: len(histories)]  # the graph computes one where there is none
         last = best[:, -1:]
         np.copyto(scores, np.nextafter(last, -np.inf), where=scores > last)
         np.put_along_axis(scores, items, best, axis=1)
@@ -159,32 +165,40 @@ class Engine:
         # A history without items is one item of padding, as in the model.
         return pad_left(histories, max(1, min(longest, self.described.history)))
 
-    def _run(
-        self,
-        outputs: list[str],
-        item_ids: NDArray[np.int64],
-        given: Mapping[str, NDArray[Any]] | None = None,
-    ) -> list[NDArray[Any]]:
-        if item_ids.size and not 0 <= item_ids.min() <= item_ids.max() <= self.described.num_items:
-            raise ValueError(f"rows must lie in 1..{self.described.num_items}")
-        with _Told(self.file):
-            found: list[NDArray[Any]] = self.session.run(
-                outputs, {INPUT: item_ids, **(given or {})}
-            )
-        return found
+    @cached_property
+    def _masked(self) -> Any:
+        """The session with masks: most engines are never asked for it."""
+        inputs = {INPUT: "tensor(int64)", EXCLUDE_SEEN: "tensor(bool)", ALLOWED: "tensor(bool)"}
+        file = self.folder / MASKED
+        return self._opened(file, str(file), inputs)
 
-    def _check_interface(self) -> None:
-        inputs = [(value.name, value.type) for value in self.session.get_inputs()]
-        outputs = {value.name: value.type for value in self.session.get_outputs()}
-        if inputs != [(INPUT, "tensor(int64)")] or not {
-            (TOP_ITEMS, "tensor(int64)"),
-            (TOP_SCORES, "tensor(float)"),
-        } <= set(outputs.items()):
+    def _opened(self, file: Path, graph: str | bytes, inputs: Mapping[str, str]) -> Any:
+        """A session on a graph that takes these inputs and gives the best items."""
+        runtime, wanted_providers = needed("onnxruntime"), providers(self.described.precision)
+        with _Told(file), large_pages():
+            session = runtime.InferenceSession(graph, self._options, providers=wanted_providers)
+        taken = {value.name: value.type for value in session.get_inputs()}
+        given = {value.name: value.type for value in session.get_outputs()}
+        best = {TOP_ITEMS: "tensor(int64)", TOP_SCORES: "tensor(float)"}
+        if taken != inputs or not best.items() <= given.items():
             raise ArtefactError(
-                f"{self.file}: the graph does not take {INPUT} and give {TOP_ITEMS} and "
+                f"{file}: the graph does not take {', '.join(inputs)} and give {TOP_ITEMS} and "
                 f"{TOP_SCORES}.",
                 "Make the engine again with `slmc export`.",
             )
+        return session
+
+    def _checked(self, item_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        if item_ids.size and not 0 <= item_ids.min() <= item_ids.max() <= self.described.num_items:
+            raise ValueError(f"rows must lie in 1..{self.described.num_items}")
+        return item_ids
+
+    def _run(
+        self, session: Any, file: Path, outputs: list[str], asked: Mapping[str, NDArray[Any]]
+    ) -> list[NDArray[Any]]:
+        with _Told(file):
+            found: list[NDArray[Any]] = session.run(outputs, dict(asked))
+        return found
 
 
 def describe(folder: Path) -> Description:
@@ -280,8 +294,6 @@ def session_options(threads: int, weights: Path | None = None, *, spinning: bool
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if weights is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(weights)

@@ -22,7 +22,16 @@ from slmc.errors import VerdictError
 from slmc.export import triton_model
 from slmc.export.config import ExportConfig, TritonConfig
 from slmc.export.passes import INPUT, TOP_ITEMS, TOP_SCORES
-from slmc.export.runtime import GPU, GRAPH, Description, Engine, Histories, describe, wanted
+from slmc.export.runtime import (
+    GPU,
+    GRAPH,
+    MASKED,
+    Description,
+    Engine,
+    Histories,
+    describe,
+    wanted,
+)
 from slmc.export.vocabulary import FILE, Vocabulary
 
 FOLDER = "triton"
@@ -63,6 +72,7 @@ def write(folder: Path, config: ExportConfig, histories: Histories) -> None:
         for file in graph.parent.glob(f"{graph.name}*"):  # and its weights, if they lie beside it
             _link(file, variant / VERSION / file.name)
     version = repository / PYTHON / VERSION
+    _link(folder / MASKED, version / Path(MASKED).name)
     _link(folder / FILE, version / FILE)
     shutil.copyfile(triton_model.__file__, version / "model.py")
     _check(folder, version, settings, histories[:COMPARED])
@@ -121,7 +131,7 @@ def _python(settings: TritonConfig, described: Description) -> str:
     return f"""\
 # Original ids of a history, oldest first, to the ids of the {described.top_k} best items.
 # Ids that are not in {FILE} are skipped. Rows of one request are filled with empty ids;
-# requests of different lengths are answered together.
+# requests of different lengths are answered together. exclude_seen is each history's own.
 name: "{PYTHON}"
 backend: "python"
 max_batch_size: {settings.max_batch}

@@ -1,7 +1,8 @@
 """A model of Triton's Python backend: original ids in, original ids out, ONNX Runtime inside.
 
-The exporter copies this file into a Triton repository as ``model.py``, beside ``model.onnx`` and
-``items.jsonl``. So it stands alone: numpy, onnxruntime and what Triton brings are all it imports.
+The exporter copies this file into a Triton repository as ``model.py``, beside ``items.jsonl``,
+``masked.onnx`` and the ``model.onnx`` whose weights that reads. So it stands alone: numpy,
+onnxruntime and what Triton brings are all it imports.
 
 Letters: B histories, L their longest, k items given back.
 """
@@ -24,7 +25,7 @@ class Ranker:
     """The best items for histories of original ids."""
 
     def __init__(self, folder: Path, threads: int, providers: Sequence[str] = (CPU,)) -> None:
-        """Start a session on ``model.onnx`` in ``folder``, named by its ``items.jsonl``.
+        """Start a session on ``masked.onnx`` in ``folder``, named by its ``items.jsonl``.
 
         It computes in the first of ``providers`` that this ONNX Runtime has.
         """
@@ -40,11 +41,9 @@ class Ranker:
         options.log_severity_level = 3
         # Threads that spin while they wait take the cores from the other instances.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Blocks of codes stay what they stand for: a standard graph gives the model's own scores.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         there = onnxruntime.get_available_providers()
         self.session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=[p for p in providers if p in there]
+            str(folder / "masked.onnx"), options, providers=[p for p in providers if p in there]
         )
 
     def best(
@@ -61,17 +60,17 @@ class Ranker:
             empty and scores :data:`NOTHING`.
         """
         rows = [[self.row_of[item] for item in one if item in self.row_of] for one in histories]
-        item_ids = np.zeros((len(rows), max(1, *map(len, rows))), dtype=np.int64)
+        item_ids = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
         for line, known in zip(item_ids, rows, strict=True):
             line[len(line) - len(known) :] = known
-        given = {"item_ids": item_ids}
+        allowed = np.ones((1, 1), dtype=bool)
         if any(exclude_seen):
             # The graph's own exclude_seen knows what the model sees; these may be older.
             allowed = np.ones((len(rows), len(self.ids)), dtype=bool)
             for line, known, exclude in zip(allowed, rows, exclude_seen, strict=True):
                 if exclude:
                     line[known] = False
-            given["allowed"] = allowed
+        given = {"item_ids": item_ids, "exclude_seen": np.zeros(1, dtype=bool), "allowed": allowed}
         items, scores = self.session.run(["top_items", "top_scores"], given)
         none = np.isneginf(scores)
         items[none], scores[none] = 0, NOTHING
@@ -101,27 +100,41 @@ class TritonPythonModel:
         for place, request in enumerate(requests):
             try:
                 asked, exclude = self._read(request)
-            except UnicodeDecodeError as error:
-                said = self.utils.TritonError(f"history: an id is not UTF-8: {error}")
+            except ValueError as error:
+                said = self.utils.TritonError(str(error))
                 responses[place] = self.utils.InferenceResponse(error=said)
                 continue
             parts[place] = slice(len(histories), len(histories) + len(asked))
             histories += asked
-            exclude_seen += [exclude] * len(asked)
-        if histories:
-            items, scores = self.ranker.best(histories, exclude_seen)
-            for place, part in parts.items():
-                responses[place] = self._response(items[part], scores[part])
+            exclude_seen += exclude
+        items, scores = self.ranker.best(histories, exclude_seen)
+        for place, part in parts.items():
+            responses[place] = self._response(items[part], scores[part])
         return responses
 
-    def _read(self, request: Any) -> tuple[list[list[str]], bool]:
-        """Histories of a request, without the empty ids that fill its rows, and what it asks."""
+    def _read(self, request: Any) -> tuple[list[list[str]], list[bool]]:
+        """Histories of a request, without the empty ids that fill its rows, and what each asks.
+
+        Raises:
+            ValueError: An id is not UTF-8, or exclude_seen is not one value a history.
+        """
         given = self.utils.get_input_tensor_by_name(request, "history").as_numpy()
-        histories = [[item.decode() for item in row if item] for row in given]
+        try:
+            histories = [[item.decode() for item in row if item] for row in given]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"history: an id is not UTF-8: {error}") from None
         option = self.utils.get_input_tensor_by_name(request, "exclude_seen")
-        return histories, option is not None and bool(option.as_numpy().any())
+        if option is None:
+            return histories, [False] * len(histories)
+        exclude_seen = option.as_numpy().reshape(-1).tolist()
+        if len(exclude_seen) != len(histories):
+            raise ValueError(
+                f"exclude_seen: {len(exclude_seen)} values for {len(histories)} histories"
+            )
+        return histories, exclude_seen
 
     def _response(self, items: NDArray[np.object_], scores: NDArray[np.float32]) -> Any:
-        coded = np.array([[item.encode() for item in row] for row in items], dtype=object)
+        coded = np.empty(items.shape, dtype=object)  # of no rows too
+        coded.flat = [item.encode() for item in items.flat]
         tensors = [self.utils.Tensor("items", coded), self.utils.Tensor("scores", scores)]
         return self.utils.InferenceResponse(output_tensors=tensors)

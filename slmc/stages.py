@@ -110,7 +110,7 @@ STAGES: dict[str, Stage] = {
         "engine",
         ExportConfig,
         "slmc.export.onnx:export",
-        schema=8,
+        schema=9,
         fingerprint="slmc.export.flavours:fingerprint",
         extras={"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
     ),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
 from slmc.errors import ArtefactError, UsageError
-from slmc.export.masks import add_masks
-from slmc.export.runtime import GRAPH, Engine
+from slmc.export.histories import take
+from slmc.export.masks import add_masks, choice_of
+from slmc.export.runtime import GRAPH, MASKED, Engine
 from slmc.recommend import Recommendation, recommend
 
 NOTHING = -np.inf
@@ -31,7 +33,8 @@ NEXT = np.array(
 TITLES = {"a": {"title": "Alien"}, "c": {"title": "Überfahrt"}}
 
 
-def graph(top_k: int) -> onnx.ModelProto:
+def graphs(top_k: int) -> Iterator[onnx.ModelProto]:
+    """Of histories alone, and with masks."""
     constants = {"next": NEXT, "last": np.array(-1), "k": np.array([top_k])}
     nodes = [
         helper.make_node("Gather", ["item_ids", "last"], ["newest"], axis=1),
@@ -50,9 +53,11 @@ def graph(top_k: int) -> onnx.ModelProto:
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    masked = ir.from_proto(model)
-    add_masks(masked.graph)
-    return ir.to_proto(masked)
+    given = ir.from_proto(model)
+    take(given.graph, history=2, items=4)
+    yield ir.to_proto(given)
+    add_masks(given.graph, choice_of(given.graph))
+    yield ir.to_proto(given)
 
 
 @pytest.fixture
@@ -63,7 +68,8 @@ def engine(tmp_path: Path) -> Artefact:
 def by_hand(tmp_path: Path, top_k: int) -> Artefact:
     with draft(tmp_path / "engine") as work:
         (work.path / "onnx").mkdir()
-        (work.path / GRAPH).write_bytes(graph(top_k).SerializeToString())
+        for name, graph in zip((GRAPH, MASKED), graphs(top_k), strict=True):
+            (work.path / name).write_bytes(graph.SerializeToString())
         described = {"layout": "padded", "top_k": top_k, "opset": 18, "precision": "fp32"}
         described |= {"history": 2, "num_items": 4, "source": "by hand"}
         (work.path / "engine.json").write_text(json.dumps(described))

@@ -36,6 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5},
     "phi3": {},
     "smollm3": {},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 5},
 }
 
 

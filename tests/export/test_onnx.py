@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ from slmc.export import onnx as stage
 from slmc.export.config import ExportConfig
 from slmc.export.graph import to_onnx
 from slmc.export.onnx import export
-from slmc.export.runtime import GRAPH, Engine
+from slmc.export.runtime import GRAPH, MASKED, Engine
 from slmc.model.loading import load_model
 
 HISTORY = 12
@@ -133,6 +134,73 @@ def test_the_packed_layout_computes_no_padding(packed: Artefact) -> None:
     onnx.checker.check_model(graph, full_check=True)
 
 
+NOTHING_ASKED = {"exclude_seen": np.array([False]), "allowed": np.array([[True]])}
+"""What the graph with masks takes where there are none."""
+
+
+def plain_session(engine: Artefact, graph: str) -> Callable[..., list[np.ndarray]]:
+    """A session as a user opens one, without any options."""
+    session = onnxruntime.InferenceSession(engine.path / graph)
+    more = NOTHING_ASKED if graph == MASKED else {}
+    return lambda rows, **masks: session.run(None, {"item_ids": rows, **more, **masks})
+
+
+GRAPHS = pytest.mark.parametrize("graph", [GRAPH, MASKED])
+LAYOUTS = pytest.mark.parametrize("kind", ["packed", "padded"])
+
+
+@GRAPHS
+@LAYOUTS
+def test_a_session_without_options_answers_as_the_engine_and_says_nothing(
+    kind: str, graph: str, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made, item_ids = request.getfixturevalue(kind), histories(7, HISTORY)
+    found = plain_session(made, graph)(item_ids)
+    expected = Engine.open(made).answer(item_ids)
+    assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
+    assert capfd.readouterr() == ("", "")
+
+
+@GRAPHS
+@LAYOUTS
+def test_histories_without_items_have_the_answer_of_one_padding_item(
+    kind: str, graph: str, request: pytest.FixtureRequest
+) -> None:
+    made = request.getfixturevalue(kind)
+    ask, k = plain_session(made, graph), made.manifest.metrics["top_k"]
+    expected = ask(np.zeros((1, 1), dtype=np.int64))
+    for batch in (1, 3):
+        found = ask(np.zeros((batch, 0), dtype=np.int64))
+        assert all((a == b).all() for a, b in zip(found, expected, strict=True))
+        assert [a.shape for a in found] == [(batch, k)] * 2
+    for shape in ((0, 0), (0, 1), (0, HISTORY + 5)):
+        items, scores = ask(np.zeros(shape, dtype=np.int64))
+        assert items.shape == scores.shape == (0, k)
+        assert items.dtype == np.int64 and scores.dtype == np.float32
+
+
+@GRAPHS
+@LAYOUTS
+def test_rows_that_the_catalogue_lacks_are_refused(
+    kind: str, graph: str, request: pytest.FixtureRequest
+) -> None:
+    ask = plain_session(request.getfixturevalue(kind), graph)
+    for wrong in (ITEMS + 1, 10**9, -1, -2, -ITEMS, -ITEMS - 1, -(2**63)):
+        for row in ([wrong, 3, 7], [3, wrong, 7], [3, 7, wrong]):
+            with pytest.raises(Exception, match=r"INVALID_ARGUMENT.* out of data bounds"):
+                ask(np.array([[1, 2, 3], row]))
+
+
+def test_seen_items_are_left_out_of_those_histories_that_ask_for_it(packed: Artefact) -> None:
+    ask, item_ids = plain_session(packed, MASKED), np.array([[3, 7, 9], [3, 7, 9], [0, 0, 28]])
+    plain = ask(item_ids)[0]
+    assert all(set(best) & set(row) for best, row in zip(plain, item_ids, strict=True))
+    items, scores = ask(item_ids, exclude_seen=np.array([True, False, True]))
+    assert not set(items[0]) & {3, 7, 9} and 28 not in items[2]
+    assert (items[1] == plain[1]).all() and np.isfinite(scores).all()
+    assert ask(item_ids[:0], exclude_seen=np.zeros(0, dtype=bool))[0].shape == (0, 10)
+
+
 def test_the_item_table_is_stored_once(packed: Artefact) -> None:
     sizes = [sorted(tensor.dims) for tensor in onnx.load(packed.path / GRAPH).graph.initializer]
     assert sizes.count(sorted([ITEMS + 1, 16])) == 1
@@ -166,7 +234,7 @@ def test_nothing_tells_of_the_machine(packed: Artefact) -> None:
 def test_the_folder(packed: Artefact, model: Artefact) -> None:
     assert set(packed.manifest.files) == {
         "README.md", "engine.json", "items.jsonl", "items.parquet", "onnx/config.json",
-        "onnx/model.onnx", "parity.json", "preprocessor.json",
+        "onnx/masked.onnx", "onnx/model.onnx", "parity.json", "preprocessor.json",
     }  # fmt: skip
     lines = (packed.path / "items.jsonl").read_text().splitlines()
     assert lines[:2] == [
@@ -175,8 +243,8 @@ def test_the_folder(packed: Artefact, model: Artefact) -> None:
     ]
     assert json.loads((packed.path / "engine.json").read_text()) == {
         "input": {"item_ids": ["int64", ["batch", "length"]]},
-        "optional_inputs": {
-            "exclude_seen": ["bool", [1]],
+        "masks": {
+            "exclude_seen": ["bool", ["1 or batch"]],
             "allowed": ["bool", ["1 or batch", ITEMS + 1]],
         },
         "outputs": {
@@ -201,6 +269,20 @@ def test_the_code_of_the_card_runs(packed: Artefact) -> None:
     for line, row, score in zip(done.stdout.splitlines(), rows[0], scores[0], strict=True):
         title = f" Título {row}" if row % 2 == 0 else ""
         assert line.strip() == f"{score:.3f} film-{row}{title}"
+    assert done.stderr == ""
+
+
+def test_the_code_of_the_card_answers_without_known_items(packed: Artefact) -> None:
+    code = card.code_of((packed.path / "README.md").read_text())
+    codes = [
+        re.sub(r"(?m)^history = \[.*?\]", f"history = {history}", code)
+        for history in ("[]", '["nobody\'s", "film-31"]')
+    ]
+    assert code not in codes
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(codes)], cwd=packed.path, capture_output=True, text=True
+    )
+    assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 20, "")
 
 
 def test_large_weights_lie_beside_the_graph(
@@ -210,16 +292,19 @@ def test_large_weights_lie_beside_the_graph(
     place: Place,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    graph = onnx.load(packed.path / GRAPH)
-    monkeypatch.setattr(stage, "to_onnx", lambda *_: graph)
+    graphs = [onnx.load(packed.path / name) for name in (GRAPH, MASKED)]
+    monkeypatch.setattr(stage, "both_graphs", lambda *_: iter(graphs))
     monkeypatch.setattr(passes, "LARGEST_FILE", 1000)
     engine = export(ExportConfig(top_k=10), {"data": dataset, "model": model}, place("large"))
     weights = engine.path / "onnx/model.onnx.data"
-    assert weights.stat().st_size > 10 * (engine.path / GRAPH).stat().st_size
+    for name in (GRAPH, MASKED):
+        assert weights.stat().st_size > 5 * (engine.path / name).stat().st_size
     histories = [np.array([3, 1, 2], dtype=np.int32)]
     rows, scores = Engine.open(engine).top(histories)
     full = Engine.open(engine, scores=True).scores(histories)
     assert (np.take_along_axis(full, rows - 1, axis=1) == scores).all()
+    others = np.arange(ITEMS + 1)[None] != rows[0, 0]
+    assert (Engine.open(engine).top(histories, allowed=others)[0][0, :9] == rows[0, 1:]).all()
 
 
 def test_the_dataset_has_to_number_the_same_items(

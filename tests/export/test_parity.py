@@ -13,7 +13,7 @@ from slmc.errors import UndecidedError, VerdictError
 from slmc.export import onnx as stage
 from slmc.export import parity, passes
 from slmc.export.config import ExportConfig, ParityConfig
-from slmc.export.runtime import GRAPH
+from slmc.export.runtime import GRAPH, MASKED
 from slmc.model.loading import load_model
 
 HISTORY, USERS = 12, 40
@@ -70,7 +70,7 @@ def test_an_engine_that_fails_is_withheld(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     graph = damaged(onnx.load(packed.path / GRAPH), 0)
-    monkeypatch.setattr(stage, "to_onnx", lambda *_: graph)
+    monkeypatch.setattr(stage, "both_graphs", lambda *_: iter([graph, graph]))
     out = place("engine")
     with pytest.raises(VerdictError) as caught:
         stage.export(ExportConfig(top_k=10), {"data": dataset, "model": model}, out)
@@ -87,7 +87,7 @@ def test_an_engine_that_does_not_run_is_withheld(
 ) -> None:
     graph = onnx.load(packed.path / GRAPH)
     graph.graph.node[-1].op_type = "NoSuchOperator"
-    monkeypatch.setattr(stage, "to_onnx", lambda *_: graph)
+    monkeypatch.setattr(stage, "both_graphs", lambda *_: iter([graph, graph]))
     out = place("engine")
     with pytest.raises(VerdictError) as caught:
         stage.export(ExportConfig(top_k=10), {"data": dataset, "model": model}, out)
@@ -97,6 +97,31 @@ def test_an_engine_that_does_not_run_is_withheld(
     assert "No Op registered for NoSuchOperator" in str(caught.value)
     assert caught.value.remedy == "Export with another --opset or --layout."
     assert not out.exists()
+
+
+def test_a_graph_with_masks_that_answers_otherwise_is_withheld(
+    packed: Artefact, dataset: Artefact, tmp_path: Path
+) -> None:
+    for name in (GRAPH, "engine.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((packed.path / name).read_bytes())
+    graph = onnx.load(packed.path / MASKED, load_external_data=False)
+    histories = parity.real_histories(Dataset.open(dataset))
+    (tmp_path / MASKED).write_bytes(graph.SerializeToString())
+    parity.check_masks(tmp_path, histories)
+    masks = next(node for node in graph.graph.node if node.op_type == "If")
+    for attribute in masks.attribute:
+        if attribute.name == "then_branch":  # where -inf stood
+            bias = next(node for node in attribute.g.node if node.op_type == "Where")
+            bias.input[2] = bias.input[1]
+            floor = next(node for node in attribute.g.node if node.op_type == "Expand")
+            floor.input[0] = bias.input[1]
+    (tmp_path / MASKED).write_bytes(graph.SerializeToString())
+    with pytest.raises(VerdictError) as caught:
+        parity.check_masks(tmp_path, histories)
+    assert str(caught.value) == (
+        "parity: the engine was withheld: onnx/masked.onnx does not answer as onnx/model.onnx."
+    )
 
 
 def test_the_limits_are_the_configs(packed: Artefact, model: Artefact, dataset: Artefact) -> None:

@@ -44,7 +44,7 @@ def keys(source: Source, **config: Any) -> list[str]:
         (FOUR, {"opset": 20, "layout": "padded"}, ["precision"]),
         (SMALL, {"opset": 20}, ["precision"]),
         (SMALL, {"opset": 21}, []),
-        (FLOATS, {"precision": "int8-accurate", "layout": "padded", "opset": 20}, ["precision"]),
+        (FLOATS, {"precision": "int8-accurate", "layout": "padded", "opset": 20}, []),
         (FLOATS, {"table": "int8+rescore"}, []),
         (FLOATS, {"table": "int8+rescore", "layout": "padded"}, ["table"]),
         (TABLE, {"table": "fp32"}, ["table"]),

@@ -10,7 +10,7 @@ import torch
 from families import small
 
 from slmc.export import passes
-from slmc.export.graph import to_onnx
+from slmc.export.graph import both_graphs
 from slmc.export.rescore import BLOCK, RESCORED
 from slmc.model.recommender import SequentialRecommender
 
@@ -28,10 +28,11 @@ def model() -> SequentialRecommender:
 
 @pytest.fixture(scope="module", params=RESCORED)
 def ask(model: SequentialRecommender, request: Any) -> Ask:
-    graph = to_onnx(model, "packed", TOP_K, opset=21, table=request.param)
+    _, graph = both_graphs(model, "packed", TOP_K, opset=21, table=request.param)
     passes.add_outputs(graph, ("scores",), ITEMS + 1, 16)
     session = onnxruntime.InferenceSession(graph.SerializeToString())
-    return lambda rows, **given: session.run(None, {"item_ids": rows, **given})
+    none = {"exclude_seen": np.array([False]), "allowed": np.array([[True]])}
+    return lambda rows, **given: session.run(None, {"item_ids": rows, **none, **given})
 
 
 def expected(model: SequentialRecommender, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

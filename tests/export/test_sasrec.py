@@ -65,7 +65,6 @@ def engine(layout: str, precision: str = "fp32", table: str = "fp32") -> Any:
     graph = to_onnx(model(), layout, TOP_K, 21, precision, table=table)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     return onnxruntime.InferenceSession(graph.SerializeToString(), options)
 
 
@@ -107,6 +106,16 @@ def test_unknown_empty_and_short_histories(layout: str) -> None:
     packed_items, _ = ask(session, skipped[None])
     kept = np.array([[*long[:-1], 9]])
     assert (packed_items == ask(session, kept)[0]).all()
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_rows_that_the_catalogue_lacks_are_refused(layout: str) -> None:
+    for wrong in (ITEMS + 1, -1, -ITEMS):
+        with pytest.raises(Exception, match=r"INVALID_ARGUMENT.* out of data bounds"):
+            ask(engine(layout), np.array([[3, wrong]]))
+    for shape in ((0, 2), (1, 0)):
+        items, _ = ask(engine(layout), np.zeros(shape, dtype=np.int64))
+        assert items.shape == (shape[0], TOP_K)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -39,8 +39,8 @@ def test_every_variant_stands_alone(served: Artefact, packed: Artefact) -> None:
     repository = {name for name in served.manifest.files if name.startswith("triton/")}
     assert repository == {
         "triton/recommender/config.pbtxt", "triton/recommender/warmup/history",
-        "triton/recommender/1/items.jsonl", "triton/recommender/1/model.onnx",
-        "triton/recommender/1/model.py",
+        "triton/recommender/1/items.jsonl", "triton/recommender/1/masked.onnx",
+        "triton/recommender/1/model.onnx", "triton/recommender/1/model.py",
         "triton/recommender_onnx/config.pbtxt", "triton/recommender_onnx/warmup/history",
         "triton/recommender_onnx/1/model.onnx",
     }  # fmt: skip
@@ -123,6 +123,32 @@ def test_requests_that_are_joined_get_their_own_answers(
     for row, n in enumerate((0, 5)):
         expected = recommend(engine, histories[n], 10)
         assert [item.decode() for item in answers[-1].items[row]] == [e.item for e in expected]
+
+
+def test_each_history_of_a_request_says_whether_its_items_are_left_out(
+    running: triton_model.TritonPythonModel,
+) -> None:
+    given = request(["film-28"], ["film-28"], ["film-3", "film-28"])
+    given["exclude_seen"] = np.array([[False], [True], [False]])
+    none = request(["film-28"])
+    wrong = none | {"exclude_seen": np.array([[True], [False]])}
+    some, plain, refused = running.execute([given, none, wrong])
+    assert (some.items[0] == plain.items[0]).all() and b"film-28" in plain.items
+    assert b"film-28" not in some.items[1] and b"film-28" in some.items[2]
+    assert refused.error == "exclude_seen: 2 values for 1 histories"
+
+
+def test_a_batch_of_0_gets_a_response(running: triton_model.TritonPythonModel) -> None:
+    for columns in (0, 3):
+        none = {"history": np.empty((0, columns), dtype=object)}
+        first, second = running.execute([none, none | {"exclude_seen": np.empty((0, 1), bool)}])
+        for answer in (first, second):
+            assert answer.items.shape == answer.scores.shape == (0, 10)
+            assert answer.items.dtype == object and answer.scores.dtype == np.float32
+    no_items, one = running.execute(
+        [{"history": np.empty((2, 0), dtype=object)}, request(["film-3"])]
+    )
+    assert no_items.items.shape == (2, 10) and one.items.shape == (1, 10)
 
 
 def test_odd_requests(running: triton_model.TritonPythonModel) -> None:

@@ -18,7 +18,7 @@ NO_CODES += "it as int8 or fp32."
 TWICE = "export.precision: {}: 'quantize' is quantized already ({}), and rounding its codes again "
 TWICE += "loses ranking. Leave precision out, or export the model that it was quantized from."
 LLM = "'sasrec' is a SASRec, and {} takes a recommender on an LLM. Export it as it is."
-OPSET = "export.precision: {}: standard operators for blocks of codes need opset 21, not 20. "
+OPSET = "export.precision: {}: standard operators for 4-bit codes need opset 21, not 20. "
 OPSET += "Raise opset to 21."
 TABLE = "export.table: {}: the item table of 'quantize' is quantized already. Leave table out, or "
 TABLE += "export the model that it was quantized from."
@@ -51,10 +51,6 @@ def recipe(steps: list[str]) -> str:
         ([EIGHT, "export: {precision: int8}"], TWICE.format("int8", "int8-accurate")),
         ([MIXED, "export: {precision: int8}"], TWICE.format("int8", "int4")),
         ([FOUR, "export: {layout: padded, opset: 20}"], OPSET.format("int4")),
-        (
-            ["export: {precision: int8-accurate, layout: padded, opset: 20}"],
-            OPSET.format("int8-accurate"),
-        ),
         (["quantize: {group_size: 8}", "export: {opset: 20}"], OPSET.format("int4")),
         (
             [
