@@ -31,7 +31,13 @@ from slmc.pipeline import store
 from slmc.pipeline.judging import check_power, described, judge_gates, protocol_of
 from slmc.pipeline.keys import Key, Outside, key_of
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
-from slmc.pipeline.preflight import check_devices, check_disk, check_engines, check_extras
+from slmc.pipeline.preflight import (
+    check_backbones,
+    check_devices,
+    check_disk,
+    check_engines,
+    check_extras,
+)
 from slmc.pipeline.rundir import RunDir
 from slmc.pipeline.store import Status
 from slmc.recipe import Recipe, resolved_yaml
@@ -133,6 +139,7 @@ def run(
         check_devices(to_run)
         check_engines(to_run)
         check_disk(to_run)
+        check_backbones(recipe, to_run)
     folder.open(resolved_yaml(recipe))
     result = RunResult(recipe, folder.path, until=until)
     with _sigterm_ends_the_run():
