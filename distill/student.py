@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slmc.distill.config import Lora
 from slmc.errors import UsageError
+from slmc.model import decoders
 from slmc.model.backbone import Backbone
 from slmc.model.origin import Origin
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
@@ -38,9 +39,14 @@ def fresh(
         dropout: After input_proj and before output_proj.
         prefix: ``[P, H]`` prompt embeddings before the items.
         suffix: ``[S, H]`` prompt embeddings after the items.
+
+    Raises:
+        UsageError: The backbone's rotary positions change within that length.
     """
     none = torch.zeros(0, backbone.model.config.hidden_size)
     prefix, suffix = none if prefix is None else prefix, none if suffix is None else suffix
+    longest = history + len(prefix) + len(suffix)
+    decoders.check_length(backbone.model.config, longest, backbone.label)
     model = SequentialRecommender(
         RecommenderConfig(
             backbone_config=backbone.model.config,

@@ -1,17 +1,15 @@
 """Teach an LLM to rank a catalogue (E4SRec, arXiv 2312.02443): the teacher of the distillation."""
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
 
-import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
-from slmc.distill import must_beat
+from slmc.distill import must_beat, own
 from slmc.distill.config import TeachConfig
 from slmc.distill.student import (
     add_adapters,
@@ -24,7 +22,7 @@ from slmc.errors import UsageError
 from slmc.evaluate import VectorScorer
 from slmc.model import backbone, device
 from slmc.model.device import Placement
-from slmc.model.loading import load_model, place, quiet
+from slmc.model.loading import load_model, place
 from slmc.model.origin import Origin
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
@@ -82,8 +80,8 @@ def _teacher(
 ) -> tuple[SequentialRecommender, Origin]:
     """The recommender before its training, and the weights that it has to begin with."""
     directory = Path(config.backbone)
-    if _is_recommender(directory):
-        model = _own(directory, data)
+    if own.is_recommender(directory):
+        model = own.read(directory, data)
         # Its item table is put in the order of this dataset's vocabulary.
         return model, Origin.of_files(directory, leaving_out="item_embeddings.")
     if config.epochs == 0:
@@ -110,37 +108,6 @@ def _items(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Tensor:
     items = torch.randn(data.num_items + 1, config.item_dim) * 0.02
     items[0] = 0
     return items
-
-
-def _is_recommender(directory: Path) -> bool:
-    file = directory / "config.json"
-    return file.is_file() and json.loads(file.read_text()).get("model_type") == "slmc"
-
-
-def _own(directory: Path, data: Dataset) -> SequentialRecommender:
-    """A user's own recommender, its item table put in the order of the dataset's vocabulary."""
-    file = directory / "items.parquet"
-    if not file.is_file():
-        raise UsageError(
-            f"backbone {directory}: a recommender needs its vocabulary, items.parquet.",
-            "Write it beside the weights: columns row (1-based) and item (the original id).",
-        )
-    with quiet():
-        model = SequentialRecommender.from_pretrained(directory, dtype=torch.float32)
-    rows = dict(pl.read_parquet(file).select("item", "row").iter_rows())
-    unknown = [item for item in data.items["item"] if item not in rows]
-    if unknown:
-        raise UsageError(
-            f"backbone {directory}: {len(unknown)} items of the dataset are not in its "
-            f"vocabulary, the first is {unknown[0]!r}.",
-            "Train it on these items, or prepare the dataset it was trained on.",
-        )
-    order = [0] + [rows[item] for item in data.items["item"]]
-    table = model.item_embeddings.weight.detach()[order]
-    model.item_embeddings = nn.Embedding.from_pretrained(table, freeze=True, padding_idx=0)
-    model.config.num_items = data.num_items
-    model.config.history = data.history
-    return model.eval()
 
 
 def _train(

@@ -56,6 +56,15 @@ def parent(artefact: Artefact, role: str) -> Artefact | None:
     return artefacts.load(found.path) if found is not None else None
 
 
+def check_backbone(config: StageConfig, data: Artefact) -> None:
+    """Refuse a backbone that lies here and cannot be one, before anything is made for it."""
+    from slmc.distill.config import TeachConfig
+    from slmc.pipeline.preflight import check_backbone as check
+
+    if isinstance(config, TeachConfig):
+        check(config, data.manifest.config.get("history"))
+
+
 def run(
     stage: str,
     config: StageConfig,

@@ -74,8 +74,10 @@ def cp(
 def check(recipe: Name, sets: Sets = None, json: Json = False) -> None:
     """Say whether a recipe can run, without running it."""
     from slmc import recipe as recipes
+    from slmc.pipeline.preflight import check_backbones
 
     loaded = recipes.load(recipe, sets=sets or (), files=True)
+    check_backbones(loaded, loaded.steps)
     if json:
         steps = [{"id": s.id, "stage": s.stage, "inputs": s.inputs} for s in loaded.steps]
         console.result_json({"name": loaded.name, "steps": steps, "gates": len(loaded.gates)})

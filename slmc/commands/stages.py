@@ -54,6 +54,8 @@ def stage_app(
             if path is not None
         }
         found["data"] = given.data_for(found.get(positional or ""), data)
+        if supply:  # what is made for a backbone takes minutes
+            given.check_backbone(config, found["data"])
         for role, make in supply.items():
             if role not in found:
                 found[role] = make(role, found)

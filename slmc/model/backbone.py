@@ -1,26 +1,27 @@
 """The first layers of an LLM, read without the rest."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from slmc.errors import UsageError
-from slmc.model import sources
-from slmc.model.loading import quiet
+from slmc.model import decoders, selfcheck, sources
+from slmc.model.decoders import EMBEDDING
 from slmc.model.origin import Origin, digest
+from slmc.model.quieting import quiet
+from slmc.model.weights import QUANTIZED, Weights
 
-EMBEDDING = "embed_tokens.weight"
 RMS_ROWS = 4096
 """Rows of the token table that its scale is estimated from."""
+SMALL = 100_000_000
+"""Parameters of a random backbone up to which a check draws its first layers."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Backbone:
     """Where the weights came from; ``None`` for random ones."""
     origin: Origin | None = None
     """The tensors as they stand in the files; ``None`` for random ones."""
+    label: str = "backbone"
+    """What messages call it."""
+    prefix: str = ""
+    """What stands before the decoder's names in the files, e.g. ``model.``."""
 
     def randomised(self) -> "Backbone":
         """Random weights in the same shape, for inputs of the same scale."""
@@ -50,85 +55,105 @@ class Backbone:
                 "Leave the prompt out, or name a backbone with a tokenizer.",
             )
         ids = AutoTokenizer.from_pretrained(self.directory)(text, add_special_tokens=False)
-        with Weights.open(self.directory) as weights:
-            table = weights.slice(weights.prefix + EMBEDDING)
-            rows = torch.stack([table[i] for i in ids["input_ids"]]).float()
+        width = self.model.config.hidden_size
+        with Weights.open(self.directory, self.label) as weights:
+            rows = weights.rows(self.prefix + EMBEDDING, width, list(ids["input_ids"]))
         scale = float(getattr(self.model.get_input_embeddings(), "scalar_embed_scale", 1.0))
         return rows * scale
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The tensors of a directory by name, each read from disk when asked for."""
-
-    files: Mapping[str, Any]
-
-    @classmethod
-    @contextmanager
-    def open(cls, directory: Path) -> Iterator["Weights"]:
-        """Open every safetensors shard of a directory."""
-        with ExitStack() as stack:
-            shards = [
-                stack.enter_context(safe_open(file, framework="pt"))
-                for file in sorted(directory.glob("*.safetensors"))
-            ]
-            yield cls({key: shard for shard in shards for key in shard.keys()})  # noqa: SIM118
-
-    @property
-    def prefix(self) -> str:
-        """What stands before ``layers.0.`` in the names, e.g. ``model.``."""
-        names = (n for n in self.files if "layers.0." in n and "vision" not in n)
-        first = min(names, default=None)
-        if first is None:
-            raise UsageError(
-                "backbone: its weights hold no decoder layers named layers.0, layers.1 …",
-                "Name a decoder LLM such as Llama, Qwen, Gemma, Mistral or Phi.",
-            )
-        return first[: first.index("layers.0.")]
-
-    def read(self, name: str) -> Tensor:
-        """A whole tensor."""
-        tensor: Tensor = self.files[name].get_tensor(name)
-        return tensor
-
-    def slice(self, name: str) -> Any:
-        """A tensor whose rows are read when indexed."""
-        return self.files[name].get_slice(name)
 
 
 def load(name: str, *, revision: str | None = None, layers: int | None = None) -> Backbone:
     """Read the first ``layers`` decoder layers (all if ``None``) and the final norm.
 
     Raises:
-        UsageError: The backbone is no decoder that fits, or has fewer layers.
+        UsageError: The backbone is no decoder that fits, has fewer layers, or its files are
+            not its weights.
         MissingError: It cannot be fetched.
     """
+    label = f"backbone {name}"
     if name.startswith(sources.RANDOM):
         return _random(name, layers)
     directory = sources.locate(name, revision)
-    config = decoder_config(directory, name)
-    config = truncated(config, layers, name)
+    config = truncated(decoder_config(directory, name), layers, name)
+    decoders.sketch(config, label)
     with no_init_weights():
         model = AutoModel.from_config(config, dtype=torch.float32)
-    _check_rotary(model, name)
-    with Weights.open(directory) as weights:
-        origin = _fill(model, weights, name)
-        rows = weights.slice(weights.prefix + EMBEDDING)[:RMS_ROWS].float()
-    return Backbone(model.eval(), rows.square().mean().sqrt().item(), directory, origin)
+    with Weights.open(directory, label) as weights:
+        prefix, origin = _fill(model, weights, name)
+        token_rms = _token_rms(weights, prefix, config.hidden_size)
+    selfcheck.check(model.eval(), label, token_rms)
+    return Backbone(model, token_rms, directory, origin, label, prefix)
+
+
+def check(
+    name: str,
+    *,
+    revision: str | None = None,
+    layers: int | None = None,
+    history: int | None = None,
+) -> PreTrainedModel:
+    """Find out what :func:`load` would refuse, with the memory of a few layers.
+
+    Args:
+        name: A directory or ``random://…``.
+        revision: As in :func:`load`.
+        layers: As in :func:`load`.
+        history: Items of a history, at most; ``None`` if not known.
+
+    Returns:
+        The decoder without its numbers, on the meta device.
+
+    Raises:
+        UsageError: As :func:`load`, or its positions do not hold for so long a history.
+    """
+    label = f"backbone {name}"
+    drawn = name.startswith(sources.RANDOM)
+    directory = Path() if drawn else sources.locate(name, revision)
+    config = _random_config(name) if drawn else decoder_config(directory, name)
+    model = decoders.sketch(truncated(config, layers, name), label)
+    if history is not None:
+        decoders.check_length(model.config, history, label)
+    few = decoders.needed_layers(model)
+    if not drawn:
+        with Weights.open(directory, label) as weights:
+            prefix, wanted = _wanted(model, weights)
+            for key, tensor in wanted.items():
+                weights.read(prefix + key, tensor.shape)
+        load(name, revision=revision, layers=few)
+    elif sum(parameter.numel() for parameter in model.parameters()) <= SMALL:
+        load(name, layers=few)
+    return model
 
 
 def decoder_config(directory: Path, name: str) -> PreTrainedConfig:
     """The text decoder's config of a directory; raises ``UsageError`` if there is none."""
     try:
+        _refuse_quantized(json.loads((directory / "config.json").read_text()), name)
         with quiet():
-            config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (ValueError, KeyError, json.JSONDecodeError) as error:
+            config: Any = AutoConfig.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        text: PreTrainedConfig = config.get_text_config(decoder=True)
+    except (*decoders.BUILDING, OSError) as error:
         raise UsageError(
-            f"backbone {name}: its config.json cannot be read ({str(error).splitlines()[0]}).",
+            f"backbone {name}: its config.json cannot be read ({decoders.one_line(error)}).",
             "Name a decoder that transformers knows without code of its own.",
         ) from None
-    text: PreTrainedConfig = config.get_text_config(decoder=True)
     return text
+
+
+def _refuse_quantized(config: Any, name: str) -> None:
+    """Refuse weights that are codes: read without their scales they are other numbers."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part in parts:
+        settings = part.get("quantization_config") or part.get("compression_config")
+        if settings:
+            method = settings.get("quant_method") or settings.get("format") or "of some method"
+            raise UsageError(
+                f"backbone {name}: its weights are quantized ({method}), says its config.json, and "
+                "are not read without their scales.",
+                QUANTIZED,
+            )
 
 
 def truncated(config: PreTrainedConfig, layers: int | None, name: str) -> PreTrainedConfig:
@@ -140,56 +165,85 @@ def truncated(config: PreTrainedConfig, layers: int | None, name: str) -> PreTra
             f"layers: {layers} are asked for, but backbone {name} has {depth}.",
             f"Ask for at most {depth}.",
         )
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
-    config.vocab_size = 1
-    config.pad_token_id = config.bos_token_id = config.eos_token_id = None
-    config.use_cache = False
+    decoders.check_kinds(config, layers, f"backbone {name}")
+    try:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+        config.vocab_size = 1
+        config.pad_token_id = config.bos_token_id = config.eos_token_id = None
+        config.use_cache = False
+    except decoders.BUILDING as error:
+        raise UsageError(
+            f"backbone {name}: {config.model_type} cannot be cut to its first layers "
+            f"({decoders.one_line(error)}).",
+            decoders.REMEDY,
+        ) from None
     return config
 
 
-def _check_rotary(model: PreTrainedModel, name: str) -> None:
-    """Refuse a decoder whose positions are not turned into its queries and keys.
-
-    Learned positions and biases by distance are added where packed attention does not see them.
-    """
-    rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
-    if not rotary or not hasattr(model, "layers"):
-        raise UsageError(
-            f"backbone {name}: {model.config.model_type} is no decoder with rotary positions.",
-            "Name one such as Llama, Qwen, Gemma, Mistral, Phi or SmolLM.",
-        )
-
-
-def _fill(model: PreTrainedModel, weights: Weights, name: str) -> Origin:
-    """Copy the weights of the layers that ``model`` has, and of those alone."""
-    prefix, wanted = weights.prefix, model.state_dict()
+def _wanted(model: PreTrainedModel, weights: Weights) -> tuple[str, dict[str, Tensor]]:
+    """The prefix of the decoder's names in the files, and the tensors that it takes from them."""
+    wanted: dict[str, Tensor] = model.state_dict()
     wanted.pop(EMBEDDING)
+    prefix = weights.prefix(wanted, EMBEDDING)
+    depth = model.config.num_hidden_layers
+    held = frozenset(prefix + key for key in wanted)
+    weights.refuse_others(tuple(f"{prefix}layers.{i}." for i in range(depth)), held)
+    return prefix, wanted
+
+
+def _fill(model: PreTrainedModel, weights: Weights, name: str) -> tuple[str, Origin]:
+    """Copy the weights of the layers that ``model`` has, and of those alone."""
+    prefix, wanted = _wanted(model, weights)
     digests = {}
     for key, tensor in wanted.items():
-        if prefix + key not in weights.files:
-            raise UsageError(
-                f"backbone {name}: its weights lack {prefix + key}.",
-                "Download it again; its config.json and its weights do not belong together.",
-            )
-        stored = weights.read(prefix + key)
+        stored = weights.read(prefix + key, tensor.shape)
         tensor.copy_(stored)
         digests[key] = digest(stored)
     with torch.no_grad():
         model.get_parameter(EMBEDDING).zero_()
-    return Origin(name, digests)
+    return prefix, Origin(name, digests)
+
+
+def _token_rms(weights: Weights, prefix: str, width: int) -> float:
+    """Root mean square of the token table, estimated from its first rows."""
+    rows = weights.rows(prefix + EMBEDDING, width, slice(RMS_ROWS))
+    rms = rows.square().mean().sqrt().item()
+    if not rms:
+        raise UsageError(
+            f"{weights.label}: {prefix + EMBEDDING} is 0 everywhere: it was never filled.",
+            "Download it again, or make it again from the LLM.",
+        )
+    return rms
 
 
 def _random(name: str, layers: int | None) -> Backbone:
+    config, label = truncated(_random_config(name), layers, name), f"backbone {name}"
+    decoders.sketch(config, label)
+    model = AutoModel.from_config(config).eval()
+    selfcheck.check(model, label)
+    return Backbone(model, token_rms=0.02, directory=None, label=label)
+
+
+def _random_config(name: str) -> PreTrainedConfig:
     kind, sizes = sources.random_shape(name)
-    try:
-        config = AutoConfig.for_model(kind, **sizes)
-    except ValueError:
+    if kind not in CONFIG_MAPPING_NAMES:
         raise UsageError(
             f"backbone {name}: transformers knows no model type {kind!r}.",
             "Name one such as llama, qwen3, gemma2 or mistral.",
+        )
+    try:
+        config: PreTrainedConfig = AutoConfig.for_model(kind, **sizes)
+        text: Any = config.get_text_config(decoder=True)
+    except decoders.BUILDING as error:
+        raise UsageError(
+            f"backbone {name}: {kind} cannot have these sizes ({decoders.one_line(error)}).",
+            "Change its sizes, or name one such as llama, qwen3, gemma2 or mistral.",
         ) from None
-    model = AutoModel.from_config(truncated(config, layers, name))
-    _check_rotary(model, name)
-    return Backbone(model.eval(), token_rms=0.02, directory=None)
+    if text is not config:
+        raise UsageError(
+            f"backbone {name}: {kind} has parts besides its decoder, which is {text.model_type}.",
+            f"Name random://{text.model_type}?… instead.",
+        )
+    return config

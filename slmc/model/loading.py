@@ -2,16 +2,15 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from transformers import AutoModel, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from slmc.artefact import Artefact
 from slmc.errors import ArtefactError
-from slmc.model import quantized
+from slmc.model import decoders, quantized
+from slmc.model.quieting import quiet as quiet
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.sasrec import Sasrec
 
@@ -44,13 +43,40 @@ def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recomm
     if compressed:
         quantized.require()
     with quiet(), quantized.quiet() if compressed else nullcontext():
-        model: Recommender = AutoModel.from_pretrained(
-            artefact.path, dtype=torch.float32, local_files_only=True
+        loaded = AutoModel.from_pretrained(
+            artefact.path, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
+        model: Recommender = loaded[0]
+        lacking = sorted(loaded[1]["missing_keys"])
+        if lacking:
+            raise ArtefactError(
+                f"{artefact.path / 'model.safetensors'}: it lacks {lacking[0]}"
+                + (f" and {len(lacking) - 1} other tensors." if len(lacking) > 1 else "."),
+                "Make the model again: what is missing would be random numbers.",
+            )
         if compressed:
             quantized.as_floats(model)
+    if isinstance(model, SequentialRecommender):
+        check_decoder(model, str(artefact.path))
     place(model, device)
     return model
+
+
+def check_decoder(model: SequentialRecommender, label: str) -> None:
+    """Refuse a recommender whose decoder gives a user other scores beside other users.
+
+    Args:
+        model: The recommender.
+        label: What messages call it.
+
+    Raises:
+        UsageError: Its decoder is of a kind that packing does not compute, or its rotary
+            positions change within the length of its histories.
+    """
+    decoders.check(model.backbone, label)
+    config = model.config
+    longest = config.history + config.prefix_length + config.suffix_length
+    decoders.check_length(config.backbone_config, longest, label)
 
 
 def place(model: PreTrainedModel, device: torch.device | str) -> None:
@@ -58,18 +84,3 @@ def place(model: PreTrainedModel, device: torch.device | str) -> None:
     # transformers wraps nn.Module.to in a way that type checkers cannot follow.
     torch.nn.Module.to(model, device)
     model.eval()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars and from advising on what is meant here."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from slmc.errors import BrokenRunError
+from slmc.model.weights import Weights
 
 ADAPTED = {"base_model.model.": "", ".base_layer.": "."}
 """What peft adds to the names of the weights that it leaves as they are."""
@@ -32,20 +32,19 @@ class Origin:
 
     @classmethod
     def of_files(cls, directory: Path, leaving_out: str | None = None) -> Self:
-        """From the floating-point tensors in the safetensors files of a directory.
+        """From the floating-point tensors in the weight files of a directory.
 
         Args:
             directory: A model in Hugging Face form.
             leaving_out: Beginning of the names that do not count.
         """
         digests = {}
-        for file in sorted(directory.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as stored:
-                for key in stored.keys():  # noqa: SIM118 - safe_open is no mapping
-                    tensor = stored.get_tensor(key)
-                    left_out = leaving_out is not None and key.startswith(leaving_out)
-                    if tensor.is_floating_point() and not left_out:
-                        digests[key] = digest(tensor)
+        with Weights.open(directory, str(directory)) as stored:
+            for key, file in stored.files.items():
+                tensor = file.get_tensor(key)
+                left_out = leaving_out is not None and key.startswith(leaving_out)
+                if tensor.is_floating_point() and not left_out:
+                    digests[key] = digest(tensor)
         return cls(str(directory), digests)
 
     def joined(self, prefix: str, tensors: Mapping[str, Tensor]) -> Self:

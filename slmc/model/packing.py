@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from slmc.errors import UsageError
+
 IMPLEMENTATION = "slmc_packed"
+WITHOUT_EFFECT = frozenset(
+    {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
+)
+"""Arguments of a decoder's attention that change nothing of what it computes."""
 WINDOW = 32
 """Queries of a window: smaller computes fewer masked scores, larger gathers fewer keys twice."""
 SERVING_WINDOW = 16
@@ -194,7 +200,7 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a decoder layer within the windows of ``packing``.
 
@@ -203,16 +209,21 @@ def packed_attention(
         query: ``[1, heads, T, D]``.
         key: ``[1, kv_heads, T, D]``; each serves ``heads / kv_heads`` query heads.
         value: ``[1, kv_heads, T, D]``.
-        attention_mask: Unused; the mask is part of ``packing``.
+        attention_mask: ``None``: the mask is part of ``packing``.
         packing: Windows and masks.
         scaling: Factor of the scores, ``D ** -0.5`` if none.
         dropout: Of the attention weights, in training; ``packing.dropout`` if that is more.
         sliding_window: Tokens that a query sees, itself included.
         softcap: Bound of the scores, as Gemma 2.
+        others: What else the decoder hands to its attention.
 
     Returns:
         ``[1, T, heads, D]`` and no weights.
+
+    Raises:
+        UsageError: An argument would change the attention in a way that is not known here.
     """
+    _refuse_unknown(others, attention_mask, query, value)
     layer: Any = getattr(module, "layer_idx", None)
     end = packing.ending if packing.ending is not None and packing.ending.layer == layer else None
     packing = packing if end is None else end.packing
@@ -247,6 +258,27 @@ def packed_attention(
         of_token = of_token[end.row_of_token]
     head = torch.arange(heads, device=out.device) * size
     return nn.functional.embedding(of_token[None, :, None] + head, out.reshape(-1, width)), None
+
+
+def _refuse_unknown(
+    others: dict[str, Any], attention_mask: Tensor | None, query: Tensor, value: Tensor
+) -> None:
+    changing = sorted(
+        name
+        for name, given in others.items()
+        if given is not None
+        and name not in WITHOUT_EFFECT
+        and not (name == "is_causal" and given is True)
+    )
+    if attention_mask is not None:
+        changing.insert(0, "attention_mask")
+    if query.shape[-1] != value.shape[-1]:
+        changing.append("values of another width than queries")
+    if changing:
+        raise UsageError(
+            f"gives its attention {', '.join(changing)}, which packed attention does not know.",
+            "Name a decoder such as Llama, Qwen 3, Gemma, Mistral, Phi or SmolLM.",
+        )
 
 
 def _windows(x: Tensor, index: Tensor | None, size: int, groups: int) -> Tensor:

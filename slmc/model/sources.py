@@ -70,11 +70,9 @@ def locate(name: str, revision: str | None = None) -> Path:
             f"backbone {name}: there is no config.json in it.",
             "Name a directory that `save_pretrained` wrote, a .gguf file or a hub id.",
         )
-    if not any(directory.glob("*.safetensors")):
-        raise UsageError(
-            f"backbone {name}: it has no .safetensors weights, and pickled ones are not opened.",
-            "Convert it once: load it with transformers and `save_pretrained` it.",
-        )
+    from slmc.model.weights import weight_files
+
+    weight_files(directory, f"backbone {name}")
     return directory
 
 

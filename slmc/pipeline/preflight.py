@@ -1,15 +1,18 @@
 """What is checked before the first step, so that a run fails at once or not at all for it."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from slmc import cache
+from slmc.compress.config import PruneConfig
 from slmc.config import OnDevice
-from slmc.distill.config import TeachConfig
-from slmc.errors import MissingError
+from slmc.distill.config import DistillConfig, TeachConfig
+from slmc.errors import MissingError, UsageError
 from slmc.export.config import ExportConfig
+from slmc.recipe import Recipe
 from slmc.recipe.steps import Step
 from slmc.stages import STAGES
 
@@ -82,6 +85,76 @@ def check_engines(steps: Sequence[Step]) -> None:
                 builder(FLAVOURS[config.tensorrt.flavour])
         except MissingError as error:
             raise MissingError(f"{step.id}: {error}", error.remedy) from None
+
+
+def check_backbones(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """See that every backbone that lies here can be one, and be pruned where it is to be.
+
+    Hub ids and GGUF files are left to the stages: they would have to be fetched.
+
+    Args:
+        recipe: The recipe.
+        steps: Those of its steps that are to run.
+
+    Raises:
+        UsageError: One cannot.
+    """
+    known = {step.id: step for step in recipe.steps}
+    for step in steps:
+        made_from = _made_from(step, known) if isinstance(step.config, PruneConfig) else step
+        if made_from is None or not isinstance(made_from.config, (TeachConfig, DistillConfig)):
+            continue
+        try:
+            decoder = check_backbone(made_from.config, recipe.data.history)
+            if decoder is not None and isinstance(step.config, PruneConfig):
+                _check_prunable(step.config, decoder)
+        except UsageError as error:
+            raise UsageError(f"{step.id}: {error}", error.remedy) from None
+
+
+def check_backbone(config: TeachConfig | DistillConfig, history: int | None) -> Any:
+    """See that the backbone of a config can be one, if it lies here.
+
+    Args:
+        config: Names the backbone.
+        history: Items of a history, at most.
+
+    Returns:
+        Its decoder without its numbers; ``None`` if it does not lie here.
+
+    Raises:
+        UsageError: It cannot be a backbone.
+    """
+    name = config.backbone
+    if name is None or not (name.startswith("random://") or Path(name).expanduser().is_dir()):
+        return None
+    # Only where a backbone lies here: they load torch.
+    from slmc.distill import own
+    from slmc.model import backbone
+
+    if own.is_recommender(Path(name)):
+        return own.check(Path(name), history)
+    return backbone.check(name, revision=config.revision, layers=config.layers, history=history)
+
+
+def _made_from(step: Step, known: Mapping[str, Step]) -> Step | None:
+    """The step that read the backbone of a step's model."""
+    config, inputs = step.config, step.inputs
+    if isinstance(config, TeachConfig):
+        return step
+    if isinstance(config, DistillConfig) and "student" not in inputs and config.backbone:
+        return step
+    before = inputs.get("student", inputs.get("model", inputs.get("teacher")))
+    return _made_from(known[before], known) if before is not None else None
+
+
+def _check_prunable(config: PruneConfig, decoder: Any) -> None:
+    from slmc.compress.width import FIND
+
+    for field, find in FIND.items():
+        if getattr(config, field) is not None:
+            for layer in decoder.layers:
+                find(layer, decoder.config)
 
 
 def check_disk(steps: Sequence[Step]) -> None:

@@ -32,7 +32,13 @@ from slmc.pipeline.inventory import register
 from slmc.pipeline.judging import check_power, described, judge_gates, protocol_of
 from slmc.pipeline.keys import Key, Outside, key_of
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
-from slmc.pipeline.preflight import check_devices, check_disk, check_engines, check_extras
+from slmc.pipeline.preflight import (
+    check_backbones,
+    check_devices,
+    check_disk,
+    check_engines,
+    check_extras,
+)
 from slmc.pipeline.rundir import RunDir
 from slmc.pipeline.store import Status
 from slmc.recipe import Recipe, resolved_yaml
@@ -136,6 +142,7 @@ def run(
         check_devices(to_run)
         check_engines(to_run)
         check_disk(to_run)
+        check_backbones(recipe, to_run)
     folder.open(resolved_yaml(recipe, folder.path))
     register(folder.path)
     result = RunResult(recipe, folder.path, until=until)

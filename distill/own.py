@@ -1,0 +1,124 @@
+"""A recommender of one's own as the teacher: a directory with its weights and ``items.parquet``."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from slmc.data.dataset import Dataset
+from slmc.errors import UsageError
+from slmc.model import decoders, selfcheck
+from slmc.model.loading import check_decoder
+from slmc.model.quantized import is_quantized
+from slmc.model.quieting import quiet
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.weights import INDEX, SINGLE, Weights
+
+VOCABULARY = "items.parquet"
+
+
+def is_recommender(directory: Path) -> bool:
+    """Whether a directory holds a recommender and not a plain LLM."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "slmc"
+
+
+def check(directory: Path, history: int | None = None) -> PreTrainedModel:
+    """Refuse a recommender that is not all there; one tensor at a time is read.
+
+    Args:
+        directory: Where it lies.
+        history: Items of a history, at most; the model's own if ``None``.
+
+    Returns:
+        Its decoder without its numbers, on the meta device.
+
+    Raises:
+        UsageError: It is quantized, lacks its vocabulary or a tensor, one is of another shape
+            or not finite, or its decoder cannot be packed.
+    """
+    label = f"backbone {directory}"
+    if is_quantized(json.loads((directory / "config.json").read_text())):
+        raise UsageError(
+            f"{label}: it is quantized: its weights are codes, which cannot be trained.",
+            "Name the model that it was made from.",
+        )
+    if not (directory / VOCABULARY).is_file():
+        raise UsageError(
+            f"{label}: a recommender needs its vocabulary, {VOCABULARY}.",
+            "Write it beside the weights: columns row (1-based) and item (the original id).",
+        )
+    if (directory / INDEX).is_file() and (directory / SINGLE).is_file():
+        raise UsageError(
+            f"{label}: it holds both {SINGLE} and {INDEX}: one of them is of another save.",
+            "Remove the one that is stale.",
+        )
+    try:
+        config = RecommenderConfig.from_pretrained(directory, local_files_only=True)
+        with quiet(), torch.device("meta"), no_init_weights():
+            model = SequentialRecommender(config)
+    except decoders.BUILDING as error:
+        raise UsageError(
+            f"{label}: its config.json makes no recommender ({decoders.one_line(error)}).",
+            "Save it again with `save_pretrained`.",
+        ) from None
+    if history is not None:
+        model.config.history = history
+    check_decoder(model, label)
+    with Weights.open(directory, label) as weights:
+        for name, tensor in model.state_dict().items():
+            weights.read(name, tensor.shape)
+    backbone: PreTrainedModel = model.backbone
+    return backbone
+
+
+def read(directory: Path, data: Dataset) -> SequentialRecommender:
+    """The recommender, its item table put in the order of the dataset's vocabulary.
+
+    Raises:
+        UsageError: As :func:`check`, or it does not know all items of the dataset.
+    """
+    check(directory, data.history)
+    label = f"backbone {directory}"
+    with quiet():
+        model = SequentialRecommender.from_pretrained(directory, dtype=torch.float32)
+    selfcheck.check(model.eval().backbone, label)
+    rows = _rows(directory, label, model.config.num_items)
+    unknown = [item for item in data.items["item"] if item not in rows]
+    if unknown:
+        raise UsageError(
+            f"{label}: {len(unknown)} items of the dataset are not in its "
+            f"vocabulary, the first is {unknown[0]!r}.",
+            "Train it on these items, or prepare the dataset it was trained on.",
+        )
+    order = [0] + [rows[item] for item in data.items["item"]]
+    table = model.item_embeddings.weight.detach()[order]
+    model.item_embeddings = nn.Embedding.from_pretrained(table, freeze=True, padding_idx=0)
+    model.config.num_items = data.num_items
+    model.config.history = data.history
+    return model
+
+
+def _rows(directory: Path, label: str, num_items: int) -> dict[str, int]:
+    """Original id -> row of the item table."""
+    try:
+        pairs = pl.read_parquet(directory / VOCABULARY).select("item", "row").rows()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UsageError(
+            f"{label}: {VOCABULARY} cannot be read ({decoders.one_line(error)}).",
+            "Write it with the columns row (1-based) and item (the original id).",
+        ) from None
+    beyond = [row for _, row in pairs if not 1 <= row <= num_items]
+    if beyond:
+        raise UsageError(
+            f"{label}: {VOCABULARY} has row {beyond[0]}, and the item table has 1 to {num_items}.",
+            "Write the vocabulary that the model was trained with.",
+        )
+    return dict(pairs)
