@@ -121,20 +121,22 @@ def identical(
     return candidate[column].equals(baseline[column])
 
 
-def told_of(summary: Mapping[str, Any], valid_repeats: float) -> str:
+def told_of(summary: Mapping[str, Any], valid_repeats: float | None = None) -> str:
     """The protocol of a summary in words, with the shares of targets that are repeats.
 
     Args:
         summary: Body of ``metrics.json``.
         valid_repeats: That share of the validation targets, by which ``exclude_seen: auto`` is
-            settled.
+            settled; None where it is not known.
     """
     share = 100 * summary["repeats"]["share"]
     missed = ", each a miss" if summary["protocol"]["exclude_seen"] else ""
-    return (
-        f"{told(summary['protocol'])} (repeats are {share:.3g} % of the targets{missed}, and "
-        f"{100 * valid_repeats:.3g} % of the validation targets)"
+    valid = (
+        ""
+        if valid_repeats is None
+        else f", and {100 * valid_repeats:.3g} % of the validation targets"
     )
+    return f"{told(summary['protocol'])} (repeats are {share:.3g} % of the targets{missed}{valid})"
 
 
 def summarise(

@@ -81,7 +81,14 @@ def validate(
     reports = [(a, measure(a, dataset, config)) for a in (judged, against) if a is not None]
     made_from = judged.manifest.parents.get("model")
     of_same_model = against is not None and made_from == against.digest
-    return _judge(gates, reports, config.seed, of_same_model=of_same_model, as_json=json)
+    return _judge(
+        gates,
+        reports,
+        config.seed,
+        of_same_model=of_same_model,
+        valid_repeats=dataset.manifest.metrics.get("valid_repeats"),
+        as_json=json,
+    )
 
 
 def _read(
@@ -135,6 +142,7 @@ def _judge(
     seed: int,
     *,
     of_same_model: bool,
+    valid_repeats: float | None,
     as_json: bool,
 ) -> int:
     from slmc.pipeline.judging import described, measured_as, summary_of
@@ -157,7 +165,8 @@ def _judge(
         )
         return int(failed)
     named = zip(ROLES, reports, strict=False)
-    console.show(metric_table({f"{role}: {label(a)}": summary_of(r) for role, (a, r) in named}))
+    summaries = {f"{role}: {label(a)}": summary_of(report) for role, (a, report) in named}
+    console.show(metric_table(summaries, valid_repeats))
     console.show(verdict_table(verdicts))
     for text in [*(verdict.sentence for verdict in verdicts), *power]:
         console.result(text)

@@ -20,8 +20,8 @@ from slmc.pipeline.store import unwritable
 
 NAMES = {"states": "teacher states", "downloads": "sources", "backbones": "backbones"}
 """Folder of the cache -> what it holds."""
-OURS = ("objects", "digests", "runs")
-"""Folders that hold artefacts, links to them, and the runs that use them."""
+OURS = ("objects", "digests", "runs", "times")
+"""Folders that hold artefacts, links to them, the runs that use them, and how long they took."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ def told(path: Path) -> dict[str, Any]:
 
     Returns:
         ``recipe`` (every setting), ``steps`` (id -> stage, key, digest, seconds that making it
-        took, link), and of the last run that came to its end ``evaluations``, ``verdicts``,
-        ``notes`` and ``ended``; ``ended`` is None where every step was done, and ``complete``
-        False where the numbers are not those of the steps.
+        took, link), and of the last run that came to its end ``valid_repeats``,
+        ``evaluations``, ``verdicts``, ``notes`` and ``ended``; ``ended`` is None where every step
+        was done, and ``complete`` False where the numbers are not those of the steps.
 
     Raises:
         UsageError: A file of the folder is not what a run has written.
@@ -42,6 +42,7 @@ def told(path: Path) -> dict[str, Any]:
         for name, step in RunDir(path).locked().items()
     }
     measured = {step["id"]: step["key"] for step in numbers.get("steps", ())}
+    metrics = {step["id"]: step["metrics"] for step in numbers.get("steps", ())}
     return {
         "path": str(path),
         "recipe": recipe,
@@ -50,11 +51,8 @@ def told(path: Path) -> dict[str, Any]:
         "steps": steps,
         "complete": bool(measured)
         and all(steps.get(name, {}).get("key") == key for name, key in measured.items()),
-        "sizes": {
-            step["id"]: step["metrics"]["size_mb"]
-            for step in numbers.get("steps", ())
-            if "size_mb" in step["metrics"]
-        },
+        "sizes": {name: of["size_mb"] for name, of in metrics.items() if "size_mb" in of},
+        "valid_repeats": metrics.get("prepare", {}).get("valid_repeats"),
         **{name: numbers.get(name) for name in ("evaluations", "verdicts", "notes", "ended")},
     }
 

@@ -126,13 +126,22 @@ def timing_table(timings: "Sequence[Timing]") -> Table:
     return table
 
 
-def metric_table(summaries: "Mapping[str, Mapping[str, Any]]") -> RenderableType:
-    """The metrics of each model or engine, by its name, as its evaluation's summary has them."""
+def metric_table(
+    summaries: "Mapping[str, Mapping[str, Any]]", valid_repeats: float | None
+) -> RenderableType:
+    """The metrics of each model or engine, by its name, as its evaluation's summary has them.
+
+    Args:
+        summaries: Name -> body of ``metrics.json``.
+        valid_repeats: Share of repeats among validation targets; None where it is not known.
+    """
     from slmc.measured import told_of
     from slmc.report.tables import Z
 
     names = list(dict.fromkeys(name for one in summaries.values() for name in one["metrics"]))
-    protocols = dict.fromkeys(f"{told_of(one)}, n = {one['n']:,}" for one in summaries.values())
+    protocols = dict.fromkeys(
+        f"{told_of(one, valid_repeats)}, n = {one['n']:,}" for one in summaries.values()
+    )
     table = Table(pad_edge=False)
     for heading in ("", *names):
         table.add_column(heading, justify="right" if heading else "left")
