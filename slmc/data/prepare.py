@@ -40,6 +40,9 @@ from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
 
+ROWS_AT_ONCE = 1 << 20
+"""Rows whose tie keys are computed at once, to save memory."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -177,8 +180,8 @@ def _coded(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
     """The log with numbers for ids, and the ids of users and items, sorted."""
     users, user_ids = _dense(frame["user"])
     items, item_ids = _dense(frame["item"])
-    coded = frame.select("time", "order", user=pl.Series(users), item=pl.Series(items))
-    return coded, user_ids, item_ids
+    codes = [pl.Series("user", users, dtype=pl.UInt32), pl.Series("item", items, dtype=pl.UInt32)]
+    return frame.select(*codes, "time", "order"), user_ids, item_ids
 
 
 def _sampled(
@@ -199,12 +202,15 @@ def _ordered(
     """User after user, each in time order."""
     if clock is None:
         return frame.sort("user", "order")
-    user_keys, item_keys = (
-        id_keys(ids, seed)[frame[name].to_numpy()]
-        for name, ids in (("user", user_ids), ("item", item_ids))
-    )
-    tie = tie_keys(user_keys, item_keys, clock.numbers(frame["time"]).to_numpy())
-    return frame.with_columns(tie=pl.Series(tie)).sort("user", "time", "tie").drop("tie")
+    user_keys, item_keys = id_keys(user_ids, seed), id_keys(item_ids, seed)
+    tie = np.empty(frame.height, dtype=np.uint64)
+    for start in range(0, frame.height, ROWS_AT_ONCE):
+        part = frame[start : start + ROWS_AT_ONCE]
+        users, items = (part[name].to_numpy() for name in ("user", "item"))
+        numbers = clock.numbers(part["time"]).to_numpy()
+        tie[start : start + part.height] = tie_keys(user_keys[users], item_keys[items], numbers)
+    frame = frame.drop("order").with_columns(tie=pl.Series(tie))
+    return frame.sort("user", "time", "tie").drop("tie")
 
 
 def _cuts(

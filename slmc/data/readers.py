@@ -279,7 +279,7 @@ def _joined(parts: Sequence[_Part], format: Format, clock: Clock | None) -> Log:
         faults.append(bad.select(pl.lit(str(part.path)).alias("file"), *MALFORMED))
     times = narrowed(joined([frame["time"] for frame in frames]))
     frame = pl.concat([frame.select("user", "item") for frame in frames])
-    frame = frame.with_columns(times.alias("time"), order=pl.int_range(pl.len(), dtype=pl.Int64))
+    frame = frame.with_columns(times.alias("time"), order=pl.int_range(pl.len(), dtype=pl.UInt32))
     found = copies([str(part.path) for part in parts], frame, [part.height for part in frames])
     return Log(frame, pl.concat(faults), format, clock, found)
 
