@@ -55,7 +55,7 @@ STAGES: dict[str, Stage] = {
         "dataset",
         PrepareConfig,
         "slmc.data.prepare:prepare",
-        schema=2,
+        schema=3,
         fingerprint="slmc.data.sources:fingerprint",
     ),
     "sasrec": Stage(

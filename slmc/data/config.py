@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from slmc.config import OUTSIDE_KEY, Budget, Protocol, Seeded, StageConfig
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "recbole", "sequences"]
+TimeUnit = Literal["auto", "s", "ms", "us", "ns", "none"]
 
 
 class Columns(StageConfig):
@@ -20,6 +21,19 @@ class Columns(StageConfig):
     """Column of item ids."""
     time: str | None = "timestamp"
     """Column of time stamps (numbers, or ISO dates); null if rows already stand in time order."""
+    time_unit: TimeUnit = "auto"
+    """Unit of times that are numbers, since 1970: s, ms, us or ns; auto goes by the size that most
+    of them have. none: they only order the rows, as sequence numbers do. Dates have no unit."""
+
+    @model_validator(mode="after")
+    def _each_its_own(self) -> "Columns":
+        roles: dict[str, str] = {}
+        for role, column in (("user", self.user), ("item", self.item), ("time", self.time)):
+            if column is not None and column in roles:
+                raise ValueError(f"{roles[column]} and {role} are the same column, {column!r}")
+            if column is not None:
+                roles[column] = role
+        return self
 
 
 class Titles(StageConfig):
@@ -93,6 +107,9 @@ class PrepareConfig(Seeded):
     """Keep a seeded sample of so many users, drawn after the core; null keeps all."""
     max_malformed: Budget = "1%"
     """Share (or number) of malformed rows above which preparing fails."""
+    repeats: Literal["keep", "drop"] = "keep"
+    """Rows that repeat another exactly, the same user, item and time (without times: that repeat
+    the user's row before). They are counted and warned of; drop keeps the first of each."""
     terms: Terms | None = None
     """Terms of use of the data: shown when it is read, kept beside the dataset as TERMS.txt. Their
     text may stand here alone: they then go with any source."""

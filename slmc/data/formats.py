@@ -9,11 +9,12 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
 
-from slmc.data.columns import json_text, missing_column, parquet_column
+from slmc.data.columns import json_text, missing_column, parquet_column, refuse_inexact
 from slmc.data.config import Format
 from slmc.data.files import MALFORMED, Lines, check_parquet, read_lines
 from slmc.errors import DataError
@@ -184,7 +185,7 @@ def _objects(
 ) -> Iterator[tuple[int, dict[str, object]]]:
     for line, text in lines.frame.iter_rows():
         try:
-            row = json.loads(text)
+            row = json.loads(text, parse_float=Decimal)
         except json.JSONDecodeError as error:
             bad.append((line, "json", f"broken JSON: {error.msg} at column {error.colno}"))
         except (RecursionError, ValueError):
@@ -205,6 +206,7 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Table:
         for column in columns.values():
             if column not in schema:
                 raise missing_column(path, column, schema.names(), columns)
+        refuse_inexact(path, rows, schema, columns)
         picked = [
             parquet_column(path, column, schema[column], role).alias(role)
             for role, column in columns.items()

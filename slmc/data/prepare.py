@@ -3,12 +3,13 @@
 What is done, in this order:
 
 1. Rows without an id or a time are left out and counted (``slmc.data.readers``).
+   Exact repeats are counted, and left out where ``repeats`` is ``drop`` (``slmc.data.repeats``).
 2. k-core: users and items with fewer than ``core`` interactions go, until none is left.
 3. ``users``: a seeded sample of the users that the core kept (sampling first would leave the
    core nothing); items that no sampled user has taken leave the vocabulary.
 4. Each user's interactions are ordered by time, ties by a seeded hash
    (:func:`slmc.data.split.tie_keys`); without time stamps by their place in the log.
-   Repeated interactions are kept.
+   An item that a user takes again is kept.
 5. The split sets the last parts of each history apart (``slmc.data.split``).
 6. The vocabulary: row 1 is the item with the most training interactions, and so on; equal
    counts by id (code points). Items that only targets hold are in it, with a count of 0.
@@ -19,7 +20,6 @@ Users are sorted by id, so the order of the log (beyond that of time) changes no
 import json
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,20 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact, draft
+from slmc.data.clock import Clock, literal
 from slmc.data.config import PrepareConfig
 from slmc.data.dataset import Dataset
 from slmc.data.readers import Log, one_format, read, read_titles, refuse_malformed, warn_malformed
+from slmc.data.repeats import repeated, warn_of_repeats
 from slmc.data.sources import digest, fetch
-from slmc.data.split import by_time, id_keys, k_core, leave_one_out, tie_keys, unit_s
+from slmc.data.split import by_time, id_keys, k_core, leave_one_out, tie_keys
+from slmc.data.times import bounds
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
+
+ROWS_AT_ONCE = 1 << 20
+"""Rows whose tie keys are computed at once, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -96,29 +102,32 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     """The dataset of a log that has been read, in memory.
 
     Raises:
-        DataError: The core leaves fewer than two users, or the split no test target.
+        DataError: The core leaves fewer than two users, the split no test target, or a temporal
+            split no validation target.
     """
-    frame = _core(config, read_log)
-    frame = _ordered(_sampled(frame, config), config.seed)
-    users = frame.group_by("user", maintain_order=True).len("length")
-    lengths = users["length"].cast(pl.Int64).to_numpy()
-    valid_from, test_from = _cuts(config, frame, lengths)
+    frame, repeats = _without_repeats(config, read_log)
+    frame, user_ids, item_ids = _coded(_core(config, frame))
+    frame, user_ids = _sampled(frame, user_ids, config)
+    frame = _ordered(frame, user_ids, item_ids, read_log.clock, config.seed)
+    lengths = frame.group_by("user", maintain_order=True).len()["len"].cast(pl.Int64).to_numpy()
+    valid_from, test_from = _cuts(config, read_log.clock, frame, lengths)
     starts = np.cumsum(lengths) - lengths
     place = np.arange(frame.height) - np.repeat(starts, lengths)
     frame = frame.with_columns(train=pl.Series(place < np.repeat(valid_from, lengths)))
-    items = _vocabulary(frame, config)
+    items, rows = _vocabulary(frame, item_ids, config)
     sequences = (
-        frame.select("user", "item")
-        .join(items.select("item", "row"), on="item", how="left", maintain_order="left")
+        frame.select("user", items=pl.Series(rows[frame["item"].to_numpy()]))
         .group_by("user", maintain_order=True)
-        .agg(pl.col("row").alias("items"))
+        .agg("items")
         .with_columns(
+            user_ids.gather(pl.Series(frame["user"].to_numpy()[starts])).alias("user"),
             pl.Series("valid_from", valid_from, dtype=pl.Int32),
             pl.Series("test_from", test_from, dtype=pl.Int32),
         )
     )
     tied = _tied_targets(frame, starts, lengths, test_from) if read_log.timed else None
-    metrics = _metrics(config, read_log, frame, items, sequences) | {"test_users_tied": tied}
+    metrics = _metrics(config, read_log, frame, items, sequences)
+    metrics |= {"duplicates": repeats, "test_users_tied": tied}
     metrics["valid_repeats"] = Dataset(items, sequences, config.history).repeats
     log.info(
         "%d users, %d items, %d interactions; %d users are tested",
@@ -127,18 +136,24 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     return Prepared(items, sequences, metrics)
 
 
-def _core(config: PrepareConfig, read_log: Log) -> pl.DataFrame:
-    frame = read_log.frame
+def _without_repeats(config: PrepareConfig, read_log: Log) -> tuple[pl.DataFrame, int]:
+    """The rows of the log as ``config.repeats`` has them, and how many repeat another exactly."""
+    repeats = repeated(read_log.frame, read_log.timed, read_log.copies)
+    count = int(repeats.sum())
+    kept = config.repeats == "keep"
+    if count:
+        warn_of_repeats(repeats.len(), count, read_log.timed, read_log.copies, kept)
+    return read_log.frame if kept or not count else read_log.frame.filter(~repeats), count
+
+
+def _core(config: PrepareConfig, frame: pl.DataFrame) -> pl.DataFrame:
     if frame["user"].n_unique() < 2:
         one = f"one user ({frame['user'][0]})" if frame.height else "no user"
         raise DataError(
             f"{config.source} holds {one}; a recommender needs many.",
             "Check columns.user, or name a log of more users.",
         )
-    users, items = (
-        frame[name].cast(pl.Categorical).to_physical().rank("dense").cast(pl.Int64).to_numpy() - 1
-        for name in ("user", "item")
-    )
+    users, items = (_dense(frame[name])[0] for name in ("user", "item"))
     kept = frame.filter(pl.Series(k_core(users, items, config.core)))
     left = kept["user"].n_unique()
     if left < 2:
@@ -151,65 +166,117 @@ def _core(config: PrepareConfig, read_log: Log) -> pl.DataFrame:
     return kept
 
 
-def _sampled(frame: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
+def _dense(ids: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
+    """``[N]`` each id's place among the different ids, and those, sorted by code points."""
+    different = ids.unique()
+    texts = different.cast(pl.String)
+    order = texts.arg_sort()
+    physical = different.to_physical().gather(order).to_numpy()
+    places = np.zeros(int(physical.max()) + 1 if physical.size else 0, dtype=np.int64)
+    places[physical] = np.arange(physical.size, dtype=np.int64)
+    return places[ids.to_physical().to_numpy()], texts.gather(order)
+
+
+def _coded(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
+    """The log with numbers for ids, and the ids of users and items, sorted."""
+    users, user_ids = _dense(frame["user"])
+    items, item_ids = _dense(frame["item"])
+    codes = [pl.Series("user", users, dtype=pl.UInt32), pl.Series("item", items, dtype=pl.UInt32)]
+    return frame.select(*codes, "time", "order"), user_ids, item_ids
+
+
+def _sampled(
+    frame: pl.DataFrame, user_ids: pl.Series, config: PrepareConfig
+) -> tuple[pl.DataFrame, pl.Series]:
     """The interactions of the ``config.users`` users whose seeded keys are smallest."""
-    users = frame["user"].unique().sort()
-    if config.users is None or config.users >= users.len():
-        return frame
-    order = np.argsort(id_keys(users, config.seed), kind="stable")
-    return frame.join(pl.DataFrame({"user": users[order[: config.users]]}), on="user", how="semi")
+    if config.users is None or config.users >= user_ids.len():
+        return frame, user_ids
+    order = np.argsort(id_keys(user_ids, config.seed), kind="stable")
+    chosen = np.zeros(user_ids.len(), dtype=np.bool_)
+    chosen[order[: config.users]] = True
+    return frame.filter(pl.Series(chosen[frame["user"].to_numpy()])), user_ids
 
 
-def _ordered(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
+def _ordered(
+    frame: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series, clock: Clock | None, seed: int
+) -> pl.DataFrame:
     """User after user, each in time order."""
-    if frame["time"].null_count():
+    if clock is None:
         return frame.sort("user", "order")
-    keys = {}
-    for name in ("user", "item"):
-        ids = frame[name].unique(maintain_order=True)
-        table = pl.DataFrame({name: ids, "key": id_keys(ids, seed)})
-        keys[name] = frame.select(name).join(table, on=name, how="left", maintain_order="left")[
-            "key"
-        ]
-    tie = tie_keys(keys["user"].to_numpy(), keys["item"].to_numpy(), frame["time"].to_numpy())
-    return frame.with_columns(tie=pl.Series(tie)).sort("user", "time", "tie").drop("tie")
+    user_keys, item_keys = id_keys(user_ids, seed), id_keys(item_ids, seed)
+    tie = np.empty(frame.height, dtype=np.uint64)
+    for start in range(0, frame.height, ROWS_AT_ONCE):
+        part = frame[start : start + ROWS_AT_ONCE]
+        users, items = (part[name].to_numpy() for name in ("user", "item"))
+        numbers = clock.numbers(part["time"]).to_numpy()
+        tie[start : start + part.height] = tie_keys(user_keys[users], item_keys[items], numbers)
+    frame = frame.drop("order").with_columns(tie=pl.Series(tie))
+    return frame.sort("user", "time", "tie").drop("tie")
 
 
 def _cuts(
-    config: PrepareConfig, frame: pl.DataFrame, lengths: NDArray[np.int64]
+    config: PrepareConfig, clock: Clock | None, frame: pl.DataFrame, lengths: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where each user's history is cut; raises :class:`DataError` if nobody is tested."""
-    if config.split.by == "leave-one-out":
-        cuts = leave_one_out(lengths)
+    split = config.split
+    if split.by == "leave-one-out":
+        valid_from, test_from = leave_one_out(lengths)
         what = "no user has two interactions, so leave-one-out tests nobody"
         mend = "Name a log in which users come back, or raise core to 2."
     else:
-        times = frame["time"].to_numpy()
-        seconds = times * unit_s(times)
-        cuts = by_time(seconds, lengths, config.split.valid, config.split.test)
-        first, last = (_day(moment) for moment in (seconds.min(), seconds.max()))
-        what = f"no user has interactions both before and from {config.split.test} on"
-        mend = f"Set split.test to a day within the log, which goes from {first} to {last}."
-    if not ((cuts[1] < lengths) & (cuts[1] > 0)).any():
+        clock = _dated(config, clock)
+        starts = [literal(clock.at(day)) for day in (split.valid, split.test)]
+        before = [frame.select(pl.col("time") < start).to_series().to_numpy() for start in starts]
+        valid_from, test_from = by_time(before[0], before[1], lengths)
+        span = " to ".join(clock.text(time) for time in bounds(frame["time"]))
+        what = f"no user has interactions both before and from {split.test} on"
+        mend = f"Set split.test to a day within the log, which goes from {span}."
+    if not ((test_from < lengths) & (test_from > 0)).any():
         raise DataError(f"{config.source}: {what}.", mend)
-    return cuts
+    if not ((valid_from < test_from) & (valid_from > 0)).any():
+        if split.by == "time":
+            raise DataError(
+                f"{config.source}: no user has interactions both before {split.valid} and from "
+                f"then until {split.test}, so there is nobody to validate on.",
+                f"Set split.valid and split.test to other days of the log, which goes from {span}.",
+            )
+        log.warning("No user has three interactions: there is nobody to validate on")
+    return valid_from, test_from
 
 
-def _vocabulary(frame: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
-    items = (
+def _dated(config: PrepareConfig, clock: Clock | None) -> Clock:
+    """The clock of a log that is split by days; raises :class:`DataError` if it knows no days."""
+    if clock is None or clock.unit is None:
+        raise DataError(
+            f"{config.source}: the times in {config.columns.time} are numbers without a unit, "
+            "which no day can split.",
+            "Set columns.time to a column of dates, columns.time_unit to the unit of these, or "
+            "split: {by: leave-one-out}.",
+        )
+    return clock
+
+
+def _vocabulary(
+    frame: pl.DataFrame, item_ids: pl.Series, config: PrepareConfig
+) -> tuple[pl.DataFrame, NDArray[np.int32]]:
+    """The items, and the row of each place of ``item_ids`` (0 where an item is gone)."""
+    counts = (
         frame.group_by("item")
         .agg(pl.col("train").sum().cast(pl.Int32).alias("count"))
         .sort(["count", "item"], descending=[True, False])
         .with_row_index("row", 1)
-        .select(pl.col("row").cast(pl.Int32), "item", "count")
     )
+    rows = np.zeros(item_ids.len(), dtype=np.int32)
+    rows[counts["item"].to_numpy()] = counts["row"].to_numpy()
+    names = item_ids.gather(counts["item"]).alias("item")
+    items = counts.select(pl.col("row").cast(pl.Int32), names, "count")
     if config.titles is None:
-        return items.with_columns(pl.lit(None, pl.String).alias("title"))
+        return items.with_columns(pl.lit(None, pl.String).alias("title")), rows
     titles = read_titles(fetch(config.titles.source), config.titles)
     items = items.join(titles, on="item", how="left", maintain_order="left")
     if items["title"].null_count() == items.height:
         log.warning("No item of the log has a title in %s", config.titles.source)
-    return items
+    return items, rows
 
 
 def _metrics(
@@ -236,24 +303,27 @@ def _metrics(
         "rows": read_log.rows,
         "malformed": {"rows": read_log.malformed.height, **dict(faults.iter_rows())},
         "fingerprint": fingerprint,
-    } | _time_metrics(frame, read_log.timed)
+    } | _time_metrics(frame, read_log.clock)
 
 
-def _time_metrics(frame: pl.DataFrame, timed: bool) -> dict[str, Any]:
-    """Time span, repeats, and how many interactions share a time stamp with another."""
-    if not timed:
-        return {"time_span": None, "duplicates": 0, "tied_share": None}
-    times = frame["time"].to_numpy()
-    seconds = times * unit_s(times)
-    repeats = frame.height - frame.select("user", "item", "time").n_unique()
-    tied = int(frame.select(pl.struct("user", "time").is_duplicated()).sum().item())
+def _time_metrics(frame: pl.DataFrame, clock: Clock | None) -> dict[str, Any]:
+    """Unit and span of the times, and how many interactions share one with another."""
+    if clock is None:
+        return {"time_unit": None, "time_span": None, "tied_share": None}
+    moments = frame.select("user", "time")  # ordered: equal ones stand side by side
+    same = moments.select(
+        ((pl.col("user") == pl.col("user").shift()) & (pl.col("time") == pl.col("time").shift()))
+        .fill_null(False)
+        .alias("before")
+    ).with_columns(after=pl.col("before").shift(-1, fill_value=False))
+    tied = int(same.select((pl.col("before") | pl.col("after")).sum()).item())
     if tied:
         log.info(
             "%d of %d interactions (%.0f %%) share a time stamp with another of the same user; "
             "a seeded hash orders them", tied, frame.height, 100 * tied / frame.height,
         )  # fmt: skip
-    span = [_day(seconds.min()), _day(seconds.max())]
-    return {"time_span": span, "duplicates": repeats, "tied_share": tied / frame.height}
+    span = [clock.text(time) for time in bounds(frame["time"])]
+    return {"time_unit": clock.unit, "time_span": span, "tied_share": tied / frame.height}
 
 
 def _tied_targets(
@@ -262,16 +332,9 @@ def _tied_targets(
 ) -> int:  # fmt: skip
     """Tested users whose target has the time stamp of the interaction before it."""
     tested = (test_from > 0) & (test_from < lengths)
-    target = (starts + test_from)[tested]
-    times = frame["time"].to_numpy()
-    return int((times[target] == times[target - 1]).sum())
-
-
-def _day(seconds: float) -> str:
-    """The day (UTC) of a time stamp; the number itself where it is no plausible date."""
-    if not 1e8 <= seconds < 1e11:
-        return f"{seconds:g}"
-    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+    target = pl.Series((starts + test_from)[tested])
+    times = frame["time"]
+    return int((times.gather(target) == times.gather(target - 1)).sum())
 
 
 def _write_json(file: Path, value: object) -> None:

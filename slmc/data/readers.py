@@ -1,24 +1,24 @@
 """Read an interaction log: who took what, when, and in which rows that could not be told."""
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from slmc.config import parse_budget
-from slmc.data.config import Columns, Format, Titles
+from slmc.data import ids
+from slmc.data.clock import EARLIEST, LATEST, Clock, literal, settle
+from slmc.data.config import Columns, Format, TimeUnit, Titles
 from slmc.data.files import MALFORMED
-from slmc.data.formats import format_of, read_table
+from slmc.data.formats import Table, format_of, read_table
+from slmc.data.repeats import Copy, copies
+from slmc.data.times import NUMBER, Times, exact, joined, narrowed
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
 
-NO_ID = ("nan", "null", "none")
-"""Texts (in any case) that stand for a missing id: what NaN and null become in a text file."""
 SHOWN = 5
 """Malformed rows that are logged one by one."""
 
@@ -28,12 +28,16 @@ class Log:
     """An interaction log, and what was wrong with it."""
 
     frame: pl.DataFrame
-    """``user``, ``item`` (text), ``time`` (Float64, null without time stamps), ``order``
-    (0-based place in the log)."""
+    """``user``, ``item`` (categories), ``time`` (integers of the clock; null without time
+    stamps), ``order`` (0-based place in the log)."""
     malformed: pl.DataFrame
     """``file``, ``line``, ``fault`` (its kind), ``reason``, in the order of the log."""
     format: Format
     """What the files were."""
+    clock: Clock | None = None
+    """What the times mean; null without time stamps."""
+    copies: tuple[Copy, ...] = ()
+    """Parts of the log that hold the same rows as a part before them."""
 
     @property
     def rows(self) -> int:
@@ -43,7 +47,19 @@ class Log:
     @property
     def timed(self) -> bool:
         """Whether the rows have time stamps; else they stand in time order."""
-        return self.frame["time"].null_count() == 0
+        return self.clock is not None
+
+
+@dataclass
+class _Part:
+    """One file while the log is read."""
+
+    path: Path
+    frame: pl.DataFrame
+    """``line``, ``user``, ``item`` and, where there are time stamps, ``time``, null where there
+    is none."""
+    times: Times | None
+    malformed: list[pl.DataFrame] = field(default_factory=list)
 
 
 def read(paths: Sequence[Path], format: Format = "auto", columns: Columns | None = None) -> Log:
@@ -62,20 +78,11 @@ def read(paths: Sequence[Path], format: Format = "auto", columns: Columns | None
     wanted = {"user": columns.user, "item": columns.item}
     if columns.time is not None and format != "sequences":
         wanted["time"] = columns.time
-    frames, faults = [], []
-    for path in paths:
-        table = read_table(path, format, wanted)
-        names = wanted if format != "sequences" else {"user": "the user", "item": "an item"}
-        good, bad = _checked(table.frame, names)
-        bad = pl.concat([table.malformed, bad]).sort("line", maintain_order=True)
-        frames.append(good)
-        faults.append(bad.select(pl.lit(str(path)).alias("file"), *MALFORMED))
-    frame = pl.concat(frames).with_row_index("order")
-    result = Log(
-        frame.select("user", "item", "time", pl.col("order").cast(pl.Int64)),
-        pl.concat(faults),
-        format,
-    )
+    names = wanted if format != "sequences" else {"user": "the user", "item": "an item"}
+    parts = [_part(path, read_table(path, format, wanted), names) for path in paths]
+    clock = _set_clock(parts, names["time"], columns.time_unit) if "time" in names else None
+    _leave_out_ids(parts, names)
+    result = _joined(parts, format, clock)
     if result.rows == 0:
         raise DataError(
             f"{paths[0]} has a header and no rows."
@@ -114,11 +121,13 @@ def read_titles(paths: Sequence[Path], titles: Titles) -> pl.DataFrame:
     frames = []
     for path in paths:
         table = read_table(path, format, wanted)
-        good = table.frame.filter(_id_reason("item", titles.item).is_null())
+        items = pl.col("item").cast(pl.String)
+        faults = ids.faults(table.frame.select(items)["item"].drop_nulls().unique(), titles.item)
+        good = table.frame.filter(items.is_not_null() & ~items.is_in([*faults]))
         lost = table.malformed.height + table.frame.height - good.height
         if lost:
             log.warning("%s: %d malformed rows, their titles are left out", path, lost)
-        frames.append(good.select("item", "title"))
+        frames.append(good.select(items, "title"))
     found = pl.concat(frames).filter(pl.col("title").str.strip_chars() != "")
     return found.unique("item", keep="first", maintain_order=True)
 
@@ -129,10 +138,13 @@ def refuse_malformed(log_: Log, budget: str | float) -> None:
     bad = log_.malformed.height
     if bad > (limit * log_.rows if relative else limit):
         first = log_.malformed.row(0, named=True)
+        units = log_.malformed.filter(pl.col("fault") == "unit").height > bad / 2
         raise DataError(
             f"{bad} of {log_.rows} rows are malformed, more than max_malformed ({budget}) "
             f"allows; the first: {place(first['file'], first['line'])}: {first['reason']}.",
-            "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
+            "Write all times in one unit; for sequence numbers set columns.time_unit: none."
+            if units
+            else "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
         )
 
 
@@ -152,69 +164,126 @@ def place(file: str, line: int) -> str:
     return f"{file}, {'row' if file.endswith(('.parquet', '.pq')) else 'line'} {line}"
 
 
-def _checked(frame: pl.DataFrame, names: dict[str, str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows with ids and a time (columns user, item, time), and the others with their reasons."""
-    faults = {role: _id_reason(role, names[role]) for role in ("user", "item")}
-    if "time" in names:
-        seconds = frame["time"] if frame["time"].dtype == pl.Float64 else _seconds(frame["time"])
-        given = pl.col("time").cast(pl.String).fill_null("null")
-        frame = frame.with_columns(given.alias("given"), seconds.alias("time"))
-        told = pl.format(f"{names['time']} is {{}}, neither a number nor an ISO date", "given")
-        absent = pl.col("given").is_in(["", "null"])
-        missing = pl.when(pl.col("given") == "").then(pl.lit("empty")).otherwise(pl.lit("null"))
-        known = pl.col("time").is_finite().fill_null(False)
-        faults["time"] = (
-            pl.when(known)
-            .then(None)
-            .when(absent)
-            .then(pl.format(f"{names['time']} is {{}}", missing))
-            .otherwise(told)
-        )
-    else:
-        frame = frame.with_columns(pl.lit(None, pl.Float64).alias("time"))
-    reason = pl.coalesce(*faults.values())
-    fault = pl.coalesce(
-        *(pl.when(found.is_not_null()).then(pl.lit(role)) for role, found in faults.items())
+def _part(path: Path, table: Table, names: dict[str, str]) -> _Part:
+    """A file with ids as categories, its times apart; times that cannot be read are malformed."""
+    frame = table.frame.with_columns(
+        pl.col("line").cast(pl.Int64), pl.col("user", "item").cast(pl.Categorical)
     )
-    marked = frame.with_columns(fault.alias("fault"), reason.alias("reason"))
-    good = marked.filter(pl.col("reason").is_null()).select("user", "item", "time")
-    return good, marked.filter(pl.col("reason").is_not_null()).select(*MALFORMED)
+    if "time" not in names:
+        return _Part(path, frame.select("line", "user", "item"), None, [table.malformed])
+    given, frame = frame["time"].alias(names["time"]), frame.select("line", "user", "item")
+    times = exact(given)
+    unread = times.values.is_null()
+    faults = frame.filter(unread).select("line", given=given.filter(unread).cast(pl.String))
+    text = pl.col("given")
+    reason = (
+        pl.when(text.is_null() | (text == "null"))
+        .then(pl.lit(" is null"))
+        .when(text == "")
+        .then(pl.lit(" is empty"))
+        .when(text.str.contains(NUMBER))
+        .then(pl.format(" is {}, a number of too many digits", text))
+        .otherwise(pl.format(" is {}, neither a number nor an ISO date", text))
+    )
+    bad = faults.select(
+        "line", fault=pl.lit("time"), reason=pl.concat_str(pl.lit(names["time"]), reason)
+    )
+    return _Part(path, frame, times, [table.malformed, bad])
 
 
-def _id_reason(role: str, name: str) -> pl.Expr:
-    """Why an id is none, or null."""
+def _set_clock(parts: Sequence[_Part], name: str, unit: TimeUnit) -> Clock:
+    """Give every part its times on one clock, and tell which; those outside are malformed."""
+    settled = settle([part.times for part in parts if part.times is not None], unit)
+    clock = settled.clock
+    for part, values, outside in zip(parts, settled.values, settled.outside, strict=True):
+        bad = part.frame["line"].gather(outside["at"]).to_frame()
+        part.malformed.append(
+            bad.select(
+                "line", fault=pl.lit("unit"),
+                reason=pl.format(f"{_braces(name)} is {{}}", outside["reason"]),
+            )
+        )  # fmt: skip
+        if not outside.is_empty():
+            values = values.scatter(outside["at"], None)
+        part.frame = part.frame.with_columns(values.alias("time"))
+        part.times = None
+    log.info("Times (%s) are %s", name, clock)
+    if settled.strangers:
+        log.warning(
+            "%s: %d of the times are of a size that dates have, most are small numbers; they are "
+            "ordered as numbers", name, settled.strangers,
+        )  # fmt: skip
+    if clock.unit is not None:
+        _warn_of_span(parts, clock)
+    return clock
+
+
+def _warn_of_span(parts: Sequence[_Part], clock: Clock) -> None:
+    """Warn of times at which nobody can have taken anything."""
+    first, last = literal(clock.at(EARLIEST)), literal(clock.at(LATEST))
+    outside = ~pl.col("time").is_between(first, last, closed="left")
+    found = [(part.path, part.frame.filter(outside)) for part in parts]
+    count = sum(rows.height for _, rows in found)
+    if count:
+        path, rows = next((path, rows) for path, rows in found if rows.height)
+        line, time = rows.select("line", "time").row(0)
+        log.warning(
+            "%d %s a time before %d or from %d on; the first: %s: %s",
+            count, "row has" if count == 1 else "rows have", EARLIEST.year, LATEST.year,
+            place(str(path), line), clock.text(time),
+        )  # fmt: skip
+
+
+def _leave_out_ids(parts: Sequence[_Part], names: dict[str, str]) -> None:
+    """Set rows without a user or an item apart, and warn of ids that look doubtful."""
+    faults = {}
+    for role in ("user", "item"):
+        unique = pl.concat([part.frame[role].unique() for part in parts]).unique()
+        texts = unique.cast(pl.String).drop_nulls().sort()
+        faults[role] = ids.faults(texts, names[role])
+        ids.warn_of_two_spellings(texts, names[role])
+    for part in parts:
+        reasons = {
+            role: _reason(role, names[role], faults[role])
+            for role in faults
+            if faults[role] or part.frame[role].null_count()
+        }
+        if not reasons:
+            continue
+        fault = [pl.when(why.is_not_null()).then(pl.lit(role)) for role, why in reasons.items()]
+        bad = pl.any_horizontal(why.is_not_null() for why in reasons.values())
+        rows = part.frame.filter(bad).select(
+            "line", fault=pl.coalesce(fault), reason=pl.coalesce(reasons.values())
+        )
+        part.frame = part.frame.filter(~bad)
+        others = pl.concat(part.malformed).join(rows, on="line", how="anti")
+        part.malformed = [others, rows]
+
+
+def _reason(role: str, name: str, faults: dict[str, str]) -> pl.Expr:
+    """Why an id of a row is none, or null."""
     value = pl.col(role)
-    return (
-        pl.when(value.is_null())
-        .then(pl.lit(f"{name} is null"))
-        .when(value == "")
-        .then(pl.lit(f"{name} is empty"))
-        .when(value.str.to_lowercase().is_in(NO_ID))
-        .then(pl.format(f"{name} is {{}}", role))
-        .otherwise(None)
-    )
+    known = [pl.when(value == token).then(pl.lit(reason)) for token, reason in faults.items()]
+    return pl.coalesce(pl.when(value.is_null()).then(pl.lit(f"{name} is null")), *known)
 
 
-def _seconds(texts: pl.Series) -> pl.Series:
-    """Numbers as they are, ISO 8601 dates as seconds since 1970 (UTC unless they say), or null."""
-    numbers = texts.cast(pl.Float64, strict=False)
-    if numbers.null_count() == 0:
-        return numbers
-    others = texts.filter(numbers.is_null()).drop_nulls().unique()
-    dates = {text: _epoch(text) for text in others}
-    return (
-        numbers.fill_null(
-            texts.replace_strict([*dates], [*dates.values()], default=None, return_dtype=pl.Float64)
-        )
-        if dates
-        else numbers
-    )
+def _joined(parts: Sequence[_Part], format: Format, clock: Clock | None) -> Log:
+    """The log of all files in one."""
+    frames, faults = [], []
+    for part in parts:
+        good = part.frame.drop("line")
+        if clock is None:
+            good = good.with_columns(pl.lit(None, pl.Int64).alias("time"))
+        frames.append(good.filter(pl.col("time").is_not_null()) if clock is not None else good)
+        bad = pl.concat(part.malformed).sort("line", maintain_order=True)
+        faults.append(bad.select(pl.lit(str(part.path)).alias("file"), *MALFORMED))
+    times = narrowed(joined([frame["time"] for frame in frames]))
+    frame = pl.concat([frame.select("user", "item") for frame in frames])
+    frame = frame.with_columns(times.alias("time"), order=pl.int_range(pl.len(), dtype=pl.UInt32))
+    found = copies([str(part.path) for part in parts], frame, [part.height for part in frames])
+    return Log(frame, pl.concat(faults), format, clock, found)
 
 
-def _epoch(text: str) -> float:
-    """Seconds since 1970 of an ISO 8601 date; NaN if it is none."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return math.nan
+def _braces(name: str) -> str:
+    """A column's name inside a format string of polars."""
+    return name.replace("{", "{{").replace("}", "}}")

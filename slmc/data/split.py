@@ -7,7 +7,6 @@ validation target is ``items[valid_from]`` if ``valid_from < test_from``; the te
 
 import hashlib
 from collections.abc import Iterable
-from datetime import UTC, date, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +44,20 @@ def id_keys(ids: Iterable[str], seed: int) -> Keys:
     return np.frombuffer(b"".join(keys), dtype="<u8").astype(np.uint64)
 
 
-def tie_keys(user_keys: Keys, item_keys: Keys, times: NDArray[np.float64]) -> Keys:
+def tie_keys(user_keys: Keys, item_keys: Keys, numbers: NDArray[np.float64]) -> Keys:
     """``[N]`` the seeded keys by which interactions of one user and time stamp are ordered.
 
     A hash of (seed, user, item, time): it depends neither on the order of the ids nor on that
     of the log, and stays the same when other users come or go. (Where time stamps tie, an
     order by item id would leak popularity: low ids are often the old, popular items.)
+
+    Args:
+        user_keys: ``[N]`` :func:`id_keys` of the users.
+        item_keys: ``[N]`` the same of the items.
+        numbers: ``[N]`` the times as :meth:`slmc.data.clock.Clock.numbers` gives them: what is
+            hashed, never what is ordered by.
     """
-    return _mix(user_keys ^ _mix(item_keys ^ _mix(times.astype(np.float64).view(np.uint64))))
+    return _mix(user_keys ^ _mix(item_keys ^ _mix(numbers.view(np.uint64))))
 
 
 def _mix(keys: Keys) -> Keys:
@@ -72,32 +77,20 @@ def leave_one_out(lengths: Ints) -> tuple[Ints, Ints]:
 
 
 def by_time(
-    seconds: NDArray[np.float64], lengths: Ints, valid: date, test: date
+    before_valid: NDArray[np.bool_], before_test: NDArray[np.bool_], lengths: Ints
 ) -> tuple[Ints, Ints]:
-    """``[U]`` valid_from and test_from: a user's interactions before each day (UTC).
+    """``[U]`` valid_from and test_from: a user's interactions before each period.
 
     Args:
-        seconds: ``[N]`` time stamps in seconds since 1970, user after user.
+        before_valid: ``[N]`` whether an interaction lies before the validation period, user
+            after user.
+        before_test: ``[N]`` whether it lies before the test period.
         lengths: ``[U]`` interactions of each user.
-        valid: First day of the validation period.
-        test: First day of the test period.
     """
     ends = np.cumsum(lengths)
 
-    def before(day: date) -> Ints:
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
-        running = np.concatenate([[0], np.cumsum(seconds < start)])
+    def count(before: NDArray[np.bool_]) -> Ints:
+        running = np.concatenate([[0], np.cumsum(before)])
         return np.asarray(running[ends] - running[ends - lengths], dtype=np.int64)
 
-    return before(valid), before(test)
-
-
-def unit_s(times: NDArray[np.float64]) -> float:
-    """The unit of numeric time stamps in seconds, by their size: s, ms, µs or ns since 1970.
-
-    Below 10^11 (the year 5138) they are seconds, below 10^14 milliseconds, and so on.
-    """
-    largest = float(np.abs(times).max(initial=0.0))
-    return next(
-        (u for limit, u in ((1e11, 1.0), (1e14, 1e-3), (1e17, 1e-6)) if largest < limit), 1e-9
-    )
+    return count(before_valid), count(before_test)

@@ -13,6 +13,14 @@ from slmc.errors import DataError
 
 HEADER = b"user_id,item_id,timestamp\n"
 GOOD = HEADER + b"".join(b"%d,%d,%d\n" % (u, i, i) for u in range(6) for i in range(6))
+
+
+def dated(*days: str) -> bytes:
+    """A log of two users, who take an item on each day."""
+    rows = [f"{user},{item},{day}\n" for user in "ab" for item, day in enumerate(days)]
+    return HEADER + "".join(rows).encode()
+
+
 TIMES = TemporalSplit(by="time", valid="2026-09-01", test="2026-10-01")  # type: ignore[arg-type]
 
 CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
@@ -133,10 +141,22 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "Name a log in which users come back, or raise core to 2.",
     ),
     "a split outside the log": (
-        "log.csv", GOOD.replace(b",1\n", b",2026-05-01\n").replace(b",2\n", b",2026-09-03\n"),
-        {"split": TIMES, "core": 1},
+        "log.csv", dated("2026-05-01", "2026-09-02", "2026-09-03"), {"split": TIMES, "core": 1},
         "log.csv: no user has interactions both before and from 2026-10-01 on.",
-        "Set split.test to a day within the log, which goes from 0 to 2026-09-03.",
+        "Set split.test to a day within the log, which goes from 2026-05-01 to 2026-09-03.",
+    ),
+    "a split without validation": (
+        "log.csv", dated("2026-05-01", "2026-08-31", "2026-10-02"), {"split": TIMES, "core": 1},
+        "log.csv: no user has interactions both before 2026-09-01 and from then until 2026-10-01, "
+        "so there is nobody to validate on.",
+        "Set split.valid and split.test to other days of the log, which goes from 2026-05-01 to "
+        "2026-10-02.",
+    ),
+    "a temporal split of sequence numbers": (
+        "log.csv", GOOD, {"split": TIMES, "core": 1},
+        "log.csv: the times in timestamp are numbers without a unit, which no day can split.",
+        "Set columns.time to a column of dates, columns.time_unit to the unit of these, or "
+        "split: {by: leave-one-out}.",
     ),
     "a temporal split of sequences": (
         "log.txt", b"1 2 3\n4 5 6\n", {"split": TIMES},

@@ -1,0 +1,263 @@
+"""Times of a log as exact integers: no time passes through a float.
+
+A time is a number (``1700001000``, ``1.7e9``, ``881250949.5``) or a date (ISO 8601 text, or a
+date type of Parquet). A number has the unit that its size tells: seconds, milliseconds,
+microseconds or nanoseconds since 1970; below 10^8 (1973 in seconds) it has none, as sequence
+numbers and ranks. Dates need no unit and are never rescaled. All times of a log become integers
+of one scale (:class:`slmc.data.clock.Clock`); what they are read from is in this module.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from slmc.data.columns import inexact_from
+
+log = logging.getLogger("slmc.data")
+
+NUMBER = r"^[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?$"
+DATE = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"(?:[Tt ](?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:[.,][0-9]+)?)?"
+    r"(?: ?(?:[Zz]|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9])?))?)?$"
+)
+DIGITS = 18
+"""Digits after the point that are kept; a number with more is malformed."""
+WIDEST = 37
+"""Digits of a time, those after the point included: what Int128 holds."""
+PIECE = 1 << 17
+"""Rows whose texts are taken apart at once."""
+PARTS_OF_A_SECOND = {"ms": 3, "us": 6, "ns": 9}
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of one file."""
+
+    values: pl.Series
+    """Int64, or Int128 where that is too short; null where the time cannot be read."""
+    digits: int
+    """``10**digits`` of these integers are 1 of what the file holds (of dates: a second)."""
+    dates: pl.Series
+    """Boolean: whether it was a date, not a number."""
+
+
+def exact(given: pl.Series) -> Times:
+    """The times of a column: texts, numbers of any type, dates or moments."""
+    dtype = given.dtype
+    if isinstance(dtype, pl.Datetime):
+        return _shortest(given.to_physical(), PARTS_OF_A_SECOND[dtype.time_unit], dates=True)
+    if dtype == pl.Date:
+        return _shortest(given.to_physical().cast(pl.Int64) * 86400, 0, dates=True)
+    if dtype.is_integer():
+        return _shortest(narrowed(given.cast(pl.Int128)) if _wide(given) else given.cast(pl.Int64))
+    if dtype.is_float():
+        largest = inexact_from(dtype)
+        _doubt(given, largest)
+        if bool(((given == given.floor()) & (given.abs() < largest)).all()):
+            return _shortest(given.cast(pl.Int64))
+    return _texts(given.cast(pl.String))
+
+
+def scaled(values: pl.Series, power: int) -> pl.Series:
+    """The integers times ``10**power``, in Int64 where they fit, else in Int128."""
+    if power == 0:
+        return values
+    wide = max(map(abs, bounds(values))) * 10**power >= 2**63
+    integer = pl.Int128 if wide else pl.Int64
+    factor = pl.lit(10**power, integer)
+    return values.to_frame("time").select(pl.col("time").cast(integer) * factor).to_series()
+
+
+def bounds(values: pl.Series) -> tuple[int, int]:
+    """The least and the greatest of some integers; zeros where there are none."""
+    found = values.to_frame("time").select(least=pl.col("time").min(), most=pl.col("time").max())
+    least, most = found.row(0)
+    return int(least or 0), int(most or 0)
+
+
+def narrowed(values: pl.Series) -> pl.Series:
+    """Int128 as Int64 where every value fits."""
+    short = values.cast(pl.Int64, strict=False)
+    return short if short.null_count() == values.null_count() else values
+
+
+def _wide(given: pl.Series) -> bool:
+    """Whether integers need more than 63 bits."""
+    return given.dtype in (pl.UInt64, pl.Int128, pl.UInt128)
+
+
+def _doubt(given: pl.Series, largest: int) -> None:
+    """Warn of floats so large that different times may have become one before we read them."""
+    if (given.is_finite() & (given.abs() >= largest)).any():
+        log.warning(
+            "%s holds %s above %d: times that differ little have become one there. "
+            "Write it as integers", given.name or "the time", given.dtype, largest,
+        )  # fmt: skip
+
+
+def _shortest(values: pl.Series, digits: int = 0, *, dates: bool = False) -> Times:
+    """Without digits after the point that are 0 in every time."""
+    for step in (3, 1):
+        while digits >= step and bool((values % 10**step == 0).all()):
+            values, digits = values // 10**step, digits - step
+    return Times(values, digits, pl.repeat(dates, values.len(), dtype=pl.Boolean, eager=True))
+
+
+def _texts(texts: pl.Series) -> Times:
+    """Integers by a cast; what is left in pieces, so that memory stays small."""
+    pieces = [_piece(texts.slice(start, PIECE)) for start in range(0, texts.len(), PIECE)]
+    digits = max((piece.digits for piece in pieces), default=0)
+    values = [scaled(piece.values, digits - piece.digits) for piece in pieces]
+    if not pieces:
+        return _shortest(pl.Series([], dtype=pl.Int64))
+    return Times(joined(values), digits, pl.concat([piece.dates for piece in pieces]))
+
+
+def joined(values: Sequence[pl.Series]) -> pl.Series:
+    """Series of Int64 and Int128 as one, of Int128 if any is."""
+    wide = any(part.dtype == pl.Int128 for part in values)
+    return pl.concat([part.cast(pl.Int128) if wide else part for part in values])
+
+
+def _piece(texts: pl.Series) -> Times:
+    """Plain integers first, then numbers with a point or an exponent, then dates."""
+    values = texts.cast(pl.Int64, strict=False)
+    dates = pl.repeat(False, texts.len(), dtype=pl.Boolean, eager=True)
+    left = (values.is_null() & texts.is_not_null()).arg_true()
+    if left.is_empty():
+        return Times(values, 0, dates)
+    rest = pl.DataFrame({"at": left, "text": texts.gather(left)})
+    is_number = pl.col("text").str.contains(NUMBER)
+    number = _number_parts(rest.filter(is_number))
+    moment = _date_parts(rest.filter(~is_number))
+    digits = max(-bounds(number["shift"])[0], bounds(moment["fraction"].str.len_bytes())[1], 0)
+    found = pl.concat([_number_values(number, digits), _date_values(moment, digits)])
+    whole, others = scaled(values, digits), narrowed(found["value"])
+    if pl.Int128 in (whole.dtype, others.dtype):
+        whole, others = whole.cast(pl.Int128), others.cast(pl.Int128)
+    return Times(whole.scatter(found["at"], others), digits, dates.scatter(moment["at"], True))
+
+
+def _number_parts(rows: pl.DataFrame) -> pl.DataFrame:
+    """``sign``, ``digits`` and ``shift`` of numbers: each is digits * 10^shift.
+
+    The digits are a text without zeros at its ends; a number with more than ``DIGITS`` of them
+    after the point is left out.
+    """
+    text, mantissa, digits = pl.col("text").str, pl.col("mantissa").str, pl.col("digits").str
+    point = mantissa.find(".", literal=True)
+    decimals = mantissa.len_bytes().cast(pl.Int64) - 1 - point
+    zeros = digits.len_bytes().cast(pl.Int64) - digits.strip_chars_end("0").str.len_bytes()
+    parts = (
+        rows.select("at", "text", pair=text.to_lowercase().str.splitn("e", 2))
+        .select(
+            "at",
+            sign=pl.when(text.starts_with("-")).then(pl.lit("-")).otherwise(pl.lit("")),
+            mantissa=pl.col("pair").struct[0].str.strip_chars_start("+-"),
+            power=pl.col("pair").struct[1].cast(pl.Int64).fill_null(0),
+        )
+        .with_columns(
+            digits=mantissa.replace(".", "", literal=True).str.strip_chars_start("0"),
+            shift=pl.col("power") - decimals.fill_null(0),
+        )
+    )
+    return parts.select(
+        "at",
+        "sign",
+        digits.strip_chars_end("0"),
+        pl.when(pl.col("digits") == "").then(0).otherwise(pl.col("shift") + zeros).alias("shift"),
+    ).filter(pl.col("shift").is_between(-DIGITS, WIDEST))
+
+
+def _number_values(number: pl.DataFrame, digits: int) -> pl.DataFrame:
+    """``at`` and ``value``; null where it is too large for Int128."""
+    length = pl.col("digits").str.len_bytes().cast(pl.Int64) + pl.col("shift") + digits
+    padded = pl.concat_str("sign", pl.col("digits").str.pad_end(length.clip(0), "0"))
+    value = (
+        pl.when(pl.col("digits") == "")
+        .then(pl.lit(0, pl.Int128))
+        .when(length <= WIDEST)
+        .then(padded.cast(pl.Int128, strict=False))
+    )
+    return number.select("at", value=value)
+
+
+def _date_parts(rows: pl.DataFrame) -> pl.DataFrame:
+    """``at``, ``second`` since 1970 and ``fraction`` (its decimals, as text) of what is a date."""
+    usual = pl.col("text").str.contains(DATE)
+    text, tail = pl.col("text").str, pl.col("tail").str
+    cut = rows.filter(usual).select(
+        "at",
+        "text",
+        day=text.slice(0, 10).str.to_date("%Y-%m-%d", strict=False).to_physical().cast(pl.Int64),
+        minute=_number(11) * 60 + _number(14),
+        second=pl.when(text.slice(16, 1) == ":").then(_number(17)).otherwise(0),
+        tail=text.slice(pl.when(text.slice(16, 1) == ":").then(19).otherwise(16)),
+    )
+    cut = cut.with_columns(zone=tail.strip_chars_start(".,0123456789 "))
+    zones = cut["zone"].unique()
+    offsets = pl.Series([_offset(zone) for zone in zones], dtype=pl.Int64)
+    cut = cut.join(pl.DataFrame({"zone": zones, "offset": offsets}), on="zone")
+    fraction = tail.extract("^[.,]([0-9]+)").fill_null("").str.strip_chars_end("0")
+    dates = cut.select(
+        "at",
+        "text",
+        second=pl.col("day") * 86400 + pl.col("minute") * 60 + pl.col("second") - pl.col("offset"),
+        fraction=fraction.str.slice(0, DIGITS),
+    )
+    known = pl.col("second").is_not_null()
+    rare = pl.concat([rows.filter(~usual), dates.filter(~known).select("at", "text")])
+    return pl.concat([dates.filter(known).drop("text"), _rare_dates(rare)])
+
+
+def _number(start: int) -> pl.Expr:
+    """The two digits at a place of a text; 0 where it is shorter."""
+    return pl.col("text").str.slice(start, 2).cast(pl.Int64, strict=False).fill_null(0)
+
+
+def _offset(zone: str) -> int:
+    """Seconds that a zone is ahead of UTC: ``+01:00``, ``-0530``, ``+02``, ``Z`` or nothing."""
+    if zone[:1] not in ("+", "-"):
+        return 0
+    digits = zone[1:].replace(":", "")
+    ahead = int(digits[:2]) * 3600 + int(digits[2:] or 0) * 60
+    return -ahead if zone[0] == "-" else ahead
+
+
+def _rare_dates(rows: pl.DataFrame) -> pl.DataFrame:
+    """ISO 8601 forms that are seldom written (weeks, hours alone, no dashes), one by one."""
+    texts = rows["text"].unique().drop_nulls()
+    moments = {text: moment for text in texts if (moment := _moment(text)) is not None}
+    table = pl.DataFrame(
+        [
+            (text, (moment - EPOCH) // timedelta(seconds=1), f"{moment.microsecond:06}")
+            for text, moment in moments.items()
+        ],
+        schema={"text": pl.String, "second": pl.Int64, "fraction": pl.String},
+        orient="row",
+    )
+    found = rows.select("at", "text").join(table, on="text")
+    return found.select("at", "second", pl.col("fraction").str.strip_chars_end("0"))
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _date_values(moment: pl.DataFrame, digits: int) -> pl.DataFrame:
+    """``at`` and ``value``: the second and its fraction in one integer."""
+    fraction = pl.col("fraction").str.pad_end(digits, "0")
+    fraction = pl.when(fraction == "").then(pl.lit("0")).otherwise(fraction)
+    value = pl.col("second").cast(pl.Int128) * pl.lit(10**digits, pl.Int128)
+    return moment.select("at", value=value + fraction.cast(pl.Int128))
