@@ -62,12 +62,12 @@ def warn_of_two_spellings(ids: pl.Series, name: str) -> None:
     plain = spelt.str.replace(r"\.0*$", "")
     twice = plain.filter(plain.is_in(ids.implode()))
     if not twice.is_empty():
-        example = twice.sort()[0]
+        example, count = twice.sort()[0], twice.n_unique()
         other = spelt.filter(plain == example)[0]
         log.warning(
-            "%s: %d ids are written in two ways, such as %s and %s, and taken for different ids: "
-            "write each in one way",
-            name, twice.n_unique(), example, other,
+            "%s: %s in two ways, such as %s and %s, and taken for two: write it in one way",
+            name, "1 id is written" if count == 1 else f"{count} ids are each written",
+            example, other,
         )  # fmt: skip
 
 

@@ -76,6 +76,8 @@ def read(paths: Sequence[Path], format: Format = "auto", columns: Columns | None
     columns = columns or Columns()
     format = one_format(paths, format)
     wanted = {"user": columns.user, "item": columns.item}
+    if format == "recbole":
+        _refuse_one_column(columns)
     if columns.time is not None and format != "sequences":
         wanted["time"] = columns.time
     names = wanted if format != "sequences" else {"user": "the user", "item": "an item"}
@@ -91,6 +93,19 @@ def read(paths: Sequence[Path], format: Format = "auto", columns: Columns | None
             "Write the log again, or name another file.",
         )
     return result
+
+
+def _refuse_one_column(columns: Columns) -> None:
+    """Raise :class:`DataError` if two roles are one column, with its type or without."""
+    roles: dict[str, str] = {}
+    for role, column in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
+        name = (column or "").partition(":")[0]
+        if name in roles:
+            raise DataError(
+                f"columns.{roles[name]} and columns.{role} are one column, {name!r}.",
+                "Name a column of its own for each.",
+            )
+        roles[name] = role
 
 
 def one_format(paths: Sequence[Path], format: Format = "auto") -> Format:
@@ -207,11 +222,13 @@ def _set_clock(parts: Sequence[_Part], name: str, unit: TimeUnit) -> Clock:
             values = values.scatter(outside["at"], None)
         part.frame = part.frame.with_columns(values.alias("time"))
         part.times = None
-    log.info("Times (%s) are %s", name, clock)
+    if any(part.frame["time"].count() for part in parts):
+        log.info("Times (%s) are %s", name, clock)
     if settled.strangers:
         log.warning(
-            "%s: %d of the times are of a size that dates have, most are small numbers; they are "
-            "ordered as numbers", name, settled.strangers,
+            "%s: %d of the times %s of a size that dates have, most are small numbers; all are "
+            "ordered as numbers",
+            name, settled.strangers, "is" if settled.strangers == 1 else "are",
         )  # fmt: skip
     if clock.unit is not None:
         _warn_of_span(parts, clock)
@@ -239,7 +256,7 @@ def _leave_out_ids(parts: Sequence[_Part], names: dict[str, str]) -> None:
     faults = {}
     for role in ("user", "item"):
         unique = pl.concat([part.frame[role].unique() for part in parts]).unique()
-        texts = unique.cast(pl.String).drop_nulls().sort()
+        texts = unique.cast(pl.String).drop_nulls()
         faults[role] = ids.faults(texts, names[role])
         ids.warn_of_two_spellings(texts, names[role])
     for part in parts:
