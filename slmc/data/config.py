@@ -1,17 +1,34 @@
 """What can be set for the data and for the evaluation. No torch here."""
 
+import re
 from datetime import date
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from slmc.config import Budget, Protocol, Seeded, StageConfig
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "recbole", "sequences"]
+BLANKS = " "
+"""The separator that stands for any run of blanks (spaces and tabs)."""
+WORDS = {"tab": "\t", "\\t": "\t", "space": BLANKS}
+"""Separators that are hard to write, and how they may be written."""
+
+
+def _checked_separator(value: str) -> str:
+    value = WORDS.get(value, value)
+    if not value or any(char in value for char in '"\r\n'):
+        raise ValueError("a separator has one or more characters, no quotes or line ends")
+    return value
+
+
+Separator = Annotated[str, AfterValidator(_checked_separator)]
 
 
 class Columns(StageConfig):
-    """Which column of the log is what."""
+    """Which column of the log is what: a name of its header, a number from 1 without one."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     user: str = "user_id"
     """Column of user ids."""
@@ -24,14 +41,35 @@ class Columns(StageConfig):
 class Titles(StageConfig):
     """Where item titles are read, if anywhere."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     source: str
     """A source as for the log."""
     format: Format = "auto"
     """Format of that source."""
+    separator: Separator | None = None
+    """Separator of its columns, as for the log."""
+    header: bool | Literal["auto"] = "auto"
+    """Whether its first line names the columns, as for the log."""
     item: str = "item_id"
     """Column of item ids."""
     title: str = "title"
     """Column of titles."""
+
+    @model_validator(mode="after")
+    def _numbered_columns(self) -> "Titles":
+        _check_numbers(self.header, {"item": self.item, "title": self.title}, "titles.")
+        return self
+
+
+def _check_numbers(header: bool | str, columns: dict[str, str | None], prefix: str) -> None:
+    """Raise ``ValueError`` unless columns that no header names are numbers from 1."""
+    for key, column in columns.items():
+        if header is False and column is not None and not re.fullmatch(r"[1-9]\d*", column):
+            raise ValueError(
+                "header: false means that columns are numbers from 1, and "
+                f"{prefix}{key} is {column}"
+            )
 
 
 class LeaveOneOut(StageConfig):
@@ -64,7 +102,13 @@ class PrepareConfig(Seeded):
     source: str
     """A path, a glob, a URL (fsspec), or pypi://NAME==VERSION/MEMBER#sha256=HASH."""
     format: Format = "auto"
-    """Format of the log; auto goes by the file's name."""
+    """Format of the log; auto goes by the file's first lines and its name."""
+    separator: Separator | None = None
+    """What stands between the columns of CSV and TSV, such as ; or ::, tab, or space for any run
+    of blanks; null goes by the first lines."""
+    header: bool | Literal["auto"] = "auto"
+    """Whether the first line of CSV and TSV names the columns; without a header they are numbers
+    from 1. auto takes it as names, and refuses one that looks like data."""
     columns: Columns = Columns()
     """Which column is what."""
     titles: Titles | None = None
@@ -81,6 +125,11 @@ class PrepareConfig(Seeded):
     """Share (or number) of malformed rows above which preparing fails."""
     terms: str | None = None
     """Terms of use of the data: shown when it is read, kept beside the dataset as TERMS.txt."""
+
+    @model_validator(mode="after")
+    def _numbered_columns(self) -> "PrepareConfig":
+        _check_numbers(self.header, self.columns.model_dump(), "columns.")
+        return self
 
     @model_validator(mode="after")
     def _time_for_a_temporal_split(self) -> "PrepareConfig":

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from slmc.artefact import Artefact, draft
 from slmc.data.config import PrepareConfig
 from slmc.data.dataset import Dataset
-from slmc.data.readers import Log, one_format, read, read_titles, refuse_malformed, warn_malformed
-from slmc.data.sources import digest, fetch
+from slmc.data.readers import Log, read, read_titles, refuse_malformed, warn_malformed
+from slmc.data.sources import digest, fetch, say_order
 from slmc.data.split import by_time, id_keys, k_core, leave_one_out, tie_keys, unit_s
 from slmc.errors import DataError
 
@@ -83,12 +83,15 @@ def fetch_log(config: PrepareConfig) -> Log:
     paths = fetch(config.source)
     if config.terms is not None:
         log.info("Terms of use of %s: %s", paths[0].name, " ".join(config.terms.split()))
-    if config.split.by == "time" and one_format(paths, config.format) == "sequences":
+    if config.columns.time is None:
+        say_order(paths)
+    read_log = read(paths, config.format, config.columns, config.separator, config.header)
+    if config.split.by == "time" and read_log.format == "sequences":
         raise DataError(
             f"{paths[0]} is in the sequence format, which has no time stamps to split by.",
             "Set split: {by: leave-one-out}, or name a log with a column of time stamps.",
         )
-    return read(paths, config.format, config.columns)
+    return read_log
 
 
 def build(config: PrepareConfig, read_log: Log) -> Prepared:
@@ -108,10 +111,16 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     items = _vocabulary(frame, config)
     sequences = (
         frame.select("user", "item")
-        .join(items.select("item", "row"), on="item", how="left", maintain_order="left")
+        .join(
+            items.select(pl.col("item").cast(frame.schema["item"]), "row"),
+            on="item",
+            how="left",
+            maintain_order="left",
+        )
         .group_by("user", maintain_order=True)
         .agg(pl.col("row").alias("items"))
         .with_columns(
+            pl.col("user").cast(pl.String),
             pl.Series("valid_from", valid_from, dtype=pl.Int32),
             pl.Series("test_from", test_from, dtype=pl.Int32),
         )
@@ -198,6 +207,7 @@ def _vocabulary(frame: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
     items = (
         frame.group_by("item")
         .agg(pl.col("train").sum().cast(pl.Int32).alias("count"))
+        .with_columns(pl.col("item").cast(pl.String))
         .sort(["count", "item"], descending=[True, False])
         .with_row_index("row", 1)
         .select(pl.col("row").cast(pl.Int32), "item", "count")

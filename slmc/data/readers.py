@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,13 +13,15 @@ import polars as pl
 from slmc.config import parse_budget
 from slmc.data.config import Columns, Format, Titles
 from slmc.data.files import MALFORMED
-from slmc.data.formats import format_of, read_table
+from slmc.data.formats import read_table
+from slmc.data.sniff import Header, layouts_of
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
 
 NO_ID = ("nan", "null", "none")
 """Texts (in any case) that stand for a missing id: what NaN and null become in a text file."""
+UTC_NAME = re.compile(r" ?(UTC|GMT)$")
 SHOWN = 5
 """Malformed rows that are logged one by one."""
 
@@ -46,25 +49,36 @@ class Log:
         return self.frame["time"].null_count() == 0
 
 
-def read(paths: Sequence[Path], format: Format = "auto", columns: Columns | None = None) -> Log:
+def read(
+    paths: Sequence[Path],
+    format: Format = "auto",
+    columns: Columns | None = None,
+    separator: str | None = None,
+    header: Header = "auto",
+) -> Log:
     """Read the files of a log, in the order given.
 
     Args:
         paths: Local files, all of one format.
-        format: That format; ``auto`` goes by the files' names.
+        format: That format; ``auto`` goes by the files' first lines and names.
         columns: Which column is what; the sequence format has none.
+        separator: What stands between columns; None goes by the first lines.
+        header: Whether first lines name the columns.
 
     Raises:
         DataError: A file as a whole cannot be read, or there is no row in the log.
     """
     columns = columns or Columns()
-    format = one_format(paths, format)
     wanted = {"user": columns.user, "item": columns.item}
-    if columns.time is not None and format != "sequences":
+    if columns.time is not None:
         wanted["time"] = columns.time
+    layouts = layouts_of(paths, wanted, format, separator, header)
+    format = layouts[0].format
+    if format == "sequences":
+        wanted.pop("time", None)
     frames, faults = [], []
-    for path in paths:
-        table = read_table(path, format, wanted)
+    for path, layout in zip(paths, layouts, strict=True):
+        table = read_table(path, layout, wanted)
         names = wanted if format != "sequences" else {"user": "the user", "item": "an item"}
         good, bad = _checked(table.frame, names)
         bad = pl.concat([table.malformed, bad]).sort("line", maintain_order=True)
@@ -86,39 +100,26 @@ def read(paths: Sequence[Path], format: Format = "auto", columns: Columns | None
     return result
 
 
-def one_format(paths: Sequence[Path], format: Format = "auto") -> Format:
-    """The format that all files have; raises :class:`DataError` if they differ."""
-    formats = {path: format_of(path, format) for path in paths}
-    first, *others = formats
-    for other in others:
-        if formats[other] != formats[first]:
-            raise DataError(
-                f"{first} is {formats[first]} and {other} is {formats[other]}.",
-                "Name files of one format.",
-            )
-    return formats[first]
-
-
 def read_titles(paths: Sequence[Path], titles: Titles) -> pl.DataFrame:
     """Titles of items: columns ``item`` and ``title``, one row an item, the first one's.
 
     Rows without an id or a title are left out; how many were malformed is logged.
     """
-    format = one_format(paths, titles.format)
-    if format == "sequences":
+    wanted = {"item": titles.item, "title": titles.title}
+    layouts = layouts_of(paths, wanted, titles.format, titles.separator, titles.header)
+    if layouts[0].format == "sequences":
         raise DataError(
             f"{paths[0]} is in the sequence format, which has no titles.",
             "Set titles.source to a table with a column of titles.",
         )
-    wanted = {"item": titles.item, "title": titles.title}
     frames = []
-    for path in paths:
-        table = read_table(path, format, wanted)
+    for path, layout in zip(paths, layouts, strict=True):
+        table = read_table(path, layout, wanted)
         good = table.frame.filter(_id_reason("item", titles.item).is_null())
         lost = table.malformed.height + table.frame.height - good.height
         if lost:
             log.warning("%s: %d malformed rows, their titles are left out", path, lost)
-        frames.append(good.select("item", "title"))
+        frames.append(good.select(pl.col("item").cast(pl.String), "title"))
     found = pl.concat(frames).filter(pl.col("title").str.strip_chars() != "")
     return found.unique("item", keep="first", maintain_order=True)
 
@@ -183,7 +184,7 @@ def _checked(frame: pl.DataFrame, names: dict[str, str]) -> tuple[pl.DataFrame, 
 
 def _id_reason(role: str, name: str) -> pl.Expr:
     """Why an id is none, or null."""
-    value = pl.col(role)
+    value = pl.col(role).cast(pl.String)
     return (
         pl.when(value.is_null())
         .then(pl.lit(f"{name} is null"))
@@ -212,9 +213,9 @@ def _seconds(texts: pl.Series) -> pl.Series:
 
 
 def _epoch(text: str) -> float:
-    """Seconds since 1970 of an ISO 8601 date; NaN if it is none."""
+    """Seconds since 1970 of an ISO 8601 date, also as BigQuery writes it; NaN if it is none."""
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(UTC_NAME.sub("Z", text))
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return math.nan

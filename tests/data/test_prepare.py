@@ -182,6 +182,7 @@ def test_the_terms_and_the_ties_are_told(folder: Path, caplog: pytest.LogCapture
         prepare(config, {}, folder / "data")
     assert caplog.messages[0] == "Terms of use of log.csv: Research only. Cite us."
     assert caplog.messages[1:] == [
+        "log.csv: read as CSV, separated by commas",
         "720 of 720 interactions (100 %) share a time stamp with another of the same user; "
         "a seeded hash orders them",
         "60 users, 25 items, 720 interactions; 60 users are tested",
