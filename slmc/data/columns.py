@@ -47,9 +47,9 @@ def missing_column(
         )
     what = f"{path} has no column {column!r}; it has {listed}."
     if separator is not None and len(names) == 1:
-        name = "tab" if separator == "\t" else "comma"
+        name = {"\t": "tab", ",": "comma"}.get(separator, repr(separator))
         return DataError(
-            what, f"Its first line has no {name} in it: set format to what the file is."
+            what, f"Its first line has no {name} in it: set separator, or format to what it is."
         )
     folded = {name.casefold(): name for name in reversed(names)}
     near = difflib.get_close_matches(column.casefold(), folded, n=1)

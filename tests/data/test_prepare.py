@@ -181,10 +181,11 @@ def test_the_terms_and_the_ties_are_told(folder: Path, caplog: pytest.LogCapture
         config = PrepareConfig(source=write(random_rows()), terms="Research only.\nCite us.")
         prepare(config, {}, folder / "data")
     assert caplog.messages[0] == "Terms of use of log.csv: Research only. Cite us."
-    assert caplog.messages[1] == (
+    assert caplog.messages[2] == (
         "Times (timestamp) are numbers without a unit, which only order the rows"
     )
-    assert caplog.messages[3:] == [
+    assert caplog.messages[1] == "log.csv: read as CSV, separated by commas"
+    assert caplog.messages[4:] == [
         "720 of 720 interactions (100 %) share a time stamp with another of the same user; "
         "a seeded hash orders them",
         "60 users, 25 items, 720 interactions; 60 users are tested",

@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 
 from slmc.data.config import Columns, Titles
-from slmc.data.formats import format_of
 from slmc.data.readers import Log, read, read_titles, warn_malformed
 
 ROWS = [("196", "242", 881250949), ("186", "302", 891717742), ("196", "7", 881250949)]
@@ -109,6 +108,7 @@ def test_quotes_separators_and_newlines_inside_a_field(folder: Path) -> None:
     [
         ("0", 0), ("1.5e3", 1500), ("-3", -3), ("1970-01-02", 86400),
         ("1970-01-01 01:00:00+01:00", 0), ("1970-01-01T00:01:00Z", 60),
+        ("1970-01-01 00:01:00 UTC", 60),
     ],
 )  # fmt: skip
 def test_times(folder: Path, text: str, seconds: int) -> None:
@@ -147,9 +147,11 @@ def test_malformed_json(folder: Path) -> None:
         '{"user_id": 1, "timestamp": 3}\n{"user_id": [1], "item_id": 2, "timestamp": 3}\n'
         '{"user_id": NaN, "item_id": 2, "timestamp": 3}\n'
         '{"user_id": 1, "item_id": 2, "timestamp": null}\n' + "[" * 100000 + "\n"
+        '{"user_id": 1, "item_id": "a\\ud83d", "timestamp": 3}\n'
+        '{"user_id": 1, "item_id": 2, "timestamp": 4, "title": "\\ud83d"}\n'
     )
     log = read([Path("log.jsonl")])
-    assert rows(log) == [("1", "2", 3)]
+    assert rows(log) == [("1", "2", 3), ("1", "2", 4)]
     assert log.malformed.select("line", "reason").rows() == [
         (2, "broken JSON: Expecting ',' delimiter at column 14"),
         (3, "not a JSON object"),
@@ -158,6 +160,7 @@ def test_malformed_json(folder: Path) -> None:
         (6, "user_id is nan"),
         (7, "timestamp is null"),
         (8, "broken JSON: nested too deeply, or a number too long"),
+        (9, "item_id has \\ud83d, half of a character"),
     ]
 
 
@@ -178,11 +181,3 @@ def test_titles(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     titles = read_titles([Path("log.item")], Titles(source="log.item", title="movie_title"))
     assert titles.rows() == [("1", "Toy Story")]
     assert caplog.messages == ["log.item: 2 malformed rows, their titles are left out"]
-
-
-def test_the_name_tells_the_format() -> None:
-    told = {
-        "a.csv": "csv", "a.CSV.gz": "csv", "a.tsv": "tsv", "a.ndjson.gz": "jsonl",
-        "a.b.parquet": "parquet", "ml.inter": "recbole", "a.txt.gz": "sequences",
-    }  # fmt: skip
-    assert {name: format_of(Path(name)) for name in told} == told

@@ -11,7 +11,13 @@ from slmc.data.prepare import prepare
 from slmc.data.readers import Log, read, refuse_malformed
 from slmc.errors import DataError
 
+
 SECOND = 1_700_001_000
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged, but for the layout of files."""
+    return [one for one in caplog.messages if ": read as " not in one]
 
 
 def read_times(times: list[object], unit: str = "auto", name: str = "log.csv") -> Log:
@@ -32,7 +38,7 @@ def test_the_unit_is_told_by_the_size(
         log = read_times([SECOND * factor, (SECOND + 86400) * factor])
     assert log.clock is not None and log.clock.unit == unit
     assert [log.clock.text(time) for time in log.frame["time"]] == ["2023-11-14", "2023-11-15"]
-    assert caplog.messages == [f"Times (timestamp) are numbers, {name} since 1970"]
+    assert messages(caplog) == [f"Times (timestamp) are numbers, {name} since 1970"]
 
 
 @pytest.mark.parametrize("times", [[1, 2, 3], [3, 2.5, -1], [0, 0, 0], [99_999_999]])
@@ -42,7 +48,7 @@ def test_small_numbers_order_rows_and_have_no_unit(
     with caplog.at_level(logging.INFO, "slmc.data"):
         log = read_times(times)
     assert log.clock is not None and log.clock.unit is None and log.malformed.is_empty()
-    assert caplog.messages == [
+    assert messages(caplog) == [
         "Times (timestamp) are numbers without a unit, which only order the rows"
     ]
 
@@ -102,7 +108,7 @@ def test_the_unit_can_be_set(folder: Path) -> None:
 
 def test_a_span_that_cannot_be_is_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_times([SECOND, SECOND, 0])
-    assert caplog.messages == [
+    assert messages(caplog) == [
         "1 row has a time before 1980 or from 2100 on; the first: log.csv, line 4: 1970-01-01"
     ]
 
@@ -112,7 +118,7 @@ def test_dates_among_small_numbers_are_warned_of(
 ) -> None:
     log = read_times([1, 2, 3, SECOND])
     assert log.frame["time"].to_list() == [1, 2, 3, SECOND]
-    assert caplog.messages == [
+    assert messages(caplog) == [
         "timestamp: 1 of the times is of a size that dates have, most are small numbers; all are "
         "ordered as numbers"
     ]

@@ -1,0 +1,333 @@
+"""What a file of a log is, told from its name and its first lines.
+
+A name can be wrong and a separator unsaid, so the lines decide. Where they do not look like what
+the name or the recipe says, a warning says so. Where reading on would lose or mix up rows (a
+table without a header, a JSON array), the file is refused with the setting that mends it.
+"""
+
+import csv
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from slmc.data.columns import KEYS
+from slmc.data.config import Format
+from slmc.data.files import has_parquet_magic, head_lines
+from slmc.data.layout import BLANKS, SEPARATORS, USUAL, Layout
+from slmc.errors import DataError
+
+log = logging.getLogger("slmc.data")
+
+SUFFIXES: dict[str, Format] = {
+    ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+    ".pq": "parquet", ".inter": "recbole", ".item": "recbole", ".txt": "sequences",
+}  # fmt: skip
+MOST = 0.9
+"""Share of the lines that have to agree on something."""
+MANY_LINES = 10
+"""Lines from which on users that come back make sequences doubtful."""
+SHOWN_CHARS = 60
+"""Of a line in a message."""
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
+DATE = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?")
+EARLIEST_S, LATEST_S = 3e8, 4.2e9
+"""1979 and 2103 in seconds since 1970: what looks like a time stamp lies between them."""
+TYPED_NAME = re.compile(r"[^\s:]+:(token|token_seq|float|float_seq)")
+"""A column in the header of RecBole's atomic files."""
+
+
+Header = bool | Literal["auto"]
+
+
+def layouts_of(
+    paths: Sequence[Path],
+    columns: Mapping[str, str],
+    format: Format = "auto",
+    separator: str | None = None,
+    header: Header = "auto",
+) -> list[Layout]:
+    """What the files of a source are, said in the log; as :func:`layout_of` for each.
+
+    Raises:
+        DataError: As there, or the files are of several formats.
+    """
+    doubts: dict[str, list[Path]] = {}
+    kinds: dict[str, list[Path]] = {}
+    layouts = []
+    for path in paths:
+        layout, doubt = layout_of(path, columns, format, separator, header)
+        layouts.append(layout)
+        kinds.setdefault(str(layout), []).append(path)
+        if doubt is not None:
+            doubts.setdefault(doubt, []).append(path)
+        if layout.format != layouts[0].format:
+            raise DataError(
+                f"{paths[0]} is {layouts[0].format} and {path} is {layout.format}.",
+                "Name files of one format.",
+            )
+    for kind, files in kinds.items():
+        log.info("%s: read as %s", _listed(files), kind)
+    for doubt, files in doubts.items():
+        log.warning("%s: %s", _listed(files), doubt)
+    return layouts
+
+
+def layout_of(
+    path: Path,
+    columns: Mapping[str, str],
+    format: Format = "auto",
+    separator: str | None = None,
+    header: Header = "auto",
+) -> tuple[Layout, str | None]:
+    """What a file is: as it is said, the rest told from its lines; and what makes that doubtful.
+
+    Args:
+        path: A local file.
+        columns: Role -> column: they are looked for in the first line.
+        format: Its format, if it is said.
+        separator: Its separator, if it is said.
+        header: Whether its first line names the columns, if it is said.
+
+    Raises:
+        DataError: Nothing tells the format, there seems to be no header, or it is JSON over
+            several lines.
+    """
+    named = _named(path) if format == "auto" else format
+    if has_parquet_magic(path) and format in ("auto", "parquet"):
+        return Layout("parquet"), _doubt(Layout("parquet"), named, format)
+    if format == "parquet":
+        return Layout("parquet"), None  # reading it says what is wrong
+    try:
+        head = Head(head_lines(path), columns)
+    except DataError:
+        if named == "parquet":
+            return Layout("parquet"), None
+        raise
+    if format in ("auto", "jsonl"):
+        _refuse_document(path, head)
+    if (separator is not None or header != "auto") and format == "auto" and named not in USUAL:
+        named = "csv"  # only tables have these settings
+    looks = head.layout(named)
+    if looks is None:
+        raise DataError(
+            f"Neither the name nor the first lines of {path} tell its format.",
+            "Set format to csv, tsv, jsonl, parquet, recbole or sequences.",
+        )
+    layout, doubt = looks, _doubt(looks, named, format)
+    if format not in ("auto", looks.format):
+        layout = Layout(format, USUAL.get(format, ","))
+    if layout.format == "sequences" and doubt is None and head.users_come_back():
+        doubt = (
+            "all lines have as many entries and users come back; if it is a table, set "
+            "separator: space"
+        )
+    if layout.format not in ("csv", "tsv"):
+        return layout, doubt
+    layout = Layout(layout.format, separator or layout.separator)
+    if header == "auto":
+        _refuse_headless(path, head, layout)
+    return Layout(layout.format, layout.separator, header is not False), doubt
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    more = len(paths) - 1
+    return f"{paths[0]}{f' and {more} more files' if more > 1 else ' and 1 more file' * more}"
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first lines of a file that are not blank, and the columns that are asked for."""
+
+    lines: Sequence[str]
+    columns: Mapping[str, str]
+    """Role -> column."""
+
+    def layout(self, named: Format | None) -> Layout | None:
+        """What the lines look like, or what the name says where they do not contradict it."""
+        if any(map(_is_object, self.lines[:3])):
+            return Layout("jsonl")
+        separator = self.separator(named)
+        if separator is None:
+            separator = BLANKS if self.timed() else None
+        if separator is not None:
+            return Layout(self._format(separator, named), separator)
+        if named is not None and named != "parquet":
+            return Layout(named, USUAL.get(named, ","))
+        words = [line.split() for line in self.lines]
+        numbers = all(NUMBER.fullmatch(word) for line in words for word in line)
+        if numbers and all(len(line) > 1 for line in words):
+            return Layout("sequences")
+        return Layout("parquet") if named else None
+
+    def separator(self, named: Format | None) -> str | None:
+        """What cuts the first line into the columns that are asked for, or all lines evenly.
+
+        A name that tells a separator goes first; blanks and tabs, which sequences have too,
+        must cut the first line into the columns there.
+        """
+        usual = USUAL.get(named or "auto")
+        order = sorted(SEPARATORS, key=lambda separator: separator != usual)
+        for separator in order:
+            names = _names(Layout("csv", separator), self.lines[0])
+            if len(names) > 1 and self.columns and {*self.columns.values()} <= {*names}:
+                return separator
+        even: dict[str, tuple[int, int]] = {}
+        for separator in order:
+            if separator != BLANKS and not (separator == "\t" and named == "sequences"):
+                counts = Counter(QUOTED.sub("", line).count(separator) for line in self.lines)
+                count, lines = counts.most_common(1)[0]
+                if count and lines >= MOST * len(self.lines):
+                    even[separator] = (lines, count)
+        if usual in even:
+            return usual
+        return max(even, key=lambda separator: even[separator], default=None)
+
+    def timed(self) -> bool:
+        """Whether blanks cut the lines into a table: as many entries, some of them times."""
+        rows = [line.split() for line in self.lines]
+        width, even = Counter(map(len, rows)).most_common(1)[0]
+        if width < 3 or len(rows) < 2 or even < MOST * len(rows):
+            return False
+        return 0 < len(_times([row for row in rows if len(row) == width])) < width - 1
+
+    def users_come_back(self) -> bool:
+        """Whether all lines have as many entries, three or more, and the first ones recur."""
+        rows = [line.split() for line in self.lines]
+        users = {row[0] for row in rows}
+        many = len(rows) >= MANY_LINES and len(users) < MOST * len(rows)
+        return many and len({len(row) for row in rows}) == 1 and len(rows[0]) > 2
+
+    def rows(self, layout: Layout) -> list[list[str]]:
+        """The lines cut into fields, those with broken quotes left out."""
+        rows = []
+        for line in self.lines:
+            try:
+                rows.append([field.strip() for field in layout.fields(line)])
+            except csv.Error:
+                continue
+        return rows
+
+    def _format(self, separator: str, named: Format | None) -> Format:
+        """The format of a table with this separator."""
+        names = self.lines[0].split(separator)
+        if separator == "\t" and all(map(TYPED_NAME.fullmatch, names)):
+            return "recbole"
+        if named in USUAL and (named == "csv" or USUAL[named] == separator):
+            return named
+        return "tsv" if separator == "\t" else "csv"
+
+
+def _named(path: Path) -> Format | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    if packed:
+        suffixes.pop()
+    format = SUFFIXES.get(suffixes[-1]) if suffixes else None
+    return None if packed and format == "parquet" else format
+
+
+def _doubt(looks: Layout, named: Format | None, format: Format) -> str | None:
+    """What is odd where lines do not look like what the name or the setting says."""
+    if named is None or looks.format == named:
+        return None
+    if format != "auto":
+        return f"format says {Layout(named).kind}, but the lines look like {looks}"
+    return (
+        f"the name says {Layout(named).kind}, but the lines look like {looks}; "
+        "set format if they are not"
+    )
+
+
+def _refuse_document(path: Path, head: Head) -> None:
+    """Raise :class:`DataError` for JSON that is not one object a line."""
+    text = "\n".join(head.lines[:2]).lstrip()
+    if re.match(r"\[\s*[\[{]", text):
+        what, filter = "one JSON array", ".[]"
+    elif head.lines[0].strip() == "{":
+        what, filter = "JSON over several lines", "."
+    else:
+        return
+    raise DataError(
+        f"{path} is {what}, not JSON lines (one object on each line).",
+        f"Write it as JSON lines: `jq -c '{filter}' FILE > log.jsonl`.",
+    )
+
+
+def _refuse_headless(path: Path, head: Head, layout: Layout) -> None:
+    """Raise :class:`DataError` if the first line looks like data, not like names."""
+    try:
+        names = [name.strip() for name in layout.fields(head.lines[0])]
+    except csv.Error:
+        return  # reading it says what is wrong
+    rows = [row for row in head.rows(layout)[1:] if len(row) == len(names)]
+    if not _is_data(names, rows, {*head.columns.values()}):
+        return
+    times = _times([names, *rows])
+    in_titles = "title" in head.columns
+    places: dict[str, int | str] = {"user": 1, "item": 1 if in_titles else 2, "title": 2}
+    places["time"] = times[-1] + 1 if times else "N or null"
+    keys = KEYS | ({"item": "titles.item"} if in_titles else {})
+    numbers = ", ".join(f"{keys[role]}: {places[role]}" for role in head.columns)
+    setting = "titles.header" if in_titles else "header"
+    other = ", or format: sequences if it is a user and its items"
+    line = head.lines[0]
+    shown = line[:SHOWN_CHARS] + "…" * (len(line) > SHOWN_CHARS)
+    raise DataError(
+        f"{path} seems to have no header: its first line is {shown!r}.",
+        f"Set {setting}: false and number the columns ({numbers}); or {setting}: true if it has "
+        f"the names{other if _named(path) == 'sequences' else ''}.",
+    )
+
+
+def _is_data(names: list[str], rows: list[list[str]], wanted: set[str]) -> bool:
+    """Whether a first line is a row: it has numbers or dates where the others do, or their ids."""
+    if [*map(str, range(len(names)))] == names or [*map(str, range(1, len(names) + 1))] == names:
+        return not wanted <= {*names}  # what pandas calls columns without a name
+    if wanted <= {*names} and not any(map(_is_value, wanted)):
+        return False
+    for place, name in enumerate(names):
+        column = [row[place] for row in rows]
+        values = sum(map(_is_value, column))
+        if _is_value(name) and values >= MOST * len(column):
+            return True
+    return any(name and name in {row[place] for row in rows} for place, name in enumerate(names))
+
+
+def _times(rows: list[list[str]]) -> list[int]:
+    """Places, from 0, of the columns after the first that hold time stamps."""
+    return [
+        place for place in range(1, len(rows[0]))
+        if sum(_is_time(row[place]) for row in rows) >= MOST * len(rows)
+    ]  # fmt: skip
+
+
+def _is_time(text: str) -> bool:
+    if not NUMBER.fullmatch(text):
+        return DATE.fullmatch(text) is not None
+    return any(EARLIEST_S < float(text) * unit < LATEST_S for unit in (1, 1e-3, 1e-6, 1e-9))
+
+
+def _is_value(text: str) -> bool:
+    return (NUMBER.fullmatch(text) or DATE.fullmatch(text)) is not None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _names(layout: Layout, line: str) -> list[str]:
+    """The names of the columns, also as RecBole writes them; none where quotes are broken."""
+    try:
+        names = [name.strip() for name in layout.fields(line)]
+    except csv.Error:
+        return []
+    return names + [name.partition(":")[0] for name in names if TYPED_NAME.fullmatch(name)]
