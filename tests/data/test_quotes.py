@@ -12,7 +12,6 @@ from slmc.data.config import Columns
 from slmc.data.readers import Log, read
 from slmc.errors import DataError
 
-
 HEADER = "user_id,item_id,timestamp,note\n"
 
 

@@ -12,7 +12,6 @@ from slmc.data.layout import Layout
 from slmc.data.readers import read
 from slmc.data.sniff import layout_of
 
-
 COLUMNS = {"user": "user_id", "item": "item_id", "time": "timestamp"}
 CSV = "user_id,item_id,timestamp\n1,17,1700000000\n1,12,1700000001\n"
 TSV = CSV.replace(",", "\t")

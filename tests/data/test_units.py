@@ -11,7 +11,6 @@ from slmc.data.prepare import prepare
 from slmc.data.readers import Log, read, refuse_malformed
 from slmc.errors import DataError
 
-
 SECOND = 1_700_001_000
 
 

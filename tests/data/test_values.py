@@ -14,7 +14,6 @@ from slmc.data.prepare import build
 from slmc.data.readers import Log, read, refuse_malformed
 from slmc.errors import DataError
 
-
 BIG = 1_800_000_000_000_000_000
 """Beyond 2^53, where neighbouring integers are one float64."""
 SECOND = 1_700_001_000
