@@ -128,7 +128,7 @@ class Engine:
         allowed: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As :meth:`top`, for rows ``[B, L]`` padded with 0 on the left."""
-        asked = {INPUT: self._checked(item_ids)}
+        asked: dict[str, NDArray[Any]] = {INPUT: self._checked(item_ids)}
         if not exclude_seen and allowed is None:
             items, scores = self._run(self.session, self.file, [TOP_ITEMS, TOP_SCORES], asked)
             return items, scores

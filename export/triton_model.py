@@ -134,7 +134,8 @@ class TritonPythonModel:
         return histories, exclude_seen
 
     def _response(self, items: NDArray[np.object_], scores: NDArray[np.float32]) -> Any:
-        coded = np.empty(items.shape, dtype=object)  # of no rows too
-        coded.flat = [item.encode() for item in items.flat]
+        # Of no rows, an array of nothing would have one axis.
+        coded = np.array([[item.encode() for item in row] for row in items], dtype=object)
+        coded = coded.reshape(items.shape)
         tensors = [self.utils.Tensor("items", coded), self.utils.Tensor("scores", scores)]
         return self.utils.InferenceResponse(output_tensors=tensors)
