@@ -189,7 +189,7 @@ def test_the_fingerprint_is_of_the_content(folder: Path) -> None:
     for name, text in (("a.csv", "a"), ("b.csv", "b")):
         Path(name).write_text(text)
     one = fingerprint(PrepareConfig(source="a.csv"))
-    assert one == {"source": hashlib.sha256(b"a").hexdigest()}
+    assert one == {"source": hashlib.sha256(b"a").hexdigest(), "source_name": "a.csv"}
     both = PrepareConfig(source="*.csv", titles=Titles(source="a.csv"))
     before = fingerprint(both)
     assert before["titles"] == one["source"] and before["source"] != one["source"]
