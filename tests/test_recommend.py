@@ -144,9 +144,9 @@ def test_an_edited_engine_is_refused(engine: Artefact) -> None:
 
 
 def test_a_path_may_be_text_and_ids_whole_numbers(engine: Artefact) -> None:
-    assert recommend(str(engine.path), ["a"]) == recommend(engine, ["a"])
+    assert recommend(str(engine.path), ["a"], 3) == recommend(engine, ["a"], 3)
     with pytest.raises(UsageError) as caught:
-        recommend(str(engine.path), [1, np.int64(2)])
+        recommend(str(engine.path), [1, np.int64(2)], 3)  # type: ignore[list-item]
     assert caught.value.what == "none of the ids is in the vocabulary: 1, 2."
 
 

@@ -97,15 +97,18 @@ def _timed(key: str, *, going_on: bool) -> Iterator[None]:
 
     They stand beside the artefact, since equal steps are equal artefacts however long they took.
     """
+    file, begin = _times() / key, time.perf_counter()
     earlier = (seconds(key) or 0.0) if going_on else 0.0
-    begin = time.perf_counter()
     try:
         yield
     finally:
         # A time that cannot be kept is no reason to fail.
         with suppress(OSError):
-            _times().mkdir(parents=True, exist_ok=True)
-            write_whole(_times() / key, f"{earlier + time.perf_counter() - begin:.3f}\n")
+            if status(key) == "run":  # neither made nor to be gone on with
+                file.unlink(missing_ok=True)
+            else:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(file, f"{earlier + time.perf_counter() - begin:.3f}\n")
 
 
 def _checked(key: str, kind: Kind) -> Artefact | None:
