@@ -126,11 +126,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         with stored(path).open("rb") as stream:
             yield stream
     except OSError as error:
-        if isinstance(error, gzip.BadGzipFile):
-            raise
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions."
-        ) from None
+        raise _unreadable(path, error) from None
 
 
 def stored(path: Path) -> Path:
@@ -138,6 +134,9 @@ def stored(path: Path) -> Path:
 
     A pipe (``/dev/stdin``, what a shell puts for ``<(zcat log.gz)``) is read once, to a file in
     the cache that lives as long as the process; any other path is that itself.
+
+    Raises:
+        DataError: A pipe cannot be read.
     """
     if path in _kept:
         return _kept[path]
@@ -147,8 +146,11 @@ def stored(path: Path) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="stream-", dir=downloads))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with path.open("rb") as stream, (folder / "content").open("wb") as copy:
-        shutil.copyfileobj(stream, copy)
+    try:
+        with path.open("rb") as stream, (folder / "content").open("wb") as copy:
+            shutil.copyfileobj(stream, copy)
+    except OSError as error:
+        raise _unreadable(path, error) from None
     _kept[path] = folder / "content"
     return _kept[path]
 
@@ -178,6 +180,12 @@ def _blocks(path: Path, size: int) -> Iterator[bytes]:
             if isinstance(error, EOFError):
                 what = "ends in the middle of its gzip stream"
             raise DataError(f"{path} {what}.", "Copy or download the file again.") from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions."
+    )
 
 
 def _empty(path: Path) -> DataError:

@@ -49,25 +49,32 @@ def read_table(path: Path, layout: Layout, columns: Mapping[str, str]) -> Table:
     if layout.format == "parquet":
         return _parquet(path, columns)
     if layout.format == "sequences":
-        columns = {"user": "", "item": ""}
-        blocks = (_sequences(lines) for lines in line_blocks(path))
-    elif layout.format == "jsonl":
-        blocks = _jsonl(path, columns)
-    else:
-        blocks = delimited_blocks(path, layout, columns)
-    frames = [pl.DataFrame(schema={"line": pl.Int64} | _types(columns))]
-    faults = [pl.DataFrame(schema=MALFORMED)]
-    for rows, malformed in blocks:
-        frames.append(rows.cast(_types(columns)))
+        columns = {"user": "the user", "item": "an item"}
+    schema = pl.Schema({"line": pl.Int64()} | {role: _type(role) for role in columns})
+    frames, faults = [pl.DataFrame(schema=schema)], [pl.DataFrame(schema=MALFORMED)]
+    for rows, malformed in _blocks(path, layout, columns):
+        frames.append(rows.cast(schema))
         faults.append(malformed)
     return Table(pl.concat(frames), pl.concat(faults))
 
 
-def _types(columns: Mapping[str, str]) -> dict[str, pl.DataType]:
-    return {role: pl.Categorical() if role in IDS else pl.String() for role in columns}
+def _type(role: str) -> pl.DataType:
+    return pl.Categorical() if role in IDS else pl.String()
 
 
-def faults_frame(faults: Iterable[tuple[int, str, str]]) -> pl.DataFrame:
+Blocks = Iterator[tuple[pl.DataFrame, pl.DataFrame]]
+"""Rows and malformed rows, block after block."""
+
+
+def _blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
+    if layout.format == "sequences":
+        return map(_sequences, line_blocks(path))
+    if layout.format == "jsonl":
+        return _jsonl(path, columns)
+    return delimited_blocks(path, layout, columns)
+
+
+def _faults(faults: Iterable[tuple[int, str, str]]) -> pl.DataFrame:
     """Malformed rows as a table."""
     return pl.DataFrame([*faults], schema=MALFORMED, orient="row")
 
@@ -85,10 +92,10 @@ def _sequences(lines: Lines) -> tuple[pl.DataFrame, pl.DataFrame]:
         .explode("item")
     )  # fmt: skip
     bad = [(line, "fields", "a user without items") for line in short]
-    return frame, faults_frame([*lines.malformed, *bad])
+    return frame, _faults([*lines.malformed, *bad])
 
 
-def _jsonl(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+def _jsonl(path: Path, columns: Mapping[str, str]) -> Blocks:
     """One JSON object a line."""
     names: dict[str, None] = {}
     schema = {"line": pl.Int64} | dict.fromkeys(columns, pl.String)
@@ -103,7 +110,7 @@ def _jsonl(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[pl.DataFram
                 rows.append((line, *texts))
             except ValueError as error:
                 bad.append((line, "type", str(error)))
-        yield pl.DataFrame(rows, schema=schema, orient="row"), faults_frame(bad)
+        yield pl.DataFrame(rows, schema=schema, orient="row"), _faults(bad)
     for column in columns.values():
         if names and column not in names:
             raise missing_column(path, column, [*names], columns)
@@ -156,5 +163,5 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Table:
             f"{path} is not a readable Parquet file: {reason}.",
             "Copy the file again, or set format to what it is.",
         ) from None
-    ids = {role: pl.Categorical() for role in columns if role in IDS}
-    return Table(frame.cast({"line": pl.Int64()} | ids), faults_frame([]))
+    ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
+    return Table(frame.with_columns(pl.col("line").cast(pl.Int64), ids), _faults([]))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from slmc.data.columns import KEYS
-from slmc.data.config import Format
+from slmc.data.config import BLANKS, Format
 from slmc.data.files import has_parquet_magic, head_lines
-from slmc.data.layout import BLANKS, SEPARATORS, USUAL, Layout
+from slmc.data.layout import SEPARATORS, USUAL, Layout
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")

@@ -1,5 +1,8 @@
+import gzip
 import hashlib
+import logging
 import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -9,7 +12,8 @@ import pytest
 
 from slmc.artefact import sha256
 from slmc.data import sources
-from slmc.data.config import PrepareConfig, Titles
+from slmc.data.config import Columns, PrepareConfig, Titles
+from slmc.data.prepare import fetch_log
 from slmc.data.sources import fetch, fingerprint
 from slmc.errors import DataError, MissingError
 
@@ -195,3 +199,47 @@ def test_the_fingerprint_is_of_the_content(folder: Path) -> None:
     assert before["titles"] == one["source"] and before["source"] != one["source"]
     Path("b.csv").write_text("c")
     assert fingerprint(both)["source"] != before["source"]
+
+
+def test_numbers_in_names_count(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["part-1.csv", "part-2.csv", "part-10.csv", "x/2/1.csv", "x/10/1.csv", "y.csv"]
+    for name in reversed(names):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("user_id,item_id\n1,2\n")
+    assert fetch("**/*.csv") == [Path(name) for name in names]
+    with caplog.at_level(logging.INFO, "slmc.data"):
+        fetch_log(PrepareConfig(source="**/*.csv", columns=Columns(time=None)))
+    assert caplog.messages[0] == (
+        "Without time stamps rows stand in time order; 6 files in this order: part-1.csv, "
+        "part-2.csv, part-10.csv, x/2/1.csv, …, y.csv"
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("through", ["/dev/stdin", "/dev/fd/{}"])
+def test_a_pipe_is_a_source(folder: Path, cache: Path, packed: bool, through: str) -> None:
+    """``cat log.csv | slmc data prepare /dev/stdin`` and ``<(cat log.csv)``, read once."""
+    log = b"user_id,item_id,timestamp\n" + b"".join(
+        b"%d,%d,%d\n" % (user, item, item) for user in range(6) for item in range(6)
+    )
+    Path("log.csv").write_bytes(gzip.compress(log) if packed else log)
+    reader, writer = os.pipe()
+    os.write(writer, Path("log.csv").read_bytes())
+    os.close(writer)
+    source = through.format(reader)
+    script = (
+        "from slmc.data.sources import fingerprint\nfrom slmc.data.config import PrepareConfig\n"
+        "from slmc.data.prepare import prepare\nfrom pathlib import Path\n"
+        f"config = PrepareConfig(source={source!r})\nbefore = fingerprint(config)\n"
+        "made = prepare(config, {}, Path('out'))\n"
+        "assert made.manifest.metrics['fingerprint'] == before\n"
+        "print(before['source'], made.manifest.metrics['rows'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdin=reader, pass_fds=[reader], capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    os.close(reader)
+    expected = hashlib.sha256(Path("log.csv").read_bytes()).hexdigest()
+    assert (done.stdout, done.returncode) == (f"{expected} 36\n", 0), done.stderr
+    assert not [*cache.glob("downloads/*")]
