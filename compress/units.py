@@ -132,9 +132,12 @@ def _block(start: int, units: int, size: int) -> Tensor:
 
 
 def _covered(module: nn.Module, units: Units, other: int | None) -> bool:
-    """Whether all weights are those of the units, or vectors of ``other`` numbers."""
+    """Whether all weights are those of the units, or norms over ``other`` numbers."""
     known = {id(p) for one in units.slices for p in one.linear.parameters()}
-    return all(id(p) in known or p.numel() == other for p in module.parameters())
+    return all(
+        id(p) in known or (p.numel() == other and "norm" in name)
+        for name, p in module.named_parameters()
+    )
 
 
 def _refusal(field: str, part: str, config: Any) -> UsageError:

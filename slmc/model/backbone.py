@@ -1,5 +1,6 @@
 """The first layers of an LLM, read without the rest."""
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from slmc.model.weights import QUANTIZED, Weights
 
 RMS_ROWS = 4096
 """Rows of the token table that its scale is estimated from."""
-SMALL = 100_000_000
-"""Parameters of a random backbone up to which a check draws its first layers."""
+SMALL = 20_000_000
+"""Parameters of its first layers up to which a decoder is checked with drawn weights too."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def load(name: str, *, revision: str | None = None, layers: int | None = None) -
         return _random(name, layers)
     directory = sources.locate(name, revision)
     config = truncated(decoder_config(directory, name), layers, name)
-    decoders.sketch(config, label)
+    _check_kind(decoders.sketch(config, label), label)
     with no_init_weights():
         model = AutoModel.from_config(config, dtype=torch.float32)
     with Weights.open(directory, label) as weights:
@@ -113,15 +114,13 @@ def check(
     model = decoders.sketch(truncated(config, layers, name), label)
     if history is not None:
         decoders.check_length(model.config, history, label)
-    few = decoders.needed_layers(model)
+    _check_kind(model, label)
     if not drawn:
         with Weights.open(directory, label) as weights:
             prefix, wanted = _wanted(model, weights)
             for key, tensor in wanted.items():
                 weights.read(prefix + key, tensor.shape)
-        load(name, revision=revision, layers=few)
-    elif sum(parameter.numel() for parameter in model.parameters()) <= SMALL:
-        load(name, layers=few)
+        load(name, revision=revision, layers=decoders.needed_layers(model))
     return model
 
 
@@ -182,6 +181,15 @@ def truncated(config: PreTrainedConfig, layers: int | None, name: str) -> PreTra
     return config
 
 
+def _check_kind(model: PreTrainedModel, label: str) -> None:
+    """Let packing be compared with the decoder's own attention, on weights drawn for it."""
+    few = decoders.needed_layers(model)
+    layers = [*model.layers][:few]
+    if sum(p.numel() for layer in layers for p in layer.parameters()) <= SMALL:
+        config = truncated(copy.deepcopy(model.config), few, label)
+        selfcheck.check_kind(config, label)
+
+
 def _wanted(model: PreTrainedModel, weights: Weights) -> tuple[str, dict[str, Tensor]]:
     """The prefix of the decoder's names in the files, and the tensors that it takes from them."""
     wanted: dict[str, Tensor] = model.state_dict()
@@ -220,9 +228,8 @@ def _token_rms(weights: Weights, prefix: str, width: int) -> float:
 
 def _random(name: str, layers: int | None) -> Backbone:
     config, label = truncated(_random_config(name), layers, name), f"backbone {name}"
-    decoders.sketch(config, label)
+    _check_kind(decoders.sketch(config, label), label)
     model = AutoModel.from_config(config).eval()
-    selfcheck.check(model, label)
     return Backbone(model, token_rms=0.02, directory=None, label=label)
 
 

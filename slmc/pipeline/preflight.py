@@ -109,7 +109,8 @@ def check_backbones(recipe: Recipe, steps: Sequence[Step]) -> None:
             if decoder is not None and isinstance(step.config, PruneConfig):
                 _check_prunable(step.config, decoder)
         except UsageError as error:
-            raise UsageError(f"{step.id}: {error}", error.remedy) from None
+            what = str(error).removeprefix(f"{step.id}: ")
+            raise UsageError(f"{step.id}: {what}", error.remedy) from None
 
 
 def check_backbone(config: TeachConfig | DistillConfig, history: int | None) -> Any:

@@ -1,12 +1,19 @@
 """What a run lacks is told before anything runs."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from running import made, statuses
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from slmc import cli
+from slmc.artefact import Artefact
 from slmc.errors import MissingError
+from slmc.model.quieting import quiet
 from slmc.pipeline import preflight
 from slmc.stages import STAGES
 
@@ -64,3 +71,96 @@ def test_a_gpu_is_looked_for_only_where_one_is_named(
     assert asked == []
     made("device=cuda", "seed=3")
     assert asked == ["cuda"]
+
+
+LLM = "random://{}?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64"
+HISTORY = 12
+STEPS = "version: 1\nname: t\ndata: {{source: log.csv, history: {}}}\nsteps:\n{}"
+
+
+def recipe(tmp_path: Path, backbone: str, more: str = "", history: int = HISTORY) -> str:
+    file = tmp_path / "mine.yaml"
+    teach = f"  - teach: {{backbone: '{backbone}', layers: 3}}\n"
+    file.write_text(STEPS.format(history, teach + more))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("qwen3_5_text", "has layers of linear_attention, not of attention alone."),
+        ("mixtral", "is a mixture of experts (MixtralSparseMoeBlock), which is not supported."),
+        ("gpt_neox", "has no token table named embed_tokens."),
+        ("stablelm", "cannot compute packed histories (it does not tell its attention how they "),
+        ("doge", "gives its attention attention_mask, which packed attention does not know."),
+    ],
+)
+@pytest.mark.parametrize("command", [["recipe", "check"], ["run"]])
+def test_a_backbone_that_cannot_be_one_is_refused_before_anything_runs(
+    kind: str, message: str, command: list[str], fakes: ModuleType, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    named = LLM.format(kind)
+    assert cli.call([*command, recipe(tmp_path, named)]) == 2
+    assert f"teach: backbone {named}: {kind} {message}" in " ".join(capsys.readouterr().err.split())
+    assert fakes.calls() == []
+
+
+def test_teach_refuses_it_before_sasrec_is_trained(
+    dataset: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("slmc.pipeline.run_stage", lambda *_, **__: pytest.fail("a stage ran"))
+    given = ["teach", "--data", str(dataset.path), "--backbone", LLM.format("jetmoe")]
+    assert cli.call([*given, "-o", str(tmp_path / "t")]) == 2
+    assert "is a mixture of experts (JetMoeMoE)" in " ".join(capsys.readouterr().err.split())
+
+
+def saved_llm(out: Path, **options: Any) -> Path:
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, **options,
+    )  # fmt: skip
+    with quiet():
+        LlamaForCausalLM(config).save_pretrained(out)
+    return out
+
+
+def test_recipe_check_reads_the_files_of_a_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = saved_llm(tmp_path / "llm")
+    checked = ["recipe", "check", recipe(tmp_path, str(llm))]
+    assert cli.call(checked) == 0
+    file = llm / "model.safetensors"
+    tensors = load_file(file)
+    last = "model.layers.2.mlp.up_proj.weight"
+    save_file(tensors | {last: tensors[last] * float("nan")}, file)
+    assert cli.call(checked) == 2
+    message = f"teach: backbone {llm}: {last} in model.safetensors holds NaN."
+    assert message in " ".join(capsys.readouterr().err.split()).replace("- ", "-")
+    file.write_bytes(file.read_bytes()[:-40])
+    assert cli.call(checked) == 2
+
+
+def test_recipe_check_knows_how_long_histories_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    llm = saved_llm(tmp_path / "llm", max_position_embeddings=HISTORY, rope_parameters=rope)
+    assert cli.call(["recipe", "check", recipe(tmp_path, str(llm))]) == 0
+    assert cli.call(["recipe", "check", recipe(tmp_path, str(llm), history=HISTORY + 1)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rotary positions (dynamic) are others beyond 12 tokens, and histories have up" in said
+
+
+def test_recipe_check_knows_what_cannot_be_pruned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = LLM.format("diffllama")
+    for more in ("", "  - distill: {layers: 2, blocks: 2}\n"):
+        file = recipe(tmp_path, named, more + "  - prune: {heads: 0.5}\n")
+        assert cli.call(["recipe", "check", file]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "prune: the attention of diffllama is of a form that cannot be cut" in said
+    assert cli.call(["recipe", "check", recipe(tmp_path, named, "  - prune: {ffn: 0.5}\n")]) == 0

@@ -1,0 +1,230 @@
+"""Decoders that are refused: those whose users would change each other's scores."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from slmc.errors import UsageError
+from slmc.model import backbone, decoders, packing, selfcheck
+from slmc.model.loading import check_decoder
+from slmc.model.quieting import quiet
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 8, "pad_token_id": None,
+}  # fmt: skip
+NAMED = "layers=2&hidden=32&heads=4&kv_heads=2&intermediate=64"
+LIKE = "Name a decoder of attention alone, such as Llama, Qwen 3, Gemma, Mistral, Phi or SmolLM."
+
+OTHER_KINDS: list[tuple[str, dict[str, Any], str]] = [
+    ("lfm2", {"layer_types": ["conv", "full_attention"]}, "has layers of conv, not of attention"),
+    ("qwen3_5_text", {}, "has layers of linear_attention, not of attention alone."),
+    ("qwen3_next", {}, "has layers of linear_attention, not of attention alone."),
+    ("olmo_hybrid", {}, "has layers of linear_attention, not of attention alone."),
+    ("minimax", {}, "has layers of linear_attention, not of attention alone."),
+    (
+        "recurrent_gemma",
+        {"num_hidden_layers": 3},
+        "has layers of recurrent, not of attention alone.",
+    ),
+    ("falcon_h1", {}, "has layers of hybrid, not of attention alone."),
+    ("bamba", {"mamba_n_heads": 8}, "has layers of linear_attention, not of attention alone."),
+    ("llama4_text", {}, "has layers of chunked_attention, not of attention alone."),
+    ("mixtral", {}, "is a mixture of experts (MixtralSparseMoeBlock), which is not supported."),
+    ("qwen3_moe", {}, "is a mixture of experts (Qwen3MoeSparseMoeBlock), which is not supported."),
+    ("jetmoe", {}, "is a mixture of experts (JetMoeMoE), which is not supported."),
+    ("aria_text", {}, "is a mixture of experts (AriaTextMoELayer), which is not supported."),
+    ("gpt_oss", {}, "is a mixture of experts (GptOssTopKRouter), which is not supported."),
+    ("gpt_neox", {}, "has no token table named embed_tokens."),
+]
+BY_SELF_CHECK: list[tuple[str, str]] = [
+    ("doge", "gives its attention attention_mask, which packed attention does not know."),
+    ("granite_swa", "gives its attention s_aux, which packed attention does not know."),
+    ("nemotron", "cannot compute packed histories (it does not tell its attention how they are"),
+    ("stablelm", "cannot compute packed histories (it does not tell its attention how they are"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), OTHER_KINDS)
+def test_a_decoder_that_is_not_attention_alone(
+    kind: str, options: dict[str, Any], message: str
+) -> None:
+    config = AutoConfig.for_model(kind, **SIZES | options)
+    with pytest.raises(UsageError) as caught:
+        decoders.sketch(backbone.truncated(config, 2, kind), f"backbone {kind}")
+    assert message in caught.value.what and caught.value.what.startswith(f"backbone {kind}: ")
+    assert caught.value.remedy == LIKE and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("kind", "message"), BY_SELF_CHECK)
+def test_attention_that_gets_what_packing_does_not_know(kind: str, message: str) -> None:
+    name = f"random://{kind}?{NAMED}"
+    for find in (backbone.load, backbone.check):
+        with pytest.raises(UsageError) as caught:
+            find(name)
+        assert caught.value.what.startswith(f"backbone {name}: {kind} {message}")
+
+
+def test_the_sinks_of_a_dense_decoder_are_refused_from_a_directory(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("granite_swa", **SIZES)
+    with quiet():
+        AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="gives its attention s_aux"):
+        backbone.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("random://llama?layers=2&hidden=33&heads=4", "llama cannot have these sizes (Class valid"),
+        ("random://gemma3?layers=2", "gemma3 has parts besides its decoder, which is gemma3_text"),
+        ("random://gemma3n_text?layers=2&hidden=32", "gemma3n_text"),
+    ],
+)
+def test_sizes_that_transformers_does_not_take(name: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        backbone.load(name)
+    assert message in caught.value.what
+
+
+def decoder(kind: str = "llama", **options: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(kind, **SIZES | options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter * 8)
+    return model.eval()
+
+
+SOUND: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {}),
+    ("mistral", {"sliding_window": 4096}),
+    ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4096}),
+    ("qwen3", {"head_dim": 8}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), SOUND)
+def test_a_sound_decoder_passes_and_stays_as_it_is(kind: str, options: dict[str, Any]) -> None:
+    model = decoder(kind, **options)
+    settings, layers = model.config.to_dict(), list(model.layers)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    selfcheck.check(model, "it")
+    assert torch.equal(torch.rand(2), expected)  # no random number of the caller is taken
+    assert model.config.to_dict() == settings and list(model.layers) == layers
+    assert model.config._attn_implementation != packing.IMPLEMENTATION
+
+
+Change = Callable[[PreTrainedModel], None]
+
+
+def carry_over(model: PreTrainedModel) -> None:
+    """Add to each token a part of the one before it."""
+
+    def mixed(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return output + 0.01 * output.roll(1, dims=1)
+
+    model.layers[1].mlp.register_forward_hook(mixed)
+
+
+def scale_later(model: PreTrainedModel) -> None:
+    """Scale queries by the token's place in the whole stream."""
+
+    def scaled(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return output * (1 + 0.01 * torch.arange(output.shape[1])[:, None])
+
+    model.layers[0].self_attn.q_proj.register_forward_hook(scaled)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (carry_over, "llama", "llama cannot be packed: a history changes the states of the one"),
+        (scale_later, "llama", "llama cannot be packed: a history changes the states of the one"),
+    ],
+)
+def test_a_fault_that_nobody_thought_of(change: Change, kind: str, message: str) -> None:
+    model = decoder(kind)
+    change(model)
+    with pytest.raises(UsageError) as caught:
+        selfcheck.check(model, "it")
+    assert caught.value.what.startswith(f"it: {message}") and caught.value.remedy == LIKE
+
+
+def test_a_window_that_packed_attention_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder("gemma2", head_dim=8, query_pre_attn_scalar=8, sliding_window=4096)
+    plain = packing.packed_attention
+
+    def deaf(*given: Any, sliding_window: int | None = None, **others: Any) -> Any:
+        return plain(*given, **others)
+
+    monkeypatch.setitem(
+        selfcheck.packing.AttentionInterface._global_mapping, packing.IMPLEMENTATION, deaf
+    )
+    with pytest.raises(UsageError, match="its attention is not the one that packed histories"):
+        selfcheck.check(model, "it")
+
+
+@pytest.mark.parametrize(
+    ("rope", "bound"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, 12),
+        (
+            {"rope_type": "longrope", "factor": 2.0, "rope_theta": 1e4, "short_factor": [1.0] * 4,
+             "long_factor": [2.0] * 4, "original_max_position_embeddings": 12},
+            12,
+        ),
+    ],
+)  # fmt: skip
+def test_rotary_positions_that_change_within_the_history(rope: dict[str, Any], bound: int) -> None:
+    positions = bound if rope["rope_type"] == "dynamic" else 4 * bound
+    config = AutoConfig.for_model(
+        "llama", **SIZES, max_position_embeddings=positions, rope_parameters=rope
+    )
+    model = SequentialRecommender(RecommenderConfig(config, num_items=5, history=bound - 2))
+    check_decoder(model, "it")
+    model.config.prefix_length = 3
+    with pytest.raises(UsageError) as caught:
+        check_decoder(model, "it")
+    assert caught.value.what == (
+        f"it: its rotary positions ({rope['rope_type']}) are others beyond 12 tokens, and "
+        "histories have up to 13: a long one would change the scores of others."
+    )
+    for parameter in model.backbone.parameters():
+        parameter.data *= 8
+    # It is so: the same short history, alone and beside a long one.
+    short, long = torch.zeros(1, 20, dtype=torch.long), torch.full((1, 20), 3)
+    short[0, -4:] = torch.tensor([1, 2, 3, 4])
+    with torch.no_grad():
+        alone = model.user_vectors(short)[0]
+        beside = model.user_vectors(torch.cat([short, long]))[0]
+    assert (alone - beside).abs().max() > 1e-4 * alone.abs().max()
+
+
+def test_attention_arguments_that_change_nothing_are_let_through() -> None:
+    q = torch.randn(1, 2, 3, 4)
+    place = torch.arange(3)[None]
+    layout = packing.rows(torch.ones_like(place), place)
+    plain = packing.packed_attention(nn.Module(), q, q, q, None, packing=layout)[0]
+    more = {"s_aux": None, "position_ids": place, "is_causal": True, "use_cache": False}
+    same = packing.packed_attention(nn.Module(), q, q, q, None, packing=layout, **more)[0]
+    assert torch.equal(plain, same)
+    for other in ({"s_aux": torch.zeros(2)}, {"is_causal": False}, {"bias": 1}):
+        with pytest.raises(UsageError, match=rf"gives its attention {next(iter(other))}, which"):
+            packing.packed_attention(nn.Module(), q, q, q, None, packing=layout, **other)
+
+
+def test_layers_of_each_kind_are_checked() -> None:
+    kinds = ["sliding_attention"] * 3 + ["full_attention"] * 2
+    options = {"head_dim": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 5}
+    assert decoders.needed_layers(decoder("gemma3_text", layer_types=kinds, **options)) == 4
+    assert decoders.needed_layers(decoder("llama", num_hidden_layers=5)) == 2
+    assert decoders.needed_layers(decoder("llama", num_hidden_layers=1)) == 1
