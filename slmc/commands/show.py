@@ -62,7 +62,7 @@ def tell_run(run: dict[str, Any]) -> None:
         table.add_row(name, step["stage"], seconds, size, step["key"][:12])
     console.show(table)
     if run["evaluations"]:
-        console.show(metric_table(run["evaluations"]))
+        console.show(metric_table(run["evaluations"], run["recipe"]["evaluate"]["metrics"]))
     for verdict in run["verdicts"] or ():
         binding = "" if verdict["binding"] else " (not binding)"
         console.result(f"gate {verdict['sentence']}{binding}")

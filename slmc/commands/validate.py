@@ -157,7 +157,8 @@ def _judge(
         )
         return int(failed)
     named = zip(ROLES, reports, strict=False)
-    console.show(metric_table({f"{role}: {label(a)}": summary_of(r) for role, (a, r) in named}))
+    summaries = {f"{role}: {label(a)}": summary_of(report) for role, (a, report) in named}
+    console.show(metric_table(summaries, reports[0][1].manifest.config["metrics"]))
     console.show(verdict_table(verdicts))
     for text in [*(verdict.sentence for verdict in verdicts), *power]:
         console.result(text)

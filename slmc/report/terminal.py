@@ -126,12 +126,18 @@ def timing_table(timings: "Sequence[Timing]") -> Table:
     return table
 
 
-def metric_table(summaries: "Mapping[str, Mapping[str, Any]]") -> RenderableType:
-    """The metrics of each model or engine, by its name, as its evaluation's summary has them."""
+def metric_table(
+    summaries: "Mapping[str, Mapping[str, Any]]", names: Sequence[str]
+) -> RenderableType:
+    """The metrics of models and engines.
+
+    Args:
+        summaries: Name -> summary of its evaluation.
+        names: The metrics, in order.
+    """
     from slmc.measured import told_of
     from slmc.report.tables import Z
 
-    names = list(dict.fromkeys(name for one in summaries.values() for name in one["metrics"]))
     protocols = dict.fromkeys(f"{told_of(one)}, n = {one['n']:,}" for one in summaries.values())
     table = Table(pad_edge=False)
     for heading in ("", *names):
