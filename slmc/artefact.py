@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from slmc import __version__
 from slmc.errors import ArtefactError, UsageError
 from slmc.libraries import LIBRARIES
-from slmc.system import unwritable
+from slmc.system import folder_made, unwritable
 
 SCHEMA = 1
 MANIFEST = "slmc.json"
@@ -243,22 +243,16 @@ def copy(artefact: Artefact, out: Path, *, force: bool = False) -> Artefact:
     """
     check_free(out, force=force)
     staged = out.parent / f".{out.name}.copy-{os.getpid()}"
-    new_folders = [folder for folder in out.parents if not folder.exists()]
-    done = False
     try:
-        shutil.rmtree(staged, ignore_errors=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _copy_files(artefact.path, staged)
-        _put(staged, out)
-        done = True
+        with folder_made(out.parent):
+            try:
+                shutil.rmtree(staged, ignore_errors=True)
+                _copy_files(artefact.path, staged)
+                _put(staged, out)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)  # gone, if it got its name
     except OSError as error:
         raise unwritable(out, error) from None
-    finally:
-        if not done:
-            shutil.rmtree(staged, ignore_errors=True)
-            for folder in new_folders:
-                with suppress(OSError):
-                    folder.rmdir()
     return Artefact(out, artefact.manifest)
 
 

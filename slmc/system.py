@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from slmc.errors import MissingError, SlmcError, UsageError
@@ -61,6 +62,23 @@ def unwritable(path: object, error: OSError) -> SlmcError:
     if error.errno in LACKING:
         return MissingError(what, "Mend that, and run the same command again.")
     return UsageError(what, "Name a path whose folders are there and can be read and written.")
+
+
+@contextlib.contextmanager
+def folder_made(path: Path) -> Iterator[None]:
+    """Make a folder, and those above it; where what is done within fails, take them away again.
+
+    Only folders that were not there, and that nothing has been put into, are taken away.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def write_whole(file: Path, text: str) -> None:

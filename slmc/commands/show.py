@@ -62,7 +62,8 @@ def tell_run(run: dict[str, Any]) -> None:
         table.add_row(name, step["stage"], seconds, size, step["key"][:12])
     console.show(table)
     if run["evaluations"]:
-        console.show(metric_table(run["evaluations"], run["valid_repeats"]))
+        names = run["recipe"]["evaluate"]["metrics"]
+        console.show(metric_table(run["evaluations"], names, run["valid_repeats"]))
     for verdict in run["verdicts"] or ():
         binding = "" if verdict["binding"] else " (not binding)"
         console.result(f"gate {verdict['sentence']}{binding}")

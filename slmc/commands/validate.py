@@ -166,7 +166,8 @@ def _judge(
         return int(failed)
     named = zip(ROLES, reports, strict=False)
     summaries = {f"{role}: {label(a)}": summary_of(report) for role, (a, report) in named}
-    console.show(metric_table(summaries, valid_repeats))
+    names = reports[0][1].manifest.config["metrics"]
+    console.show(metric_table(summaries, names, valid_repeats))
     console.show(verdict_table(verdicts))
     for text in [*(verdict.sentence for verdict in verdicts), *power]:
         console.result(text)

@@ -18,7 +18,7 @@ from typing import Any
 from slmc.artefact import Artefact, is_key
 from slmc.errors import UsageError
 from slmc.pipeline.keys import Key
-from slmc.system import write_whole
+from slmc.system import folder_made, write_whole
 
 LOCK = "recipe.lock"
 RESOLVED = "recipe.resolved.yaml"
@@ -43,17 +43,17 @@ class RunDir:
             UsageError: Something else lies there, or the folder cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            names = [entry.name for entry in self.path.iterdir()]
-            if names and not OURS & set(names):
-                raise UsageError(
-                    f"{self.path} holds files that no run has put there.",
-                    "Name another folder for the run with --out.",
-                )
-            for name in names:
-                if LINK.fullmatch(name) and (self.path / name).is_symlink():
-                    (self.path / name).unlink()
-            self._write(RESOLVED, resolved)
+            with folder_made(self.path):
+                names = [entry.name for entry in self.path.iterdir()]
+                if names and not OURS & set(names):
+                    raise UsageError(
+                        f"{self.path} holds files that no run has put there.",
+                        "Name another folder for the run with --out.",
+                    )
+                for name in names:
+                    if LINK.fullmatch(name) and (self.path / name).is_symlink():
+                        (self.path / name).unlink()
+                self._write(RESOLVED, resolved)
         except OSError as error:
             raise UsageError(
                 f"{self.path} cannot be written: {error.strerror}.",

@@ -127,18 +127,18 @@ def timing_table(timings: "Sequence[Timing]") -> Table:
 
 
 def metric_table(
-    summaries: "Mapping[str, Mapping[str, Any]]", valid_repeats: float | None
+    summaries: "Mapping[str, Mapping[str, Any]]", names: Sequence[str], valid_repeats: float | None
 ) -> RenderableType:
-    """The metrics of each model or engine, by its name, as its evaluation's summary has them.
+    """The metrics of models and engines.
 
     Args:
-        summaries: Name -> body of ``metrics.json``.
+        summaries: Name -> summary of its evaluation.
+        names: The metrics, in order.
         valid_repeats: Share of repeats among validation targets; None where it is not known.
     """
     from slmc.measured import told_of
     from slmc.report.tables import Z
 
-    names = list(dict.fromkeys(name for one in summaries.values() for name in one["metrics"]))
     protocols = dict.fromkeys(
         f"{told_of(one, valid_repeats)}, n = {one['n']:,}" for one in summaries.values()
     )

@@ -1,6 +1,8 @@
 """Folders of runs in ``slmc show`` and ``slmc diff``, and the times that a cache keeps."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -8,7 +10,7 @@ import pytest
 from running import ORDER, made
 
 from slmc import cache, cli
-from slmc.errors import BrokenRunError, MissingError
+from slmc.errors import BrokenRunError, MissingError, UsageError
 from slmc.pipeline import store
 
 GATES = "gates:\n  - {metric: ndcg@10, on: distill, baseline: teach, max_drop: 3%}\n"
@@ -106,3 +108,15 @@ def test_a_full_disk_in_a_step_is_the_environments(fakes: ModuleType) -> None:
     )
     left = [path.name for path in cache.objects().rglob("*") if path.name == "payload.bin"]
     assert len(left) == 5
+
+
+def test_a_folder_of_runs_that_cannot_be_written_is_not_begun(
+    fakes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("slmc.pipeline.rundir.write_whole", full)
+    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+        made(run_dir=Path("new/runs/x"))
+    assert not Path("new").exists()
