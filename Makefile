@@ -11,7 +11,7 @@ quickstart: .venv/installed
 	$(BIN)/slmc run quickstart
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -1,5 +1,6 @@
 """What every test has: a cache of its own, and one tiny chain of artefacts for all that ask."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from hypothesis import settings
 
 from slmc import artefact
 from slmc.artefact import Artefact
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker has one core; torch, which is imported later, would start a thread for every core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
