@@ -4,13 +4,19 @@ import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 
 from slmc.errors import UsageError
 from slmc.model import decoders, selfcheck, sources
@@ -184,8 +190,8 @@ def truncated(config: PreTrainedConfig, layers: int | None, name: str) -> PreTra
 def _check_kind(model: PreTrainedModel, label: str) -> None:
     """Let packing be compared with the decoder's own attention, on weights drawn for it."""
     few = decoders.needed_layers(model)
-    layers = [*model.layers][:few]
-    if sum(p.numel() for layer in layers for p in layer.parameters()) <= SMALL:
+    layers = cast(nn.ModuleList, model.layers)[:few]
+    if sum(p.numel() for p in layers.parameters()) <= SMALL:
         config = truncated(copy.deepcopy(model.config), few, label)
         selfcheck.check_kind(config, label)
 
@@ -235,7 +241,7 @@ def _random(name: str, layers: int | None) -> Backbone:
 
 def _random_config(name: str) -> PreTrainedConfig:
     kind, sizes = sources.random_shape(name)
-    if kind not in CONFIG_MAPPING_NAMES:
+    if kind not in CONFIG_MAPPING:
         raise UsageError(
             f"backbone {name}: transformers knows no model type {kind!r}.",
             "Name one such as llama, qwen3, gemma2 or mistral.",
