@@ -14,12 +14,20 @@ import onnxruntime
 
 items = [json.loads(line) for line in open("items.jsonl", encoding="utf-8")]
 row = {{item["item"]: item["row"] for item in items}}
-session = onnxruntime.InferenceSession("onnx/model.onnx")
-history = [{history}]  # oldest first; ids that are not in items.jsonl are skipped
+{session}history = [{history}]  # oldest first; ids that are not in items.jsonl are skipped
 item_ids = np.array([[row[item] for item in history if item in row]], dtype=np.int64)
 top_items, top_scores = session.run(None, {{"item_ids": item_ids}})
 for best, score in zip(top_items[0, :{shown}], top_scores[0]):
     print(f"{{score:7.3f}}", items[best - 1]["item"], items[best - 1].get("title", ""))
+"""
+
+SESSION = """\
+session = onnxruntime.InferenceSession("onnx/model.onnx")
+"""
+SESSION_INT8 = """\
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # for processors without VNNI
+session = onnxruntime.InferenceSession("onnx/model.onnx", options)
 """
 
 TEXT = """\
@@ -77,7 +85,11 @@ def write(folder: Path, metrics: dict[str, Any], parity: dict[str, Any]) -> None
     names = ("layout", "top_k", "opset", "precision", "history", "num_items", "source")
     text = TEXT.format(
         **{name: engine[name] for name in names},
-        code=CODE.format(history=shown, shown=min(10, engine["top_k"])),
+        code=CODE.format(
+            history=shown,
+            shown=min(10, engine["top_k"]),
+            session=SESSION_INT8 if engine["precision"] == "int8" else SESSION,
+        ),
         layers=metrics["layers"],
         parameters=metrics["parameters"] / 1e6,
         size_mb=metrics["size_mb"],

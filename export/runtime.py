@@ -294,6 +294,8 @@ def session_options(threads: int, weights: Path | None = None, *, spinning: bool
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Without VNNI, sums of two products of 8 bits are cut off at 16 bits unless this is set.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if weights is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(weights)

@@ -79,7 +79,7 @@ LOGS: dict[str, tuple[Make, int, str]] = {
     "no gz at all": (log(GOOD, "log.csv.gz"), 2, "log.csv.gz"),
     "truncated parquet": (parquet, 2, "log.parquet"),
     "broken JSON lines": (log('{"user_id": \n' * 30, "log.jsonl"), 2, "log.jsonl"),
-    "an unknown format": (log(GOOD, "log.xml"), 2, "log.xml"),
+    "an unknown format": (log("<log>\n<row/>\n</log>\n", "log.xml"), 2, "log.xml"),
     "one user of two items": (log(HEADER + "u,a,1\nu,b,2\n"), 2, "one user"),
     "a temporal split of what has no times": (temporal, 2, "time"),
 }

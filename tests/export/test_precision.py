@@ -73,7 +73,9 @@ def made(precision: str, layout: str) -> Any:
 def session(model: SequentialRecommender, layout: str, **how: Any) -> Any:
     """A session without options, as a user has it."""
     graph = to_onnx(model, layout, TOP_K, 21, **how)
-    return onnxruntime.InferenceSession(graph.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the card of int8 does
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options)
 
 
 def ask(engine: Any, rows: NDArray[np.int64], **given: object) -> list[NDArray[np.float32]]:

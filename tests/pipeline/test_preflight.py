@@ -79,6 +79,7 @@ STEPS = "version: 1\nname: t\ndata: {{source: log.csv, history: {}}}\nsteps:\n{}
 
 
 def recipe(tmp_path: Path, backbone: str, more: str = "", history: int = HISTORY) -> str:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n")
     file = tmp_path / "mine.yaml"
     teach = f"  - teach: {{backbone: '{backbone}', layers: 3}}\n"
     file.write_text(STEPS.format(history, teach + more))

@@ -264,6 +264,6 @@ def test_bench_and_validate_have_tables(
     console.show(_table(finished.artefacts()["bench"]))
     assert "histories a second" in capsys.readouterr().out
     summary = summary_of(finished.evaluations["export"])
-    console.show(metric_table({"engine": summary}, ["ndcg@10", "hr@10"]))
+    console.show(metric_table({"engine": summary}, ["ndcg@10", "hr@10"], None))
     out = capsys.readouterr().out
     assert out.index("ndcg@10") < out.index("hr@10") and "±" in out and "n = 80" in out
