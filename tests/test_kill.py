@@ -67,7 +67,7 @@ def digests(run: Path) -> dict[str, str]:
 
 def check_objects(cache: Path) -> None:
     """Whatever goes by a real name is whole."""
-    for path in (cache / "objects").iterdir():
+    for path in (cache / "objects").glob("*"):
         if not path.name.startswith("."):
             assert (path / MANIFEST).is_file(), path
             load(path)

@@ -111,6 +111,7 @@ def test_outcomes(share: float, budget: str | float, outcome: str) -> None:
     assert (verdict.needed_users is None) == (outcome != "inconclusive")
 
 
+@pytest.mark.slow
 def test_the_number_of_users_that_it_takes_is_about_right() -> None:
     candidate, baseline = measured(ranks=worsened(0.1)), measured("teach")
     verdict = judge(drop(budget="7%"), candidate, baseline, seed=1)

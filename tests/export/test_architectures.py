@@ -96,9 +96,8 @@ def computed_tokens(graph: Any, item_ids: NDArray[np.int64]) -> list[int]:
     return [value.shape[1] for value in session.run(made, {"item_ids": item_ids})]
 
 
-@pytest.mark.parametrize(
-    ("precision", "bits"), [("int4", 4), pytest.param("int8-accurate", 8, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "bits"), [("int4", 4), ("int8-accurate", 8)])
 def test_codes_of_a_layer_that_is_cut_in_two_are_carried_over(precision: str, bits: int) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = recommender("phi3")

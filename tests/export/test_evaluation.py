@@ -41,6 +41,7 @@ def test_an_engine_ranks_as_its_model(
     assert of_engine.manifest.stage == "evaluate_engine"
 
 
+@pytest.mark.slow
 def test_an_engine_that_scores_twice_ranks_by_its_second_scores(
     dataset: Artefact, model: Artefact, place: Place
 ) -> None:

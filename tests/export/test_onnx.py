@@ -63,7 +63,8 @@ def test_the_engine_answers_as_the_model(
     assert (rows == expected_rows).all()
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_prompt_before_the_items_is_keys_and_values_in_the_graph(
     precision: str, dataset: Artefact, prompted: Artefact, place: Place
 ) -> None:
@@ -339,6 +340,7 @@ def test_a_missing_extra_is_named(
     assert caught.value.remedy == "Install it with `pip install 'slmc[onnx]'`."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_the_newest_opset(layout: str, model: Artefact, packed: Artefact, tmp_path: Path) -> None:
     loaded = load_model(model)

@@ -96,7 +96,7 @@ def error(engine: Any, model: SequentialRecommender) -> float:
     [
         ("fp32", EXACT),
         ("int8", FLIPPED),
-        ("int8-accurate", FLIPPED),
+        pytest.param("int8-accurate", FLIPPED, marks=pytest.mark.slow),
         pytest.param("fp16", NEAR, marks=pytest.mark.slow),
     ],
 )
@@ -107,6 +107,7 @@ def test_an_engine_computes_as_the_model_in_its_precision(
     assert error(made(precision, layout), reference) < allowed
 
 
+@pytest.mark.slow
 def test_a_bf16_graph_computes_as_the_model_with_operators_that_a_processor_has() -> None:
     graph = runnable(to_onnx(recommender(), "packed", TOP_K, 21, "bf16"))
     engine = onnxruntime.InferenceSession(graph.SerializeToString())
@@ -163,7 +164,12 @@ def check_bits(engine: Any, rows: NDArray[np.int64]) -> None:
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("form", "width"), [("int8", 64), ("int4", 64), ("int8", 21), ("int4", 21)]
+    ("form", "width"),
+    [
+        ("int8", 64),
+        ("int4", 21),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("int4", 64), ("int8", 21))),
+    ],
 )
 def test_a_quantized_item_table_stays_codes(form: str, width: int, layout: str) -> None:
     model = recommender(item_dim=width)
@@ -180,7 +186,9 @@ def rescoring(table: str) -> tuple[Any, Any]:
     return plain, masked
 
 
-@pytest.mark.parametrize("table", ["int8+rescore", "int4+rescore"])
+@pytest.mark.parametrize(
+    "table", ["int8+rescore", pytest.param("int4+rescore", marks=pytest.mark.slow)]
+)
 def test_rescoring_gives_the_float_tables_best(table: str) -> None:
     assert error(rescoring(table)[0], recommender()) < EXACT
 
@@ -229,9 +237,11 @@ def test_ties_go_to_the_smaller_row() -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {"bits": 4, "symmetric": False},
+        pytest.param({"bits": 4, "symmetric": False}, marks=pytest.mark.slow),
         pytest.param({"bits": 8}, marks=pytest.mark.slow),
-        {"bits": 4, "assign": {"*.down_proj": 8, "*.q_proj": "skip"}},
+        pytest.param(
+            {"bits": 4, "assign": {"*.down_proj": 8, "*.q_proj": "skip"}}, marks=pytest.mark.slow
+        ),
         {"bits": 4, "group_size": 8, "item_table": "int4"},
     ],
 )

@@ -43,6 +43,7 @@ def test_frequencies_that_hang_on_the_length_are_not_looked_up() -> None:
         assert model.backbone.rotary_emb is computed
 
 
+@pytest.mark.slow
 def test_frequencies_that_could_change_later_are_exported() -> None:
     model = recommender(positions=64)
     computed = model.backbone.rotary_emb
