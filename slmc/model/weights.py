@@ -6,6 +6,7 @@ alone. Whatever does not fit the model is refused by the names of the file and o
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -161,8 +162,12 @@ class Weights:
         return list(self.files[name].get_slice(name).get_shape()) if name in self.files else []
 
     def _check_finite(self, name: str, tensor: Tensor) -> None:
-        if not tensor.isfinite().all():
-            what = "NaN" if tensor.isnan().any() else "infinite numbers"
+        if not tensor.numel():
+            return
+        # Both are NaN where one number is; ten times as fast as isfinite() of each.
+        lowest, highest = (value.item() for value in torch.aminmax(tensor))
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
+            what = "NaN" if math.isnan(lowest) else "infinite numbers"
             raise UsageError(
                 f"{self.label}: {name} in {self.places[name]} holds {what}.",
                 "Download it again, or make it again: its training has probably diverged.",
