@@ -8,9 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from slmc.data.columns import missing_column
+from slmc.data.config import BLANKS
 from slmc.data.files import MALFORMED, Lines, line_blocks
 from slmc.data.layout import Layout
-from slmc.data.quotes import QuotedRows, split
+from slmc.data.quotes import QuotedRows, uneven
 from slmc.errors import DataError
 
 
@@ -38,22 +39,25 @@ def delimited_blocks(
         if names.count(column) != 1:
             raise missing_column(path, column, names, columns, layout.separator)
     places = {role: names.index(column) for role, column in columns.items()}
-    quoted = QuotedRows(path, layout.separator, len(names), [*places.values()])
+    quoted = QuotedRows(path, layout, len(names), places)
     for lines in blocks:
         rows, faults = lines.frame, [pl.DataFrame(lines.malformed, MALFORMED, orient="row")]
         if layout.header:
             rows = rows.filter(pl.col("line") > first_number)
+        records = []
         if layout.quoted:
-            fields, quote_faults = quoted.rows(rows)
-            faults.append(quote_faults)
-        else:
-            fields = split(rows, layout.separator)
-        good, uneven = _of_width(fields, len(names), layout.header)
-        picked = [
-            pl.col("fields").list.get(place).str.strip_chars().alias(role)
-            for role, place in places.items()
-        ]
-        yield good.select("line", *picked), pl.concat([*faults, uneven])
+            apart = quoted.separate(rows)
+            rows, records = apart.lines, [apart.records]
+            faults.append(apart.malformed)
+        even, uneven_rows = _split(rows, layout, len(names))
+        fields = [pl.col("fields").list.get(place).alias(role) for role, place in places.items()]
+        frame = pl.concat([even.select("line", *fields), *records])
+        if records and records[0].height:
+            frame = frame.sort("line")
+        yield (
+            frame.with_columns(pl.col(*places).str.strip_chars()),
+            pl.concat([*faults, uneven_rows]),
+        )
     quoted.close()
 
 
@@ -84,14 +88,12 @@ def _names(path: Path, layout: Layout, first: str) -> list[str]:
     return [name.partition(":")[0] for name in names] if layout.format == "recbole" else names
 
 
-def _of_width(rows: pl.DataFrame, width: int, header: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows of ``width`` fields, and the others as malformed rows."""
+def _split(lines: pl.DataFrame, layout: Layout, width: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Lines that are not blank as ``line`` and ``fields``; those of another width malformed."""
+    text = pl.col("text")
+    blanks = layout.separator == BLANKS
+    parts = text.str.extract_all(r"\S+") if blanks else text.str.split(layout.separator)
+    rows = lines.filter(text.str.strip_chars() != "").select("line", parts.alias("fields"))
     count = pl.col("fields").list.len()
-    uneven = rows.filter(count != width)
-    first = "header" if header else "first row"
-    reason = pl.format(
-        f"{{}} {{}}, the {first} has {width}",
-        count, pl.when(count == 1).then(pl.lit("field")).otherwise(pl.lit("fields")),
-    )  # fmt: skip
-    faults = uneven.select("line", pl.lit("fields").alias("fault"), reason.alias("reason"))
-    return (rows.filter(count == width) if uneven.height else rows), faults
+    odd = rows.filter(count != width).select("line", count.alias("count"))
+    return (rows.filter(count == width) if odd.height else rows), uneven(odd, width, layout.header)

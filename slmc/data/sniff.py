@@ -150,7 +150,8 @@ class Head:
 
     def layout(self, named: Format | None) -> Layout | None:
         """What the lines look like, or what the name says where they do not contradict it."""
-        if any(map(_is_object, self.lines[:3])):
+        opens = named == "jsonl" and self.lines[0].lstrip().startswith("{")
+        if opens or any(map(_is_object, self.lines[:3])):
             return Layout("jsonl")
         separator = self.separator(named)
         if separator is None:
@@ -194,7 +195,8 @@ class Head:
         width, even = Counter(map(len, rows)).most_common(1)[0]
         if width < 3 or len(rows) < 2 or even < MOST * len(rows):
             return False
-        return 0 < len(_times([row for row in rows if len(row) == width])) < width - 1
+        later = rows[1:] if len(rows) > 2 else rows  # the first may name the columns
+        return 0 < len(_times([row for row in later if len(row) == width])) < width - 1
 
     def users_come_back(self) -> bool:
         """Whether all lines have as many entries, three or more, and the first ones recur."""

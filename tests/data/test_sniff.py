@@ -11,6 +11,7 @@ from slmc.data.config import Columns
 from slmc.data.layout import Layout
 from slmc.data.readers import read
 from slmc.data.sniff import layout_of
+from slmc.errors import DataError
 
 COLUMNS = {"user": "user_id", "item": "item_id", "time": "timestamp"}
 CSV = "user_id,item_id,timestamp\n1,17,1700000000\n1,12,1700000001\n"
@@ -115,6 +116,19 @@ def test_a_table_without_a_header(folder: Path, separator: str) -> None:
         assert log.frame.select("user", "item", "time").rows() == [
             (user, item, time) for user, item, _, time in rows
         ]
+
+
+def test_names_of_columns_do_not_hide_the_times(folder: Path) -> None:
+    Path("u.txt").write_text("userId movieId rating time\n1 17 4 1700000000\n2 12 5 1700000001\n")
+    columns = Columns(user="userId", item="movieId", time="when")
+    with pytest.raises(DataError, match=r"^u\.txt has no column 'when'; it has 'userId', "):
+        read([Path("u.txt")], columns=columns)
+
+
+def test_broken_json_lines_are_json_lines(folder: Path) -> None:
+    Path("log.jsonl").write_text('{"user_id": 1, "item_id": 2\n' * 9)
+    log = read([Path("log.jsonl")])
+    assert (log.format, log.malformed.height) == ("jsonl", 9)
 
 
 def test_a_separator_that_is_set(folder: Path) -> None:
