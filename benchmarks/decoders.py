@@ -7,10 +7,12 @@ the checks that a backbone goes through before the first step; then its pruning 
 """
 
 import argparse
+import copy
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from slmc.compress import width
+from slmc.compress.sizes import Kept
 from slmc.compress.width import FIND
 from slmc.distill.student import fresh
-from slmc.errors import SlmcError
-from slmc.model import backbone, packing
+from slmc.errors import SlmcError, UsageError
+from slmc.model import backbone
 from slmc.model.backbone import Backbone
+from slmc.model.recommender import SequentialRecommender
 
 LAYERS, ITEMS, HISTORY, DIM = 2, 30, 12, 16
 SIZES = f"layers={LAYERS}&hidden=64&heads=4&kv_heads=2&intermediate=128"
@@ -32,15 +37,14 @@ FAR = 1e-3
 """Largest difference of an engine's scores, relative to the largest: it is 1e-6 where right."""
 HEAD = """# Decoders
 
-Made by `python benchmarks/decoders.py --export --write docs/decoders.md` with torch {torch} and
+Made by `python benchmarks/decoders.py{options} --write docs/decoders.md` with torch {torch} and
 transformers {transformers}: small decoders with random weights. *heads* and *ffn* are what
-`slmc prune` can cut; *packed* and *padded* are the layouts of `slmc export`.
+`slmc prune` can cut{layouts}.
 
 ## {count} families work
 
-| family | heads | ffn | packed | padded |
-|---|---|---|---|---|
 """
+COLUMNS, LAYOUTS = ["heads", "ffn"], ["packed", "padded"]
 REFUSED = """
 ## Refused at load, with exit 2
 
@@ -71,19 +75,38 @@ def tried(action: Callable[[], object]) -> str:
     """Whether an action ends without an error."""
     try:
         action()
-    except SlmcError:
+    except UsageError:
         return "no"
     except Exception as error:
-        logging.getLogger("decoders").warning("%s: %s", type(error).__name__, error)
+        logging.getLogger("decoders").error("%s: %s", type(error).__name__, error)
         return "**fault**"
     return "yes"
 
 
+def recommender(found: Backbone) -> SequentialRecommender:
+    """A recommender on a copy of a backbone, with large weights around it."""
+    torch.manual_seed(0)
+    copied = replace(found, model=copy.deepcopy(found.model))
+    return fresh(copied, torch.randn(ITEMS + 1, DIM), history=HISTORY).eval()
+
+
 def prunes(found: Backbone, field: str) -> str:
-    """Whether the units of a field are found in every layer."""
-    config: Any = found.model.config
-    layers: Any = found.model.layers
-    return tried(lambda: [FIND[field](layer, config) for layer in layers])
+    """Whether half of the units can be cut, and what is left is the masked model."""
+
+    def cut() -> None:
+        model = recommender(found)
+        config: Any = model.config.backbone_config
+        units = [FIND[field](layer, config) for layer in model.layers]
+        half = [tuple(range(len(one) // 2)) for one in units]
+        kept = Kept(tuple(range(LAYERS)), {field: half})
+        rows = torch.arange(1, HISTORY + 1)[None]
+        with torch.inference_mode(), width.masked(model, kept):
+            expected = model.user_vectors(rows)
+        model = width.cut(model, kept)
+        with torch.inference_mode():
+            width.check_same(model.user_vectors(rows), expected, config.model_type)
+
+    return tried(cut)
 
 
 def exports(found: Backbone, layout: str) -> str:
@@ -96,8 +119,7 @@ def exports(found: Backbone, layout: str) -> str:
     from slmc.export.graph import to_onnx
 
     def compare() -> None:
-        torch.manual_seed(0)
-        model = fresh(found, torch.randn(ITEMS + 1, DIM), history=HISTORY).eval()
+        model = recommender(found)
         graph = to_onnx(model, layout, ITEMS, opset=20)
         rng = np.random.default_rng(0)
         rows = pad_left([rng.integers(1, ITEMS + 1, 1 + i) for i in range(HISTORY)])
@@ -111,26 +133,33 @@ def exports(found: Backbone, layout: str) -> str:
         if not far <= FAR * np.abs(expected).max():
             raise ValueError(f"the scores differ by {far:.1e}")
 
-    result = tried(compare)
-    found.model.set_attn_implementation(packing.IMPLEMENTATION)
-    return result
+    return tried(compare)
 
 
 def table(kinds: list[str], *, export: bool) -> str:
     """The page: families that work, then those that are refused."""
-    works, refused = [], []
+    columns = COLUMNS + LAYOUTS * export
+    works: list[str] = []
+    refused: dict[str, list[str]] = {}
     for kind in kinds:
         found = loaded(kind)
         if isinstance(found, str):
-            refused.append(f"| {kind} | {found.replace('|', ' ')} |")
+            refused.setdefault(found.replace("|", " "), []).append(kind)
             continue
-        cells = [prunes(found, field) for field in ("heads", "ffn")]
-        cells += [exports(found, form) if export else "-" for form in ("packed", "padded")]
+        cells = [prunes(found, field) for field in COLUMNS]
+        cells += [exports(found, layout) for layout in LAYOUTS if export]
         works.append(f"| {kind} | {' | '.join(cells)} |")
         print(works[-1], flush=True)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    head = HEAD.format(count=len(works), **versions)
-    return head + "\n".join(works) + "\n" + REFUSED + "\n".join(refused) + "\n"
+    head = HEAD.format(
+        options=" --export" * export,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        layouts="; *packed* and *padded* are the layouts of `slmc export`" * export,
+        count=len(works),
+    )
+    titles = [f"| family | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    reasons = [f"| {', '.join(names)} | {why} |" for why, names in refused.items()]
+    return head + "\n".join(titles + works) + "\n" + REFUSED + "\n".join(reasons) + "\n"
 
 
 if __name__ == "__main__":
