@@ -207,6 +207,7 @@ def test_the_item_table_is_stored_once(packed: Artefact) -> None:
     assert sizes.count(sorted([ITEMS + 1, 16])) == 1
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_files(
     dataset: Artefact, model: Artefact, packed: Artefact, place: Place
 ) -> None:

@@ -124,6 +124,7 @@ def test_bf16_needs_a_gpu(dataset: Artefact, model: Artefact, tmp_path: Path) ->
     assert not (tmp_path / "engine").exists()
 
 
+@pytest.mark.slow
 def test_an_fp16_engine_is_half_as_large_and_answers(
     dataset: Artefact, model: Artefact, tmp_path: Path
 ) -> None:
@@ -193,7 +194,9 @@ def test_rescoring_gives_the_float_tables_best(table: str) -> None:
     assert error(rescoring(table)[0], recommender()) < EXACT
 
 
-@pytest.mark.parametrize("table", ["fp32", "int8+rescore", "int4+rescore"])
+@pytest.mark.parametrize(
+    "table", ["fp32", "int8+rescore", pytest.param("int4+rescore", marks=pytest.mark.slow)]
+)
 def test_items_are_left_out_when_asked(table: str) -> None:
     plain_session, masked = rescoring(table)
 

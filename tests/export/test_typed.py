@@ -66,7 +66,16 @@ def error(engine: Engine, model: Recommender) -> float:
     return answers.error(lambda rows: engine.answer(rows)[1], model, SHAPES, ITEMS)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8", "int4"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "bf16",
+        "fp16",
+        "int8",
+        "fp8",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp32", "int4")),
+    ],
+)
 def test_a_graph_computes_as_the_model_in_its_precision(
     precision: str, model: Artefact, packed: Artefact
 ) -> None:
