@@ -90,14 +90,14 @@ def fetch_log(config: PrepareConfig) -> Log:
     paths = fetch(config.source)
     if config.terms is not None:
         log.info("Terms of use of %s: %s", paths[0].name, " ".join(config.terms.text.split()))
-    if config.columns.time is None:
-        say_order(paths)
     read_log = read(paths, config.format, config.columns, config.separator, config.header)
     if config.split.by == "time" and read_log.format == "sequences":
         raise DataError(
             f"{paths[0]} is in the sequence format, which has no time stamps to split by.",
             "Set split: {by: leave-one-out}, or name a log with a column of time stamps.",
         )
+    if not read_log.timed:
+        say_order(paths)
     return read_log
 
 

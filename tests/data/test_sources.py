@@ -209,7 +209,7 @@ def test_numbers_in_names_count(folder: Path, caplog: pytest.LogCaptureFixture) 
     assert fetch("**/*.csv") == [Path(name) for name in names]
     with caplog.at_level(logging.INFO, "slmc.data"):
         fetch_log(PrepareConfig(source="**/*.csv", columns=Columns(time=None)))
-    assert caplog.messages[0] == (
+    assert caplog.messages[-1] == (
         "Without time stamps rows stand in time order; 6 files in this order: part-1.csv, "
         "part-2.csv, part-10.csv, x/2/1.csv, …, y.csv"
     )
