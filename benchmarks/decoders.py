@@ -95,6 +95,7 @@ def prunes(found: Backbone, field: str) -> str:
 
     def cut() -> None:
         model = recommender(found)
+        width.check_cuttable(model.backbone, field)
         config: Any = model.config.backbone_config
         units = [FIND[field](layer, config) for layer in model.layers]
         half = [tuple(range(len(one) // 2)) for one in units]

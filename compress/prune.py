@@ -61,12 +61,11 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
     model = recommender(inputs["model"])
     check_catalogue(VectorScorer.of(model), data)
     place(model, placement.device)
+    for field in FIND:
+        if getattr(config, field) is not None:
+            width.check_cuttable(model.backbone, field)
     target = wanted(config, model.config)
     before, parameters = Sizes.of(model.config.backbone_config), count(model)
-    for field, find in FIND.items():
-        if getattr(config, field) is not None:
-            for layer in model.layers:
-                find(layer, model.config.backbone_config)
     with draft(out) as work:
         on = Calibration(
             histories(data, count=config.calibration, seed=config.seed), seed=config.seed

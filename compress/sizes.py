@@ -52,21 +52,26 @@ def resized(config: RecommenderConfig, kept: Kept) -> RecommenderConfig:
         StrictDataclassError: The decoder's config class refuses the shape.
     """
     small = RecommenderConfig.from_dict(config.to_dict())
-    decoder, before = small.backbone_config, Sizes.of(config.backbone_config)
-    # Without it a config takes hidden_size / heads, which no longer is the width of a head.
-    width = getattr(decoder, "head_dim", None)
-    decoder.head_dim = width or decoder.hidden_size // before.heads
+    resize(small.backbone_config, kept)
+    return RecommenderConfig.from_dict(small.to_dict())
+
+
+def resize(decoder: Any, kept: Kept) -> None:
+    """Give a decoder's config the shape of what stays, in place; raises what its class raises."""
+    before = Sizes.of(decoder)
     decoder.num_hidden_layers = len(kept.layers)
     for name in PER_LAYER:
         if getattr(decoder, name, None):
             setattr(decoder, name, [getattr(decoder, name)[i] for i in kept.layers])
     if "heads" in kept.units:
         groups = len(kept.units["heads"][0])
+        # Without it a config takes hidden_size / heads, which no longer is the width of a head.
+        width = getattr(decoder, "head_dim", None)
+        decoder.head_dim = width or decoder.hidden_size // before.heads
         decoder.num_key_value_heads = groups
         decoder.num_attention_heads = groups * (before.heads // before.kv_groups)
     if "ffn" in kept.units:
         decoder.intermediate_size = len(kept.units["ffn"][0])
-    return RecommenderConfig.from_dict(small.to_dict())
 
 
 def takes_groups(config: RecommenderConfig, groups: int) -> bool:

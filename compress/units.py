@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from slmc.errors import UsageError
 
 ROWS, COLUMNS = 0, 1
+PARTS = {"heads": "attention", "ffn": "MLP"}
+"""Field of the config -> the part of a layer that it takes a share of."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def kv_groups(layer: nn.Module, config: Any) -> Units:
     groups = getattr(config, "num_key_value_heads", None) or heads
     o_proj = getattr(attention, "o_proj", None)
     if attention is None or not isinstance(o_proj, nn.Linear) or o_proj.in_features % heads:
-        raise _refusal("heads", "attention", config)
+        raise refusal("heads", config)
     width = o_proj.in_features // heads
     query = heads // groups * width
     fused = hasattr(attention, "qkv_proj")
@@ -83,7 +85,7 @@ def kv_groups(layer: nn.Module, config: Any) -> Units:
     units = _units(inputs, o_proj, groups, query)
     # A norm over one head is the same for all; one over all heads would mix them.
     if units is None or not _covered(attention, units, other=width):
-        raise _refusal("heads", "attention", config)
+        raise refusal("heads", config)
     return units
 
 
@@ -97,13 +99,13 @@ def channels(layer: nn.Module, config: Any) -> Units:
     mlp, count = getattr(layer, "mlp", None), getattr(config, "intermediate_size", None)
     down = getattr(mlp, "down_proj", None)
     if mlp is None or not isinstance(down, nn.Linear) or down.in_features != count:
-        raise _refusal("ffn", "MLP", config)
+        raise refusal("ffn", config)
     fused = hasattr(mlp, "gate_up_proj")
     parts = {"gate_up_proj": [1, 1]} if fused else {"gate_proj": [1], "up_proj": [1]}
     inputs = [_rows(mlp, name, count, sizes) for name, sizes in parts.items()]
     units = _units(inputs, down, count, 1)
     if units is None or not _covered(mlp, units, other=None):
-        raise _refusal("ffn", "MLP", config)
+        raise refusal("ffn", config)
     return units
 
 
@@ -140,8 +142,10 @@ def _covered(module: nn.Module, units: Units, other: int | None) -> bool:
     )
 
 
-def _refusal(field: str, part: str, config: Any) -> UsageError:
+def refusal(field: str, config: Any) -> UsageError:
+    """The error of a decoder that cannot be cut by a field of the config, ``heads`` or ``ffn``."""
     return UsageError(
-        f"prune: the {part} of {config.model_type} is of a form that cannot be cut by {field}.",
+        f"prune: the {PARTS[field]} of {config.model_type} is of a form that cannot be cut by "
+        f"{field}.",
         f"Leave {field} out, or prune a Llama, Qwen, Gemma, Mistral or Phi-3.",
     )

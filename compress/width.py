@@ -1,5 +1,6 @@
 """Cut layers, kv groups and MLP channels out of a recommender: a plain smaller one is left."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
@@ -7,11 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from slmc.compress.depth import skipping
-from slmc.compress.sizes import Kept, resized
-from slmc.compress.units import ROWS, Units, channels, kv_groups
+from slmc.compress.sizes import Kept, resize, resized
+from slmc.compress.units import ROWS, Units, channels, kv_groups, refusal
 from slmc.errors import BrokenRunError, MissingError
+from slmc.model.decoders import BUILDING
+from slmc.model.quieting import quiet
 from slmc.model.recommender import SequentialRecommender
 
 SAME = 1e-4
@@ -19,6 +24,33 @@ SAME = 1e-4
 and the masked one: float32 sums of fewer terms in another order differ by 1e-6."""
 FIND: Mapping[str, Callable[[nn.Module, Any], Units]] = {"heads": kv_groups, "ffn": channels}
 """Field of the config -> the units that it takes a share of."""
+
+
+def check_cuttable(backbone: PreTrainedModel, field: str) -> None:
+    """See that a decoder can lose units, and that its config can say the shape that is left.
+
+    Args:
+        backbone: The decoder, on any device, the meta device too.
+        field: ``heads`` or ``ffn``.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    units = [FIND[field](layer, backbone.config) for layer in backbone.layers]
+    config = copy.deepcopy(backbone.config)
+    try:
+        resize(config, Kept(tuple(range(len(units))), {field: [(0,)] * len(units)}))
+        with quiet(), torch.device("meta"), no_init_weights():
+            small = AutoModel.from_config(config)
+    except BUILDING:
+        raise refusal(field, backbone.config) from None
+    for layer, left, whole in zip(units, small.layers, backbone.layers, strict=True):
+        names = {id(module): name for name, module in whole.named_modules()}
+        for one in layer.slices:
+            shape = list(one.linear.weight.shape)
+            shape[one.dim] -= one.index[1:].numel()
+            if list(left.get_submodule(names[id(one.linear)]).weight.shape) != shape:
+                raise refusal(field, backbone.config)
 
 
 def cut(model: SequentialRecommender, kept: Kept) -> SequentialRecommender:

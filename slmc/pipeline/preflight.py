@@ -150,12 +150,11 @@ def _made_from(step: Step, known: Mapping[str, Step]) -> Step | None:
 
 
 def _check_prunable(config: PruneConfig, decoder: Any) -> None:
-    from slmc.compress.width import FIND
+    from slmc.compress.width import FIND, check_cuttable
 
-    for field, find in FIND.items():
+    for field in FIND:
         if getattr(config, field) is not None:
-            for layer in decoder.layers:
-                find(layer, decoder.config)
+            check_cuttable(decoder, field)
 
 
 def check_disk(steps: Sequence[Step]) -> None:

@@ -10,8 +10,9 @@ from torch import nn
 from transformers import AutoModel
 
 from slmc.compress.sizes import Kept
-from slmc.compress.width import check_same, cut, masked
+from slmc.compress.width import check_cuttable, check_same, cut, masked
 from slmc.errors import BrokenRunError, UsageError
+from slmc.model import backbone
 from slmc.model.recommender import SequentialRecommender
 
 MASKED = 1e-5
@@ -123,6 +124,23 @@ def test_a_norm_over_all_heads_is_refused_by_name() -> None:
     assert caught.value.remedy == (
         "Leave heads out, or prune a Llama, Qwen, Gemma, Mistral or Phi-3."
     )
+
+
+@pytest.mark.parametrize("kind", ["helium", "gemma4_unified_text"])
+def test_what_a_config_cannot_say_is_refused_by_name(kind: str) -> None:
+    """Helium's o_proj is square, whatever its heads; Gemma 4's layers have head sizes of their own."""
+    shape = "layers=2&hidden=64&heads=4&kv_heads=2&intermediate=128&head_dim=16"
+    with pytest.raises(UsageError) as caught:
+        check_cuttable(backbone.load(f"random://{kind}?{shape}").model, "heads")
+    assert caught.value.what == (
+        f"prune: the attention of {kind} is of a form that cannot be cut by heads."
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_config_can_say_is_not_refused(kind: str) -> None:
+    for field in ("heads", "ffn"):
+        check_cuttable(build(kind).backbone, field)
 
 
 def test_another_mlp_is_refused_by_name() -> None:
