@@ -112,7 +112,11 @@ def _masked(graph: Any, choice: Choice, exclude: Any, allowed: Any) -> tuple[lis
     nodes = [bias]
     if choice.behind:
         nodes += _as_long(graph, bias.outputs[0], choice.rows, choice.behind, lowest)
-    added = ir.node("Add", [choice.scores, nodes[-1].outputs[0]])
+    broadcast = ir.node("Add", [choice.scores, nodes[-1].outputs[0]])
+    # A mask of more rows than there are histories would broadcast these: here it is refused.
+    sizes = ir.node("Shape", [choice.scores])
+    added = ir.node("Reshape", [broadcast.outputs[0], sizes.outputs[0]], {"allowzero": 1})
+    nodes += [broadcast, sizes]
     each = ir.node("Unsqueeze", [exclude, constant(graph, np.array([1]), "each_history")])
     seen = ir.node("Where", [each.outputs[0], _value(graph, HISTORIES), no_row])
     shape = ir.node("Shape", seen.outputs)

@@ -42,14 +42,19 @@ class Columns(StageConfig):
     """Unit of times that are numbers, since 1970: s, ms, us or ns; auto goes by the size that most
     of them have. none: they only order the rows, as sequence numbers do. Dates have no unit."""
 
+    @property
+    def roles(self) -> dict[str, str]:
+        """Role -> column, of the columns that there are."""
+        columns = {"user": self.user, "item": self.item, "time": self.time}
+        return {role: column for role, column in columns.items() if column is not None}
+
     @model_validator(mode="after")
     def _each_its_own(self) -> "Columns":
         roles: dict[str, str] = {}
-        for role, column in (("user", self.user), ("item", self.item), ("time", self.time)):
-            if column is not None and column in roles:
+        for role, column in self.roles.items():
+            if column in roles:
                 raise ValueError(f"{roles[column]} and {role} are the same column, {column!r}")
-            if column is not None:
-                roles[column] = role
+            roles[column] = role
         return self
 
 
@@ -74,9 +79,14 @@ class Titles(StageConfig):
     """A part of the name of the log's source that the titles belong to: they are left out where
     data.source names another one. null: they go with any source."""
 
+    @property
+    def roles(self) -> dict[str, str]:
+        """Role -> column."""
+        return {"item": self.item, "title": self.title}
+
     @model_validator(mode="after")
     def _numbered_columns(self) -> "Titles":
-        _check_numbers(self.header, {"item": self.item, "title": self.title}, "titles.")
+        _check_numbers(self.header, self.roles, "titles.")
         return self
 
 

@@ -32,14 +32,8 @@ def delimited_blocks(
         DataError: A column is not there, or a quote is never closed.
     """
     blocks, first_number, first = _first_line(line_blocks(path))
-    names = _names(path, layout, first)
-    if layout.format == "recbole":
-        columns = {role: name.partition(":")[0] for role, name in columns.items()}
-    for column in columns.values():
-        if names.count(column) != 1:
-            raise missing_column(path, column, names, columns, layout.separator)
-    places = {role: names.index(column) for role, column in columns.items()}
-    quoted = QuotedRows(path, layout, len(names), places)
+    width, places = places_of(path, layout, columns, first)
+    quoted = QuotedRows(path, layout, width, places)
     for lines in blocks:
         rows, faults = lines.frame, [pl.DataFrame(lines.malformed, MALFORMED, orient="row")]
         if layout.header:
@@ -49,7 +43,7 @@ def delimited_blocks(
             apart = quoted.separate(rows)
             rows, records = apart.lines, [apart.records]
             faults.append(apart.malformed)
-        even, uneven_rows = _split(rows, layout, len(names))
+        even, uneven_rows = _split(rows, layout, width)
         fields = [pl.col("fields").list.get(place).alias(role) for role, place in places.items()]
         frame = pl.concat([even.select("line", *fields), *records])
         if records and records[0].height:
@@ -59,6 +53,29 @@ def delimited_blocks(
             pl.concat([*faults, uneven_rows]),
         )
     quoted.close()
+
+
+def places_of(
+    path: Path, layout: Layout, columns: Mapping[str, str], first: str
+) -> tuple[int, dict[str, int]]:
+    """How many columns a table has, and the 0-based place of each role's.
+
+    Args:
+        path: The file, for messages.
+        layout: What it is.
+        columns: Role -> column.
+        first: Its first line that is not blank.
+
+    Raises:
+        DataError: A column is not there, or twice.
+    """
+    names = _names(path, layout, first)
+    if layout.format == "recbole":
+        columns = {role: name.partition(":")[0] for role, name in columns.items()}
+    for column in columns.values():
+        if names.count(column) != 1:
+            raise missing_column(path, column, names, columns, layout.separator)
+    return len(names), {role: names.index(column) for role, column in columns.items()}
 
 
 def _first_line(blocks: Iterator[Lines]) -> tuple[Iterator[Lines], int, str]:

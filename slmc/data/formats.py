@@ -7,6 +7,7 @@ or a time stamp makes sense is decided once for all formats, in ``slmc.data.read
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 import polars as pl
 
 from slmc.data.columns import json_text, missing_column, parquet_column, refuse_inexact
-from slmc.data.delimited import delimited_blocks
-from slmc.data.files import MALFORMED, Lines, check_parquet, line_blocks, stored
+from slmc.data.delimited import delimited_blocks, places_of
+from slmc.data.files import MALFORMED, Lines, check_parquet, head_lines, line_blocks, stored
 from slmc.data.layout import Layout
 from slmc.errors import DataError
 
@@ -56,6 +57,21 @@ def read_table(path: Path, layout: Layout, columns: Mapping[str, str]) -> Table:
         frames.append(rows.cast(schema))
         faults.append(malformed)
     return Table(pl.concat(frames), pl.concat(faults))
+
+
+def check_columns(path: Path, layout: Layout, columns: Mapping[str, str]) -> None:
+    """See that a file has the columns, from its header alone; arguments as :func:`read_table`.
+
+    JSON lines have no header: what one line lacks another may have.
+
+    Raises:
+        DataError: A column is not there.
+    """
+    if layout.format == "parquet":
+        with _readable(path):
+            _picked(path, columns)
+    elif layout.delimited:
+        places_of(path, layout, columns, head_lines(path)[0])
 
 
 def _type(role: str) -> pl.DataType:
@@ -144,24 +160,36 @@ def _objects(
 
 def _parquet(path: Path, columns: Mapping[str, str]) -> Table:
     """Parquet; only the columns that are asked for are read."""
-    try:
-        check_parquet(path)
-        rows = pl.scan_parquet(stored(path), glob=False)
-        schema = rows.collect_schema()
-        for column in columns.values():
-            if column not in schema:
-                raise missing_column(path, column, schema.names(), columns)
-        refuse_inexact(path, rows, schema, columns)
-        picked = [
-            parquet_column(path, column, schema[column], role).alias(role)
-            for role, column in columns.items()
-        ]
+    with _readable(path):
+        rows, picked = _picked(path, columns)
+        refuse_inexact(path, rows, rows.collect_schema(), columns)
         frame = rows.select(*picked).with_row_index("line", 1).collect()
+    ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
+    return Table(frame.with_columns(pl.col("line").cast(pl.Int64), ids), _faults([]))
+
+
+def _picked(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, list[pl.Expr]]:
+    """A Parquet file, not read yet, and the column of each role."""
+    check_parquet(path)
+    rows = pl.scan_parquet(stored(path), glob=False)
+    schema = rows.collect_schema()
+    for column in columns.values():
+        if column not in schema:
+            raise missing_column(path, column, schema.names(), columns)
+    return rows, [
+        parquet_column(path, column, schema[column], role).alias(role)
+        for role, column in columns.items()
+    ]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what polars says of a broken Parquet file into a :class:`DataError`."""
+    try:
+        yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} is not a readable Parquet file: {reason}.",
             "Copy the file again, or set format to what it is.",
         ) from None
-    ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
-    return Table(frame.with_columns(pl.col("line").cast(pl.Int64), ids), _faults([]))

@@ -1,7 +1,7 @@
 """Read an interaction log: who took what, when, and in which rows that could not be told."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from slmc.data import ids
 from slmc.data.clock import EARLIEST, LATEST, Clock, literal, settle
 from slmc.data.config import Columns, Format, TimeUnit, Titles
 from slmc.data.files import MALFORMED
-from slmc.data.formats import Table, read_table
+from slmc.data.formats import Table, check_columns, read_table
 from slmc.data.repeats import Copy, copies
 from slmc.data.sniff import Header, layouts_of
 from slmc.data.times import NUMBER, Times, exact, joined, narrowed
@@ -83,9 +83,7 @@ def read(
         DataError: A file as a whole cannot be read, or there is no row in the log.
     """
     columns = columns or Columns()
-    wanted = {"user": columns.user, "item": columns.item}
-    if columns.time is not None:
-        wanted["time"] = columns.time
+    wanted = columns.roles
     layouts = layouts_of(paths, wanted, format, separator, header)
     format = layouts[0].format
     if format == "recbole":
@@ -108,11 +106,35 @@ def read(
     return result
 
 
+def check_head(
+    paths: Sequence[Path],
+    columns: Mapping[str, str],
+    format: Format = "auto",
+    separator: str | None = None,
+    header: Header = "auto",
+) -> None:
+    """See from the first lines of files that they are what is said and have the columns.
+
+    Args:
+        paths: Local files; pipes, which can be read once, are left out by the caller.
+        columns: Role -> column.
+        format: As for :func:`read`.
+        separator: As there.
+        header: As there.
+
+    Raises:
+        DataError: As :func:`read` does, as far as the first lines tell.
+    """
+    layouts = layouts_of(paths, columns, format, separator, header)
+    for path, layout in zip(paths, layouts, strict=True):
+        check_columns(path, layout, columns)
+
+
 def _refuse_one_column(columns: Columns) -> None:
     """Raise :class:`DataError` if two roles are one column, with its type or without."""
     roles: dict[str, str] = {}
-    for role, column in (("user", columns.user), ("item", columns.item), ("time", columns.time)):
-        name = (column or "").partition(":")[0]
+    for role, column in columns.roles.items():
+        name = column.partition(":")[0]
         if name in roles:
             raise DataError(
                 f"columns.{roles[name]} and columns.{role} are one column, {name!r}.",
@@ -126,7 +148,7 @@ def read_titles(paths: Sequence[Path], titles: Titles) -> pl.DataFrame:
 
     Rows without an id or a title are left out; how many were malformed is logged.
     """
-    wanted = {"item": titles.item, "title": titles.title}
+    wanted = titles.roles
     layouts = layouts_of(paths, wanted, titles.format, titles.separator, titles.header)
     if layouts[0].format == "sequences":
         raise DataError(

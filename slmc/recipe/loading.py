@@ -35,7 +35,7 @@ from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, Place, nearest
 from slmc.recipe.gates import read_gates
 from slmc.recipe.misfits import refuse_misfits
-from slmc.recipe.paths import check_there, take_beside, tell_from
+from slmc.recipe.paths import check_heads, check_there, take_beside, tell_from
 from slmc.recipe.sets import apply_sets
 from slmc.recipe.smoke import shrunk
 from slmc.recipe.steps import Step, StepReader
@@ -305,6 +305,8 @@ def _read(document: Document, faults: Faults, name: str, *, files: bool) -> Reci
         refuse_misfits(document, faults, steps)
     if files:
         check_there(document, faults)
+        if not faults:
+            check_heads(document, faults, data)
     gates = read_gates(document, faults, steps)
     faults.stop(name)
     _warn_of_another_source(document)

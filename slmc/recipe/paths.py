@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slmc.data.config import PrepareConfig, Titles
+from slmc.data.readers import check_head
 from slmc.data.sources import fetch
 from slmc.errors import DataError
 from slmc.recipe.faults import Faults
@@ -108,6 +110,32 @@ def check_there(document: Document, faults: Faults) -> None:
                 what = f"{error.what} {error.remedy}"
         if what:
             faults.add(document.place(one.keys), one.label, what)
+
+
+def check_heads(document: Document, faults: Faults, data: PrepareConfig) -> None:
+    """See from their first lines that the log and the titles have the columns that are asked for.
+
+    Only local files are looked at: nothing is downloaded, and a pipe can be read once alone.
+
+    Args:
+        document: The recipe, for the places of faults.
+        faults: Collects what is wrong.
+        data: The recipe's data, valid.
+    """
+    tables: dict[str, PrepareConfig | Titles] = {"data": data}
+    if data.titles is not None:
+        tables["data.titles"] = data.titles
+    for key, table in tables.items():
+        local = table.source.startswith(FILE) or "://" not in table.source
+        if not local or _is_stream(table.source):
+            continue
+        columns = table.columns.roles if isinstance(table, PrepareConfig) else table.roles
+        try:
+            files = fetch(table.source)
+            check_head(files, columns, table.format, table.separator, table.header)
+        except DataError as error:
+            place = document.place((*key.split("."), "source"))
+            faults.add(place, f"{key}.source", f"{error.what} {error.remedy}")
 
 
 def _is_relative(local: str) -> bool:

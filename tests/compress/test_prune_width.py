@@ -128,7 +128,7 @@ def test_a_norm_over_all_heads_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("kind", ["helium", "gemma4_unified_text"])
 def test_what_a_config_cannot_say_is_refused_by_name(kind: str) -> None:
-    """Helium's o_proj is square, whatever its heads; Gemma 4's layers have head sizes of their own."""
+    """Helium's o_proj is square whatever its heads; Gemma 4 has head sizes of each layer's own."""
     shape = "layers=2&hidden=64&heads=4&kv_heads=2&intermediate=128&head_dim=16"
     with pytest.raises(UsageError) as caught:
         check_cuttable(backbone.load(f"random://{kind}?{shape}").model, "heads")

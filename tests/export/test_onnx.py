@@ -202,6 +202,16 @@ def test_seen_items_are_left_out_of_those_histories_that_ask_for_it(packed: Arte
     assert ask(item_ids[:0], exclude_seen=np.zeros(0, dtype=bool))[0].shape == (0, 10)
 
 
+@LAYOUTS
+def test_a_mask_of_more_rows_than_histories_is_refused(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    ask = plain_session(request.getfixturevalue(kind), MASKED)
+    for rows in (2, 3):
+        with pytest.raises(Exception, match="cannot be reshaped"):
+            ask(np.array([[1, 2, 3]]), allowed=np.ones((rows, ITEMS + 1), dtype=bool))
+
+
 def test_the_item_table_is_stored_once(packed: Artefact) -> None:
     sizes = [sorted(tensor.dims) for tensor in onnx.load(packed.path / GRAPH).graph.initializer]
     assert sizes.count(sorted([ITEMS + 1, 16])) == 1

@@ -121,6 +121,33 @@ def test_check_says_what_is_missing_and_in_which_line(elsewhere: Path) -> None:
     ]
 
 
+def test_check_reads_the_head_of_the_log(elsewhere: Path) -> None:
+    (elsewhere / "log.csv").write_text("user_id,item_id,when\n1,2,3\n")
+    with pytest.raises(RecipeError) as caught:
+        load("sub/mine.yaml", files=True)
+    assert caught.value.what == (
+        "sub/mine.yaml:3: data.source: sub/log.csv has no column 'timestamp'; it has 'user_id', "
+        "'item_id', 'when'. Set columns.time to one of them, or to null if rows already stand in "
+        "time order."
+    )
+
+
+def test_check_compares_a_format_with_the_lines(elsewhere: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load("sub/mine.yaml", sets=["data.format=recbole"], files=True)
+    assert "sub/log.csv has no column 'user_id'" in caught.value.what
+
+
+def test_check_reads_the_head_of_the_titles(elsewhere: Path) -> None:
+    (elsewhere / "titles.csv").write_text("item_id,name\n1,One\n")
+    with pytest.raises(RecipeError) as caught:
+        load("sub/mine.yaml", sets=["data.titles={source: sub/titles.csv}"], files=True)
+    assert caught.value.what == (
+        "--set data.titles={source: sub/titles.csv}: data.titles.source: sub/titles.csv has no "
+        "column 'title'; it has 'item_id', 'name'. Set titles.title to one of them."
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     ["log.csv #1.csv", "*.csv", "&a.csv", "!x.csv", "a: b.csv", "123", "[1].csv", "a${B}.csv", " "],
