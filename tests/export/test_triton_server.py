@@ -136,7 +136,7 @@ def server(engine: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "--allow-metrics=false",
     ]
     log = (folder / "log").open("w+")
-    running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_plain())
     try:
         _wait(running, ports[0], folder / "log")
         yield ports[1]
@@ -144,6 +144,13 @@ def server(engine: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         running.terminate()
         running.wait(timeout=60)
         log.close()
+
+
+def _plain() -> dict[str, str]:
+    """The environment without an active virtual one, whose numpy 2 the server would import."""
+    here = str(Path(sys.executable).parent)
+    parts = os.environ["PATH"].split(os.pathsep)
+    return os.environ | {"PATH": os.pathsep.join(part for part in parts if part != here)}
 
 
 def _free_port() -> int:
