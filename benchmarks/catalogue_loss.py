@@ -10,8 +10,8 @@ import resource
 import torch
 from timing import machine
 
-from slmc import catalogue
-from slmc.export.threads import seconds_of
+from slmc.export.runtime.sessions import seconds_of
+from slmc.training import catalogue
 
 POSITIONS, ITEMS, WIDTH = 3_200, 100_000, 64
 

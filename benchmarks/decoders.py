@@ -20,9 +20,9 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from slmc.compress import width
-from slmc.compress.sizes import Kept
-from slmc.compress.width import FIND
+from slmc.compress.prune import width
+from slmc.compress.prune.sizes import Kept
+from slmc.compress.prune.width import FIND
 from slmc.distill.student import fresh
 from slmc.errors import SlmcError, UsageError
 from slmc.model import backbone
@@ -116,8 +116,8 @@ def exports(found: Backbone, layout: str) -> str:
     import onnxruntime
 
     from slmc.data.batches import pad_left
-    from slmc.export import passes
-    from slmc.export.graph import to_onnx
+    from slmc.export.graph import serialize
+    from slmc.export.graph.optimize import to_onnx
 
     def compare() -> None:
         model = recommender(found)
@@ -125,7 +125,7 @@ def exports(found: Backbone, layout: str) -> str:
         rng = np.random.default_rng(0)
         rows = pad_left([rng.integers(1, ITEMS + 1, 1 + i) for i in range(HISTORY)])
         with tempfile.TemporaryDirectory() as folder:
-            passes.save(graph, Path(folder) / "model.onnx")
+            serialize.save(graph, Path(folder) / "model.onnx")
             session = onnxruntime.InferenceSession(Path(folder) / "model.onnx")
             items, scores = session.run(None, {"item_ids": rows})
         with torch.inference_mode():

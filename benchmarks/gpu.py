@@ -19,12 +19,15 @@ from timing import machine
 
 from slmc.data.batches import pad_left
 from slmc.errors import SlmcError
-from slmc.export import calibration, passes, tensorrt, typed
-from slmc.export.bench import Contender
 from slmc.export.config import ExportConfig, TensorrtConfig
-from slmc.export.runtime import GPU, needed
-from slmc.export.tensorrt_runtime import TensorrtEngine
-from slmc.export.triton import PLAN
+from slmc.export.graph import serialize
+from slmc.export.reference import activation_scales as calibration
+from slmc.export.runtime.bench import Contender
+from slmc.export.runtime.engine import GPU, needed
+from slmc.export.tensorrt import build as tensorrt
+from slmc.export.tensorrt import graph as typed
+from slmc.export.tensorrt.runtime import TensorrtEngine
+from slmc.export.triton.repository import PLAN
 from slmc.model.recommender import SequentialRecommender
 
 
@@ -57,7 +60,7 @@ def plan(folder: Path, precision: str) -> For:
         rng = np.random.default_rng(0)
         drawn = [rng.integers(1, ITEMS + 1, LENGTH).astype(np.int32) for _ in range(64)]
         scales = calibration.static_scales(made, drawn)
-    passes.save(typed.typed_graph(made, TOP_K, precision, {}, scales), folder / tensorrt.TYPED)
+    serialize.save(typed.typed_graph(made, TOP_K, precision, {}, scales), folder / tensorrt.TYPED)
     built = tensorrt.build(
         order.module, order.flavour, folder / tensorrt.TYPED, order.profiles, config
     )

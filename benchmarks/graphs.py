@@ -18,14 +18,14 @@ import torch
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
 from transformers import AutoConfig
 
-from slmc.export.graph import both_graphs
-from slmc.export.reference import linear_layers
-from slmc.export.typed import typed_graph
+from slmc.export.graph.optimize import both_graphs
+from slmc.export.reference.precision import linear_layers
+from slmc.export.tensorrt.graph import typed_graph
 from slmc.model.codes import Codes, rounded
 from slmc.model.loading import Recommender
+from slmc.model.quantized_table import QuantizedTable
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
-from slmc.model.table import QuantizedTable
 
 ITEMS, HISTORY, DIM, TOP_K, OPSET = 60, 12, 16, 10, 21
 FAMILIES: dict[str, dict[str, Any]] = {

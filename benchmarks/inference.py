@@ -28,13 +28,13 @@ from timing import machine
 from transformers import LlamaConfig
 
 from slmc.data.batches import pad_left
-from slmc.export import passes
-from slmc.export.bench import Contender, contender, turn
-from slmc.export.graph import to_onnx
-from slmc.export.plain import PlainModel
-from slmc.export.reference import linear_layers
-from slmc.export.runtime import GRAPH
-from slmc.export.threads import Probe
+from slmc.export.graph import serialize
+from slmc.export.graph.optimize import to_onnx
+from slmc.export.reference.precision import linear_layers
+from slmc.export.runtime.bench import Contender, contender, turn
+from slmc.export.runtime.engine import GRAPH
+from slmc.export.runtime.pytorch import PlainModel
+from slmc.export.runtime.sessions import Probe
 from slmc.model.codes import Codes, rounded
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
@@ -115,7 +115,7 @@ def engine(
 ) -> For:
     """An engine in ONNX Runtime."""
     own = four_bits(made) if precision == "int4" else {}
-    passes.save(to_onnx(made, layout, TOP_K, OPSET, precision, own, table), folder / GRAPH)
+    serialize.save(to_onnx(made, layout, TOP_K, OPSET, precision, own, table), folder / GRAPH)
     describe(folder, made, precision, layout)
     sessions = Probe(folder, torch.get_num_threads(), spinning=spinning)
 

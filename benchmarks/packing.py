@@ -14,7 +14,7 @@ from timing import compare, machine
 from transformers import LlamaConfig
 
 from slmc.data.batches import pad_left
-from slmc.export.plain import PlainModel, plain_user_vectors
+from slmc.export.runtime.pytorch import PlainModel, plain_user_vectors
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 LENGTH, ITEMS, ROUNDS = 50, 12_101, 7

@@ -24,7 +24,7 @@ FORMS = {
     "integers": "{},{},{}\n", "22 characters": "user-{:017d},item-{:017d},{}\n",
     "quoted": '"{}","{}",{}\n',
 }  # fmt: skip
-PREPARE = "import sys; from slmc.cli import main; sys.exit(main())"
+PREPARE = "import sys; from slmc.commands.cli import main; sys.exit(main())"
 PANDAS = "import sys, pandas; pandas.read_csv(sys.argv[1])"
 
 

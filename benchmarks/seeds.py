@@ -6,8 +6,8 @@ changes the recipe as in ``slmc run``, ``--step ID`` names another step that has
 ``--json FILE`` writes the numbers. Runs lie in ``runs/NAME-ID-SEED``.
 
 It prints each seed's values, and changes with 95 % intervals, two-sided: of a seed over its
-users (``slmc.bootstrap.paired_bootstrap``), in the last line of the mean over seeds, where other
-seeds could have been drawn as well (``paired_over_seeds``).
+users (``slmc.evaluation.bootstrap.paired_bootstrap``), in the last line of the mean over seeds,
+where other seeds could have been drawn as well (``paired_over_seeds``).
 """
 
 import argparse
@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmc.bootstrap import Bounds, Interval, paired_over_seeds
 from slmc.errors import SlmcError
-from slmc.measured import Measured, check_same_users, told, values
+from slmc.evaluation.bootstrap import Bounds, Interval, paired_over_seeds
+from slmc.evaluation.measured import Measured, check_same_users, told, values
+from slmc.evaluation.verdict import paired_change
 from slmc.pipeline.judging import measured_as
 from slmc.pipeline.runner import run
 from slmc.recipe import load
 from slmc.report.numbers import change, value
-from slmc.verdict import paired_change
 
 CONFIDENCE = 0.975
 """One-sided, of each bound: together a two-sided interval of 95 %."""

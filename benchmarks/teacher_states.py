@@ -20,7 +20,7 @@ from slmc.distill.losses import block_ends
 from slmc.model import packing
 from slmc.model.device import choose
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
-from slmc.train_types import Batch
+from slmc.training.types import Batch
 
 LENGTH, ITEMS, ROUNDS = 50, 1_349, 9
 TERMS = {"cosine": 1.0, "norm": 0.1, "supervise": 1.0, "logits": 1.0}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from slmc.export.threads import seconds_of
+from slmc.export.runtime.sessions import seconds_of
 
 
 def compare(

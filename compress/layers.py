@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slmc.compress.rtn import Grid
+from slmc.compress.quantize.rtn import Grid
 
 FILE = "layers.json"
 

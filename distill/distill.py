@@ -8,7 +8,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from slmc import catalogue
 from slmc.artefact import Artefact, draft
 from slmc.data.batches import Rows
 from slmc.data.dataset import Dataset
@@ -31,9 +30,10 @@ from slmc.model.loading import load_model, place
 from slmc.model.origin import Origin
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
-from slmc.next_item import NextItem, decay_of, layout, training_rows, validation
-from slmc.train import train
-from slmc.train_types import Batch, Epochs
+from slmc.training import catalogue
+from slmc.training.loop import train
+from slmc.training.next_item import NextItem, decay_of, layout, training_rows, validation
+from slmc.training.types import Batch, Epochs
 
 log = logging.getLogger("slmc.distill")
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slmc import catalogue
+from slmc.training import catalogue
 
 FLOOR = 1e-12
 """Smallest mean square of a dimension, relative to the mean over dimensions."""

@@ -14,7 +14,7 @@ from slmc.errors import VerdictError
 
 if TYPE_CHECKING:
     from slmc.data.dataset import Dataset
-    from slmc.evaluate import Scorer
+    from slmc.evaluation.evaluate import Scorer
 
 log = logging.getLogger("slmc.teach")
 
@@ -25,7 +25,7 @@ def compare(
     """Compare a teacher with every baseline that is asked for, paired over validation users.
 
     Whatever its own settings are, it is ranked as the baselines were. Several comparisons are
-    corrected together (:func:`slmc.multiple.compare_all`).
+    corrected together (:func:`slmc.evaluation.multiple.compare_all`).
 
     Args:
         asked: Baselines, metric and confidence.
@@ -39,11 +39,11 @@ def compare(
     """
     import polars as pl
 
-    from slmc.baselines import compare as compared
     from slmc.config import Protocol
-    from slmc.data.config import EvaluateConfig
-    from slmc.evaluate import best_temperature, rank
-    from slmc.measured import settled
+    from slmc.evaluation.baselines import compare as compared
+    from slmc.evaluation.config import EvaluateConfig
+    from slmc.evaluation.evaluate import best_temperature, rank
+    from slmc.evaluation.measured import settled
 
     alike = {name: baselines.manifest.config[name] for name in ("seed", *Protocol.model_fields)}
     config = settled(EvaluateConfig(**alike, split="valid"), data)

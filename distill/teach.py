@@ -19,16 +19,16 @@ from slmc.distill.student import (
     parameter_groups,
 )
 from slmc.errors import UsageError
-from slmc.evaluate import VectorScorer
+from slmc.evaluation.evaluate import VectorScorer
 from slmc.model import backbone, device
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place
 from slmc.model.origin import Origin
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
-from slmc.next_item import NextItem, decay_of, training_rows, validation
-from slmc.train import train
-from slmc.train_types import Outcome
+from slmc.training.loop import train
+from slmc.training.next_item import NextItem, decay_of, training_rows, validation
+from slmc.training.types import Outcome
 
 log = logging.getLogger("slmc.teach")
 

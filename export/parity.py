@@ -1,11 +1,11 @@
 """Parity: an engine gives the answers of the model that it was made from.
 
 A translation is proven, not a precision: the model computes in the engine's precision
-(:mod:`slmc.export.reference`), so what differs is rounding. Where tokens are rounded to 8 bits, a
-last bit that differs can turn a code into its neighbour: there more is allowed. Real histories
-are compared at several shapes: all that are asked for one at a time, of one item and of the
-greatest length, and in batches of mixed lengths; a few of them at the shapes between.
-Letters: B histories, k items given back, V items.
+(:mod:`slmc.export.reference.precision`), so what differs is rounding. Where tokens are rounded to 8
+bits, a last bit that differs can turn a code into its neighbour: there more is allowed. Real
+histories are compared at several shapes: all that are asked for one at a time, of one item and of
+the greatest length, and in batches of mixed lengths; a few of them at the shapes between. Letters:
+B histories, k items given back, V items.
 """
 
 import logging
@@ -21,7 +21,7 @@ from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import ArtefactError, UndecidedError, VerdictError
 from slmc.export.config import ExportConfig, ParityConfig
-from slmc.export.runtime import GRAPH, MASKED, Engine, Histories
+from slmc.export.runtime.engine import GRAPH, MASKED, Engine, Histories
 from slmc.model.loading import Recommender
 
 TIE = 1e-5

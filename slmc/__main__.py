@@ -1,6 +1,6 @@
 """``python -m slmc``."""
 
-from slmc.cli import main
+from slmc.commands.cli import main
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,9 @@ OUTSIDE_KEY: dict[str, JsonValue] = {"key": False}
 LARGEST = 2**32 - 1
 """Of any number in a config: what every generator takes as a seed, and more than any size."""
 SHOWN_DIGITS = 40
+METRIC = re.compile(r"(hr|ndcg)@([1-9]\d*)|ndcg|mrr|ce|ce_calibrated")
+CROSS_ENTROPIES = frozenset({"ce", "ce_calibrated"})
+"""Metrics of the scores, not of the rank; nats."""
 BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%?)")
 
 
@@ -118,8 +121,6 @@ class TrainConfig(Seeded, Placed, Protocol):
 
     @model_validator(mode="after")
     def _known_metric(self) -> Self:
-        from slmc.metrics import check_metric
-
         check_metric(self.select_by)
         if self.select_by == "ce_calibrated":
             raise ValueError(
@@ -127,6 +128,15 @@ class TrainConfig(Seeded, Placed, Protocol):
                 "ended; choose by a ranking metric, or by ce"
             )
         return self
+
+
+def check_metric(name: str) -> str:
+    """Return ``name`` if it is a metric's; raises ``ValueError`` naming what there is."""
+    if METRIC.fullmatch(name) is None:
+        raise ValueError(
+            f"there is no metric {name!r}; there are hr@K, ndcg@K, ndcg, mrr, ce, ce_calibrated"
+        )
+    return name
 
 
 def _too_large(value: object) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from slmc.artefact import Artefact
 from slmc.errors import ArtefactError, UsageError
-from slmc.export.runtime import Engine
+from slmc.export.runtime.engine import Engine
 from slmc.export.vocabulary import FILE, Vocabulary
 
 log = logging.getLogger("slmc.recommend")

@@ -9,10 +9,11 @@ from typing import Any
 from slmc.artefact import Artefact, Kind
 from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig
-from slmc.data.config import EvaluateConfig, PrepareConfig
+from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, TeachConfig
+from slmc.evaluation.config import BaselinesConfig, EvaluateConfig
 from slmc.export.config import BenchConfig, ExportConfig
-from slmc.model.config import BaselinesConfig, SasrecConfig
+from slmc.training.config import SasrecConfig
 
 Run = Callable[[Any, dict[str, Artefact], Path], Artefact]
 
@@ -62,14 +63,14 @@ STAGES: dict[str, Stage] = {
         {"data": "dataset"},
         "model",
         SasrecConfig,
-        "slmc.pretrain:sasrec",
+        "slmc.training.pretrain:sasrec",
         schema=2,
     ),
     "baselines": Stage(
         {"data": "dataset", "sasrec": "model"},
         "report",
         BaselinesConfig,
-        "slmc.baselines:baselines",
+        "slmc.evaluation.baselines:baselines",
         schema=3,
     ),
     "teach": Stage(
@@ -95,30 +96,30 @@ STAGES: dict[str, Stage] = {
         {"data": "dataset", "model": "model"},
         "model",
         PruneConfig,
-        "slmc.compress.prune:prune",
+        "slmc.compress.prune.prune:prune",
         extras={"torch_pruning": "prune"},
     ),
     "quantize": Stage(
         {"data": "dataset", "model": "model"},
         "model",
         QuantizeConfig,
-        "slmc.compress.quantize:quantize",
+        "slmc.compress.quantize.quantize:quantize",
         extras={"compressed_tensors": "quantize"},
     ),
     "export": Stage(
         {"data": "dataset", "model": "model"},
         "engine",
         ExportConfig,
-        "slmc.export.onnx:export",
+        "slmc.export.export:export",
         schema=9,
-        fingerprint="slmc.export.flavours:fingerprint",
+        fingerprint="slmc.export.tensorrt.flavours:fingerprint",
         extras={"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
     ),
     "bench": Stage(
         {"data": "dataset", "engine": "engine", "baseline": "model"},
         "report",
         BenchConfig,
-        "slmc.export.bench:bench",
+        "slmc.export.runtime.bench:bench",
         schema=4,
         optional=frozenset({"baseline"}),
         extras={"onnxruntime": "onnx"},
@@ -127,7 +128,7 @@ STAGES: dict[str, Stage] = {
         {"data": "dataset", "model": "model"},
         "report",
         EvaluateConfig,
-        "slmc.evaluate:evaluate",
+        "slmc.evaluation.evaluate:evaluate",
         schema=3,
     ),
     "evaluate_engine": Stage(

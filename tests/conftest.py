@@ -58,8 +58,8 @@ def dataset(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Artefact
 
 @pytest.fixture(scope="session")
 def sasrec(dataset: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
-    from slmc.model.config import SasrecConfig
-    from slmc.pretrain import sasrec as stage
+    from slmc.training.config import SasrecConfig
+    from slmc.training.pretrain import sasrec as stage
 
     config = SasrecConfig(dim=16, epochs=8, rows=16, warmup=5, dtype="fp32")
     return stage(config, {"data": dataset}, tmp_path_factory.mktemp("sasrec") / "sasrec")
@@ -69,8 +69,8 @@ def sasrec(dataset: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Artef
 def baselines(
     dataset: Artefact, sasrec: Artefact, tmp_path_factory: pytest.TempPathFactory
 ) -> Artefact:
-    from slmc.baselines import baselines as stage
-    from slmc.model.config import BaselinesConfig
+    from slmc.evaluation.baselines import baselines as stage
+    from slmc.evaluation.config import BaselinesConfig
 
     inputs = {"data": dataset, "sasrec": sasrec}
     return stage(BaselinesConfig(), inputs, tmp_path_factory.mktemp("baselines") / "baselines")

@@ -1,6 +1,7 @@
 """The layering rule, as a test: each layer imports only from those to its left."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,108 +16,77 @@ from slmc.stages import STAGES, Stage
 
 ROOT = Path(__file__).parent.parent
 STAGE_FOLDERS = ("distill", "compress", "export")
-LAYERS = (
-    {"errors", "libraries"},
+LAYERS: tuple[set[str], ...] = (
+    {"errors"},
     {"system"},
-    {"artefact", "cache"},
-    {
-        "config",
-        "data",
-        "metrics",
-        "model",
-        "gates",
-        "catalogue",
-        "checkpoint",
-        "ranking",
-        "schedule",
-        "temperature",
-        "train_types",
-        "bootstrap",
-        "optimizer",
-        "power",
-    },
-    {"train", "next_item", "pretrain", "measured", "evaluate", "verdict", "multiple", "baselines"},
+    {"cache", "libraries"},
+    {"artefact", "config"},
+    {"data"},
+    {"model"},
+    {"evaluation"},
+    {"training"},
     set(STAGE_FOLDERS),
     {"stages"},
     {"recipe"},
-    {"pipeline", "report"},
-    {"recommend", "doctor", "console", "options", "streams"},
-    {"commands", "cli", "__main__"},
+    {"pipeline"},
+    {"report", "recommend"},
+    {"commands"},
+    {"__main__"},
 )
-TORCH_FREE = ("slmc", "slmc.recipe", "slmc.recipe.schema", "slmc.stages", "slmc.gates")
+"""Folders of slmc, and the modules at its top: each imports only from those before it."""
+TORCH_FREE = ("slmc", "slmc.recipe", "slmc.recipe.schema", "slmc.stages", "slmc.evaluation.gates")
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "peft", "accelerate")
 
 
-def level(name: str) -> int | None:
-    part = name.removeprefix("slmc").lstrip(".").partition(".")[0]
-    return next((i for i, names in enumerate(LAYERS) if part in names), None)
+spec = importlib.util.spec_from_file_location("imports", ROOT / "benchmarks/imports.py")
+assert spec is not None and spec.loader is not None
+graphs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(graphs)
+FILES: dict[str, Path] = graphs.modules()
+IMPORTS: dict[str, set[str]] = graphs.arrows(FILES)
 
 
-def imports(file: Path) -> set[str]:
-    """Modules that a file imports, within functions too."""
-    tree = ast.parse(file.read_text())
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            # "from slmc import x" is an import of slmc.x
-            found |= (
-                {f"slmc.{alias.name}" for alias in node.names}
-                if node.module == "slmc"
-                else {node.module}
-            )
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
+def level(folder: str) -> int:
+    """Position of a folder in LAYERS; fails for one that is in none."""
+    return next(i for i, names in enumerate(LAYERS) if folder in names)
 
 
-def sources() -> dict[str, Path]:
-    """Module name -> file of every module of slmc."""
-    files = [file for folder in ("slmc", *STAGE_FOLDERS) for file in (ROOT / folder).rglob("*.py")]
-    found = {}
-    for file in files:
-        parts = file.relative_to(ROOT).with_suffix("").parts
-        parts = parts if parts[0] == "slmc" else ("slmc", *parts)
-        found[".".join(parts).removesuffix(".__init__")] = file
-    return found
-
-
-@pytest.mark.parametrize("name", sorted(set(sources()) - {"slmc"}))
-def test_a_module_imports_only_from_its_left(name: str) -> None:
-    here = level(name)
-    if here is None and not any(level(m) for m in imports(sources()[name])):
-        return  # a new module that stands alone
-    assert here is not None, f"{name} is in no layer: add it to LAYERS"
-    to_its_right = {
-        module
-        for module in imports(sources()[name])
-        if module.startswith("slmc.") and (level(module) or 0) > here
+@pytest.mark.parametrize("folder", sorted({graphs.folder(name) for name in FILES} - {"slmc"}))
+def test_a_folder_imports_only_from_its_left(folder: str) -> None:
+    others = {
+        graphs.folder(other)
+        for name, named in IMPORTS.items()
+        if graphs.folder(name) == folder
+        for other in named
     }
-    assert not to_its_right
+    assert not {one for one in others - {folder, "slmc"} if level(one) >= level(folder)}
 
 
-@pytest.mark.parametrize("folder", STAGE_FOLDERS)
-def test_stages_know_nothing_of_each_other(folder: str) -> None:
-    others = tuple(f"slmc.{name}" for name in STAGE_FOLDERS if name != folder)
-    for file in (ROOT / folder).rglob("*.py"):
-        assert not [module for module in imports(file) if module.startswith(others)], file
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert graphs.cycles(IMPORTS) == []
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}
+    assert graphs.cycles(graph) == [["a", "b", "c"]]
 
 
 def test_only_the_recipe_reads_yaml() -> None:
-    reading = {name for name, file in sources().items() if "yaml" in imports(file)}
+    reading = {name for name, file in FILES.items() if "yaml" in graphs.imports(file)}
     assert reading == {"slmc.recipe.text"}
 
 
 def test_only_the_command_line_prints() -> None:
-    allowed = {"slmc.cli", "slmc.console"}
-    for name, file in sources().items():
+    allowed = {"slmc.commands.cli", "slmc.console"}
+    for name, file in FILES.items():
         calls = [n.func for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]
         prints = [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
         assert name in allowed or not prints, file
 
 
-@pytest.mark.parametrize("name", [n for n in sorted(sources()) if n.endswith("config")])
+@pytest.mark.parametrize("name", [n for n in FILES if n.endswith("config")])
 def test_configs_know_nothing_of_torch(name: str) -> None:
-    assert not {m.partition(".")[0] for m in imports(sources()[name])} & set(HEAVY)
+    assert not {m.partition(".")[0] for m in graphs.imports(FILES[name])} & set(HEAVY)
 
 
 @pytest.mark.parametrize("name", TORCH_FREE)
@@ -139,7 +109,7 @@ def test_a_whole_recipe_is_checked_without_torch() -> None:
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_the_function_of_every_stage_is_there(name: str) -> None:
     module, _, function = STAGES[name].target.partition(":")
-    tree = ast.parse(sources()[module].read_text())
+    tree = ast.parse(FILES[module].read_text())
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from slmc import cli
+from slmc.commands import cli
 from slmc.recipe import load
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +154,7 @@ def shell(
     """An empty folder, and the environment of a shell that finds the slmc of the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    program = {"small": str(Path(__file__).parent / "small_slmc.py"), "whole": "-m slmc"}
+    program = {"small": str(Path(__file__).parent / "helpers/small_slmc.py"), "whole": "-m slmc"}
     for name, arguments in (("slmc", program[request.param]), ("python", "")):
         script = tmp_path / "bin" / name
         script.parent.mkdir(exist_ok=True)

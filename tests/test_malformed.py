@@ -9,8 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from slmc import artefact, cli
+from slmc import artefact
 from slmc.artefact import Artefact
+from slmc.commands import cli
 
 Captured = pytest.CaptureFixture[str]
 Make = Callable[[Path], list[str]]

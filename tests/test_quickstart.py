@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slmc import cli
+from slmc.commands import cli
 
 GATES = 4
 

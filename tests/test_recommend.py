@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
 from slmc.errors import ArtefactError, UsageError
-from slmc.export.histories import take
-from slmc.export.masks import add_masks, choice_of
-from slmc.export.runtime import GRAPH, MASKED, Engine
+from slmc.export.graph.histories import take
+from slmc.export.graph.masks import add_masks, choice_of
+from slmc.export.runtime.engine import GRAPH, MASKED, Engine
 from slmc.recommend import Recommendation, recommend
 
 NOTHING = -np.inf

@@ -28,7 +28,7 @@ def test_it_runs_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     listed = subprocess.run(
-        [sys.executable, "-P", "-c", "from slmc.cli import main; main()", "recipe", "ls"],
+        [sys.executable, "-P", "-c", "from slmc.commands.cli import main; main()", "recipe", "ls"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
         check=True,

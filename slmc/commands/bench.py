@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from slmc.artefact import Artefact
-from slmc.commands.stages import stage_app
+from slmc.commands.stage_command import stage_app
 
 if TYPE_CHECKING:
     from rich.table import Table

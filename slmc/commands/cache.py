@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slmc import cache, console
+from slmc import cache
 from slmc.artefact import Artefact
+from slmc.commands import console
 from slmc.commands.shared import Json, command
 from slmc.errors import UsageError
 

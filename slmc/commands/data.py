@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slmc import console
+from slmc.commands import console, running
 from slmc.commands import inputs as given
+from slmc.commands.options import configured
 from slmc.commands.shared import Force, Json, Out, command, not_empty
-from slmc.data.config import EvaluateConfig, PrepareConfig
-from slmc.options import configured
+from slmc.data.config import PrepareConfig
+from slmc.evaluation.config import EvaluateConfig
 from slmc.report.numbers import plain
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def prepare(
 ) -> None:
     """Make a dataset of histories from an interaction log."""
     config = make(source=source)
-    given.run("prepare", config, {}, out=out, force=force, as_json=json)
+    running.run("prepare", config, {}, out=out, force=force, as_json=json)
 
 
 @command(app, network=True)
@@ -106,8 +107,8 @@ def tell(values: dict[str, Any], indent: str = "") -> None:
 
 def _power(found: "CheckResult") -> list[str]:
     """What the test set can see, from the ranking of a Markov chain."""
-    from slmc.baselines import measure_markov
-    from slmc.measured import protocol, settled
+    from slmc.evaluation.baselines import measure_markov
+    from slmc.evaluation.measured import protocol, settled
     from slmc.report.power import power_line
 
     data = found.dataset

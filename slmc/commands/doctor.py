@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from slmc import console
+from slmc.commands import console
 from slmc.commands.shared import Json, command
 from slmc.errors import MissingError
 
@@ -20,7 +20,7 @@ def doctor(
     from rich.table import Table
     from rich.text import Text
 
-    from slmc.doctor import examine
+    from slmc.commands.diagnosis import examine
 
     findings = examine(hub=hub)
     bad = any(one.state == "missing" for one in findings)

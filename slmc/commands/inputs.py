@@ -1,14 +1,11 @@
-"""The artefacts that a single-stage command takes, and what it gives."""
+"""The artefacts that a single-stage command takes."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from slmc import artefact as artefacts
-from slmc import console
 from slmc.artefact import Artefact, Kind
 from slmc.config import StageConfig
 from slmc.errors import ArtefactError, UsageError
-from slmc.system import write_whole
 
 
 def taken(path: Path, kind: Kind | None = None) -> Artefact:
@@ -63,44 +60,3 @@ def check_backbone(config: StageConfig, data: Artefact) -> None:
 
     if isinstance(config, TeachConfig):
         check(config, data.manifest.config.get("history"))
-
-
-def run(
-    stage: str,
-    config: StageConfig,
-    inputs: Mapping[str, Artefact],
-    *,
-    out: Path | None,
-    force: bool,
-    as_json: bool,
-    save_recipe: Path | None = None,
-) -> Artefact:
-    """Run one stage and print where its artefact is; returns it."""
-    from slmc.pipeline import run_stage
-
-    recipe = None
-    if save_recipe is not None:
-        from slmc.commands.lineage import as_recipe
-
-        recipe = as_recipe(stage, config, inputs, save_recipe)
-    made = run_stage(stage, config, inputs, out=out, force=force)
-    if recipe is not None and save_recipe is not None:
-        write_whole(save_recipe, recipe)
-    give(made, as_json=as_json)
-    return made
-
-
-def give(made: Artefact, *, as_json: bool) -> None:
-    """Print the path of an artefact, or what is in its manifest."""
-    if as_json:
-        console.result_json(
-            {
-                "path": str(made.path),
-                "digest": made.digest,
-                "kind": made.manifest.kind,
-                "stage": made.manifest.stage,
-                "metrics": made.manifest.metrics,
-            }
-        )
-    else:
-        console.result(str(made.path))

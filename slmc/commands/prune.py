@@ -1,5 +1,5 @@
 """``slmc prune MODEL``."""
 
-from slmc.commands.stages import stage_app
+from slmc.commands.stage_command import stage_app
 
 app = stage_app("prune", "Take layers, attention heads and MLP channels out of a model.", "model")

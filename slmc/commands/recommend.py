@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slmc import console
+from slmc.commands import console
 from slmc.commands import inputs as given
 from slmc.commands.shared import Json, command
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slmc import console
+from slmc.commands import console
 from slmc.commands.shared import Json, command
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(
     json: Json = False,
 ) -> int:
     """Run a recipe: every stage, the gates, the report."""
-    from slmc import pipeline
+    from slmc import pipeline, report
     from slmc.recipe import load
 
     loaded = load(recipe, sets=sets or (), smoke=smoke)
@@ -55,7 +55,7 @@ def run(
         lines.open(folder / "log.jsonl")
         _tell_step(step)
 
-    result = pipeline.run(loaded, run_dir=folder, until=until, on_step=watch)
+    result = pipeline.run(loaded, run_dir=folder, until=until, on_step=watch, report=report.write)
     _tell_result(result, as_json=json)
     return pipeline.exit_code(result)
 

@@ -9,9 +9,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from slmc import console
-from slmc.commands import HELP_OPTIONS
-from slmc.options import Function, signed
+from slmc.commands import HELP_OPTIONS, console
+from slmc.commands.options import Function, signed
 
 Out = Annotated[
     Path | None,

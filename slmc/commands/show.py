@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from slmc import console
 from slmc.artefact import Artefact
+from slmc.commands import console
 from slmc.commands import inputs as given
 from slmc.commands.data import tell
 from slmc.commands.shared import Json, command

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from slmc.artefact import Artefact
-from slmc.commands.stages import stage_app
+from slmc.commands.stage_command import stage_app
 from slmc.stages import STAGES
 
 

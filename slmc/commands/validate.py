@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from slmc import console
 from slmc.artefact import Artefact, is_key
+from slmc.commands import console
 from slmc.commands import inputs as given
+from slmc.commands.options import configured
 from slmc.commands.shared import Data, Json, command
-from slmc.data.config import EvaluateConfig
 from slmc.errors import UndecidedError, UsageError
-from slmc.gates import Gate
-from slmc.options import configured
+from slmc.evaluation.config import EvaluateConfig
+from slmc.evaluation.gates import Gate
 from slmc.recipe.checks import reasons
 from slmc.recipe.text import scalar
 
@@ -145,10 +145,10 @@ def _judge(
     valid_repeats: float | None,
     as_json: bool,
 ) -> int:
+    from slmc.evaluation.verdict import judge
     from slmc.pipeline.judging import described, measured_as, summary_of
     from slmc.report.power import power_lines
     from slmc.report.terminal import metric_table, verdict_table
-    from slmc.verdict import judge
 
     measured = [measured_as(label(judged), judged, report) for judged, report in reports]
     candidate, baseline = measured[0], measured[1] if len(measured) > 1 else None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from slmc.config import OUTSIDE_KEY, Budget, Protocol, Seeded, StageConfig
+from slmc.config import OUTSIDE_KEY, Budget, Seeded, StageConfig
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "recbole", "sequences"]
 TimeUnit = Literal["auto", "s", "ms", "us", "ns", "none"]
@@ -99,10 +99,10 @@ class Terms(StageConfig):
     """A part of the name of the source that they belong to, as for titles."""
 
 
-def _check_numbers(header: bool | str, columns: dict[str, str | None], prefix: str) -> None:
+def _check_numbers(header: bool | str, columns: Mapping[str, str], prefix: str) -> None:
     """Raise ``ValueError`` unless columns that no header names are numbers from 1."""
     for key, column in columns.items():
-        if header is False and column is not None and not re.fullmatch(r"[1-9]\d*", column):
+        if header is False and not re.fullmatch(r"[1-9]\d*", column):
             raise ValueError(
                 "header: false means that columns are numbers from 1, and "
                 f"{prefix}{key} is {column}"
@@ -179,8 +179,7 @@ class PrepareConfig(Seeded):
 
     @model_validator(mode="after")
     def _numbered_columns(self) -> "PrepareConfig":
-        named = {key: getattr(self.columns, key) for key in ("user", "item", "time")}
-        _check_numbers(self.header, named, "columns.")
+        _check_numbers(self.header, self.columns.roles, "columns.")
         return self
 
     @model_validator(mode="after")
@@ -207,23 +206,3 @@ def of_another_source(data: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(of, str) and of not in str(data.get("source")):
             found[key] = of
     return found
-
-
-class EvaluateConfig(Seeded, Protocol):
-    """How a model's ranking is measured."""
-
-    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "ce", "ce_calibrated")
-    """Metrics of the summary: hr@K, ndcg@K, ndcg, mrr, ce (nats) and ce_calibrated, the same at
-    the temperature that is best on validation."""
-    split: Literal["valid", "test"] = "test"
-    """Which targets are ranked."""
-    batch: int = Field(128, ge=1)
-    """Histories that are scored at once."""
-
-    @model_validator(mode="after")
-    def _known_metrics(self) -> "EvaluateConfig":
-        from slmc.metrics import check_metric
-
-        for metric in self.metrics:
-            check_metric(metric)
-        return self

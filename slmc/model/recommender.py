@@ -22,7 +22,7 @@ from transformers import (
 
 from slmc.model import packing
 from slmc.model.packing import Packing, Prefix
-from slmc.model.table import QuantizedTable
+from slmc.model.quantized_table import QuantizedTable
 
 
 class RecommenderConfig(PreTrainedConfig):

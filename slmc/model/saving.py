@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from slmc.artefact import Artefact, Draft
 from slmc.model.loading import SERVING, quiet
-from slmc.model.table import QuantizedTable
+from slmc.model.quantized_table import QuantizedTable
 
 Save = Callable[[PreTrainedModel, Artefact, Path], None]
 """Writes a model and the vocabulary of a dataset into a folder."""

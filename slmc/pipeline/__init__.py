@@ -1,4 +1,9 @@
-"""Run recipes and single stages against the cache."""
+"""Run recipes and single stages against the cache.
+
+Read ``runner``, ``planning`` (what would run), ``keys``, ``store`` (the cache), ``preflight``
+(checks before the first step), ``judging`` (gates), ``rundir`` (a run's folder), ``past`` (read one
+back) and ``inventory`` (what the cache holds). Imported by ``report`` and ``commands``.
+"""
 
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan, schedule
 from slmc.pipeline.runner import RunResult, StepResult, exit_code, run, run_stage, summary

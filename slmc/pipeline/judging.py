@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from slmc.artefact import Artefact, size_mb
 from slmc.config import parse_budget
 from slmc.errors import RecipeError
-from slmc.gates import Gate
+from slmc.evaluation.gates import Gate
 from slmc.recipe import Recipe
 
 if TYPE_CHECKING:
-    from slmc.verdict import Measured, Verdict
+    from slmc.evaluation.verdict import Measured, Verdict
 
 log = logging.getLogger("slmc.pipeline.judging")
 
@@ -40,7 +40,7 @@ def judge_gates(
         made: Step id -> artefact.
         evaluations: Id of a model or engine step -> report of its evaluation.
     """
-    from slmc.verdict import judge
+    from slmc.evaluation.verdict import judge
 
     result = Judgement()
     for gate in recipe.gates:
@@ -104,8 +104,8 @@ def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:
 def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
     import polars as pl
 
-    from slmc.measured import segment_mask, values
-    from slmc.power import ASSUMED_CORRELATION, POWER, detectable_drop, pass_chance
+    from slmc.evaluation.measured import segment_mask, values
+    from slmc.evaluation.power import ASSUMED_CORRELATION, POWER, detectable_drop, pass_chance
 
     split = recipe.evaluate.split
     users = pl.read_parquet(baselines.file(f"markov/{split}.parquet"))
@@ -140,7 +140,7 @@ def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Measure
     """
     import polars as pl
 
-    from slmc.verdict import Measured
+    from slmc.evaluation.verdict import Measured
 
     size = artefact.manifest.metrics.get("size_mb")
     return Measured(

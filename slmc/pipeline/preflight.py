@@ -75,8 +75,8 @@ def check_engines(steps: Sequence[Step]) -> None:
         if not isinstance(config, ExportConfig):
             continue
         # Only where there is an export: they load more than a plan of steps needs.
-        from slmc.export.flavours import FLAVOURS, builder
-        from slmc.export.runtime import providers
+        from slmc.export.runtime.engine import providers
+        from slmc.export.tensorrt.flavours import FLAVOURS, builder
 
         try:
             if config.precision is not None:
@@ -150,7 +150,7 @@ def _made_from(step: Step, known: Mapping[str, Step]) -> Step | None:
 
 
 def _check_prunable(config: PruneConfig, decoder: Any) -> None:
-    from slmc.compress.width import FIND, check_cuttable
+    from slmc.compress.prune.width import FIND, check_cuttable
 
     for field in FIND:
         if getattr(config, field) is not None:

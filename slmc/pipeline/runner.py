@@ -47,7 +47,7 @@ from slmc.stages import STAGES, resolve
 from slmc.system import refused
 
 if TYPE_CHECKING:
-    from slmc.verdict import Verdict
+    from slmc.evaluation.verdict import Verdict
 
 log = logging.getLogger("slmc.pipeline")
 
@@ -106,7 +106,9 @@ class RunResult:
 
 
 Watch = Callable[[PlannedStep | StepResult], None]
-"""Told of each step before it begins, and of what it came to."""
+"""Called with each step before it begins, and with its result."""
+Report = Callable[[RunResult], list[Path]]
+"""Writes the report of a run into its folder; returns the files."""
 
 
 def run(
@@ -115,20 +117,22 @@ def run(
     run_dir: Path | None = None,
     until: str | None = None,
     on_step: Watch = lambda _: None,
+    report: Report = lambda _: [],
 ) -> RunResult:
     """Run a recipe, judge its gates, and write ``run_dir``.
 
-    A step whose own check says no ends the run; the report of what there is by then is written
+    A step whose own check fails ends the run; the report of what there is by then is written
     all the same.
 
     Args:
         recipe: The recipe.
         run_dir: Where links, lock and report go; :func:`default_run_dir` if left out.
         until: Id of the last step that is wanted.
-        on_step: Told of each step before it begins and of what it came to.
+        on_step: Called with each step before it begins, and with its result.
+        report: Called with the judged run, as :func:`slmc.report.write`; none is written without.
 
     Raises:
-        VerdictError: A step's own check (parity, ``must_beat``) says no.
+        VerdictError: A step's own check (parity, ``must_beat``) fails.
         SlmcError: A step cannot run.
         BrokenRunError: A step broke; the same command goes on from there.
     """
@@ -148,7 +152,8 @@ def run(
     result = RunResult(recipe, folder.path, until=until)
     with _sigterm_ends_the_run():
         _run_steps(order, planned, result, folder, outside, on_step)
-    _report(result, folder)
+    _judge(result, folder)
+    result.files = report(result)
     if result.ended is not None:
         for file in result.files:
             log.info("wrote %s", file)
@@ -156,16 +161,12 @@ def run(
     return result
 
 
-def _report(result: RunResult, folder: RunDir) -> None:
-    """Judge the gates and write the numbers and the report into the run's folder."""
+def _judge(result: RunResult, folder: RunDir) -> None:
+    """Judge the gates and write the numbers into the run's folder."""
     judgement = judge_gates(result.recipe, result.artefacts(), result.evaluations)
     result.verdicts, result.advisory = judgement.verdicts, judgement.advisory
     result.notes += judgement.notes
     folder.write_json("metrics.json", summary(result))
-    # The report draws pictures and fills templates: nothing that a step needs to have loaded.
-    from slmc.report import write
-
-    result.files = write(result)
 
 
 def summary(result: RunResult) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""Recipes: the file that says what is made, how, and what it must reach. Needs no torch."""
+"""Read, override and check a recipe; needs no torch.
+
+Read ``loading`` (from text to ``Recipe``), ``text`` (YAML with line numbers), ``steps``,
+``gate_section``, ``checks``, ``misfits`` (combinations that no later step can do), ``faults`` (all
+of them at once), ``sets`` and ``paths``, ``smoke`` and ``schema``.
+"""
 
 from slmc.recipe.loading import (
     VERSION,

@@ -28,12 +28,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field
 
 from slmc.config import Placed, Protocol, StageConfig
-from slmc.data.config import EvaluateConfig, PrepareConfig, of_another_source
+from slmc.data.config import PrepareConfig, of_another_source
 from slmc.errors import RecipeError
-from slmc.gates import Gate
+from slmc.evaluation.config import EvaluateConfig
+from slmc.evaluation.gates import Gate
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, Place, nearest
-from slmc.recipe.gates import read_gates
+from slmc.recipe.gate_section import read_gates
 from slmc.recipe.misfits import refuse_misfits
 from slmc.recipe.paths import check_heads, check_there, take_beside, tell_from
 from slmc.recipe.sets import apply_sets

@@ -12,7 +12,7 @@ from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.export.config import ExportConfig
-from slmc.export.possible import Refusal, Source, refusals
+from slmc.export.constraints import Refusal, Source, refusals
 from slmc.recipe.faults import Faults
 from slmc.recipe.sets import bodies
 from slmc.recipe.steps import Step

@@ -6,8 +6,9 @@ from pydantic.json_schema import models_json_schema
 
 from slmc.artefact import A, Kind
 from slmc.config import StageConfig
-from slmc.data.config import EvaluateConfig, PrepareConfig
-from slmc.gates import Gate
+from slmc.data.config import PrepareConfig
+from slmc.evaluation.config import EvaluateConfig
+from slmc.evaluation.gates import Gate
 from slmc.recipe.loading import VERSION, Head
 from slmc.recipe.steps import ID, WRITABLE
 from slmc.stages import STAGES

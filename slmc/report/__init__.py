@@ -1,4 +1,9 @@
-"""What a run tells: tables, HTML, JUnit, Markdown, a model card."""
+"""The report of a run: tables, HTML, JUnit, Markdown, a model card.
+
+Read ``view`` (what every form shows), ``tables`` and ``numbers``, then the forms: ``html``,
+``markdown``, ``junit``, ``terminal``, ``model_card``, ``tradeoff`` and ``curves``. ``advice``,
+``power`` and ``training`` write the sentences. Imported by ``commands``.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +21,8 @@ def write(result: "RunResult") -> list[Path]:
     ``model-card.md`` of the last model or engine with the numbers that this run has measured,
     and ``tradeoff.svg`` where there are several engines to compare.
     """
-    from slmc.report import card, html, junit, markdown, tradeoff
+    from slmc.report import html, junit, markdown, tradeoff
+    from slmc.report import model_card as card
     from slmc.report.view import view_of
 
     view = view_of(result)

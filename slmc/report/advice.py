@@ -7,7 +7,7 @@ to read that before any table; where the LLM ranks better, the table says all th
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from slmc.bootstrap import Bounds
+from slmc.evaluation.bootstrap import Bounds
 from slmc.report import numbers
 from slmc.report.tables import change_between, mean_of, ranking_metric, teacher_of, user_table
 

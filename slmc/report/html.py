@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from slmc.bootstrap import Bounds
 from slmc.config import parse_budget
+from slmc.evaluation.bootstrap import Bounds
 from slmc.report import numbers, tradeoff
 from slmc.report.curves import Curves
 from slmc.report.markdown import CONTROLS

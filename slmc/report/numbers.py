@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from slmc.bootstrap import Bounds
+from slmc.evaluation.bootstrap import Bounds
 
 NONE = "-"
 

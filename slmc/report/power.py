@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import polars as pl
 
-    from slmc.gates import Gate
-    from slmc.measured import Measured
+    from slmc.evaluation.gates import Gate
+    from slmc.evaluation.measured import Measured
     from slmc.pipeline import RunResult
     from slmc.report.tables import Row
 
@@ -95,8 +95,8 @@ def power_line(
         name: What the candidate is called.
         confidence: One-sided, of a gate.
     """
-    from slmc.measured import values
-    from slmc.power import ASSUMED_CORRELATION, POWER, correlation_of, detectable_drop
+    from slmc.evaluation.measured import values
+    from slmc.evaluation.power import ASSUMED_CORRELATION, POWER, correlation_of, detectable_drop
 
     ours = values(per_user, metric, protocol)
     if candidate is None:

@@ -10,10 +10,10 @@ from rich.text import Text
 from slmc.report import numbers
 
 if TYPE_CHECKING:
-    from slmc.gates import Gate
+    from slmc.evaluation.gates import Gate
+    from slmc.evaluation.verdict import Verdict
     from slmc.report.tables import Comparison, Row, Timing
     from slmc.report.view import View
-    from slmc.verdict import Verdict
 
 COLOURS = {"pass": "green", "fail": "red", "regression": "red", "inconclusive": "yellow"}
 
@@ -136,7 +136,7 @@ def metric_table(
         names: The metrics, in order.
         valid_repeats: Share of repeats among validation targets; None where it is not known.
     """
-    from slmc.measured import told_of
+    from slmc.evaluation.measured import told_of
     from slmc.report.tables import Z
 
     protocols = dict.fromkeys(
@@ -161,7 +161,7 @@ def asked(gate: "Gate") -> str:
 
 def change_of(verdict: "Verdict") -> str:
     """The change of a verdict with its one-sided bounds."""
-    from slmc.bootstrap import Bounds
+    from slmc.evaluation.bootstrap import Bounds
 
     if verdict.change is None or verdict.low is None or verdict.high is None:
         return numbers.NONE

@@ -22,8 +22,8 @@ from slmc.report.tables import (
 from slmc.report.training import unfinished
 
 if TYPE_CHECKING:
+    from slmc.evaluation.verdict import Verdict
     from slmc.pipeline import RunResult
-    from slmc.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class View:
 
 def view_of(result: "RunResult") -> View:
     """Gather the view of a run that has ended, whole or up to a step."""
-    from slmc.measured import told_of
+    from slmc.evaluation.measured import told_of
 
     recipe = result.recipe
     made = result.artefacts()

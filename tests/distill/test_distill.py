@@ -17,7 +17,7 @@ from slmc.errors import BrokenRunError, UsageError
 from slmc.model.device import Placement
 from slmc.model.loading import load_model
 from slmc.model.recommender import SequentialRecommender
-from slmc.next_item import training_rows
+from slmc.training.next_item import training_rows
 
 FAST = {"layers": 2, "blocks": 2, "epochs": 1, "rows": 8, "warmup": 2, "dtype": "fp32"}
 TERMS = {"cosine": 1.0, "norm": 0.1, "supervise": 1.0, "logits": 1.0}

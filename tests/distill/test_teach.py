@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from slmc.artefact import Artefact, load
-from slmc.baselines import baselines as measure_baselines
 from slmc.config import Sampled
 from slmc.data.dataset import Dataset
 from slmc.distill.config import MustBeat, Prompt, TeachConfig
 from slmc.distill.must_beat import check, compare
 from slmc.distill.teach import check_vocabulary, teach
 from slmc.errors import UsageError, VerdictError
-from slmc.evaluate import VectorScorer
-from slmc.model.config import BaselinesConfig
+from slmc.evaluation.baselines import baselines as measure_baselines
+from slmc.evaluation.config import BaselinesConfig
+from slmc.evaluation.evaluate import VectorScorer
 from slmc.model.loading import load_model
 from slmc.model.recommender import SequentialRecommender
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from slmc.artefact import Artefact
 from slmc.compress.config import PruneConfig
-from slmc.compress.prune import prune
+from slmc.compress.prune.prune import prune
 from slmc.distill import distill as distilling
 from slmc.distill import teach as teaching
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.errors import BrokenRunError, UsageError
 from slmc.model import recommender, sources
 from slmc.model.loading import load_model, quiet
-from slmc.train_types import Outcome
+from slmc.training.types import Outcome
 
 FAST = {"epochs": 1, "rows": 8, "warmup": 2, "dtype": "fp32"}
 SMOLLM2 = (

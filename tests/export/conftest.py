@@ -19,10 +19,12 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
-from slmc.export import flavours, graph, typed
 from slmc.export.config import ExportConfig
-from slmc.export.flavours import FLAVOURS
-from slmc.export.onnx import export
+from slmc.export.export import export
+from slmc.export.graph import optimize as graph
+from slmc.export.tensorrt import flavours
+from slmc.export.tensorrt import graph as typed
+from slmc.export.tensorrt.flavours import FLAVOURS
 from slmc.model.loading import Recommender
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig

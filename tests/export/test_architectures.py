@@ -12,11 +12,14 @@ from families import small
 from numpy.typing import NDArray
 
 from slmc.data.batches import pad_left
-from slmc.export import passes, tensorrt, twin, typed
 from slmc.export.config import ExportConfig
-from slmc.export.flavours import FLAVOURS
-from slmc.export.graph import to_onnx
-from slmc.export.reference import linear_layers
+from slmc.export.graph import serialize
+from slmc.export.graph.optimize import to_onnx
+from slmc.export.reference import cpu_emulation
+from slmc.export.reference.precision import linear_layers
+from slmc.export.tensorrt import build as tensorrt
+from slmc.export.tensorrt import graph as typed
+from slmc.export.tensorrt.flavours import FLAVOURS
 from slmc.model.codes import Codes, rounded
 from slmc.model.recommender import SequentialRecommender
 
@@ -73,7 +76,7 @@ def test_a_family_is_exported(family: str, layout: str, kv_heads: int, tmp_path:
         computed = computed_tokens(graph, np.array([[1, 2, 3], [4, 5, 6]]))
         assert computed.count(6) == computed.count(2) + 1
         assert set(computed) == {2, 6}
-    passes.save(graph, tmp_path / "model.onnx")
+    serialize.save(graph, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     check(session, model, SAME)
 
@@ -121,11 +124,11 @@ def test_a_family_is_built_by_tensorrt(family: str, rtx: Any, tmp_path: Path) ->
     onnxruntime = pytest.importorskip("onnxruntime")
     model, flavour = recommender(family), FLAVOURS["tensorrt-rtx"]
     graph = typed.typed_graph(model, ITEMS, "bf16", {}, {})
-    session = onnxruntime.InferenceSession(twin.runnable(graph).SerializeToString())
+    session = onnxruntime.InferenceSession(cpu_emulation.runnable(graph).SerializeToString())
     with torch.inference_mode():
         spread = float(model(torch.ones((1, 3), dtype=torch.long))[:, 1:].std())
-    check(session, twin.emulated(model, "bf16", {}, {}), HALF * spread)
-    passes.save(graph, tmp_path / "model.onnx")
+    check(session, cpu_emulation.emulated(model, "bf16", {}, {}), HALF * spread)
+    serialize.save(graph, tmp_path / "model.onnx")
     shapes = tensorrt.profiles(ExportConfig(), HISTORY)
     assert tensorrt.build(rtx, flavour, tmp_path / "model.onnx", shapes, ExportConfig())
 

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from slmc import cli
 from slmc.artefact import MANIFEST, Artefact, draft
+from slmc.commands import cli
 from slmc.export.config import ExportConfig
-from slmc.export.runtime import GRAPH
+from slmc.export.runtime.engine import GRAPH
 
 Spoil = Callable[[Path], None]
 

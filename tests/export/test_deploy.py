@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from slmc.artefact import Artefact
-from slmc.export import possible, tensorrt_runtime, triton
+from slmc.commands.options import settings
+from slmc.export import constraints
 from slmc.export.config import ExportConfig
-from slmc.export.runtime import GRAPH
-from slmc.options import settings
+from slmc.export.runtime.engine import GRAPH
+from slmc.export.tensorrt import runtime as tensorrt_runtime
+from slmc.export.triton import repository as triton
 
 TEXT = (Path(__file__).parents[2] / "docs/deploy.md").read_text()
 
@@ -31,7 +33,7 @@ def test_options_and_names_are_there() -> None:
     assert named and named <= options
     for name in (triton.PYTHON, triton.ONNX, triton.TENSORRT):
         assert f"`{name}`" in TEXT
-    assert f"{possible.LARGEST_K} at most" in TEXT
+    assert f"{constraints.LARGEST_K} at most" in TEXT
     for method in re.findall(r"engine\.(\w+)\(", TEXT):
         assert hasattr(tensorrt_runtime.TensorrtEngine, method)
 

@@ -12,7 +12,7 @@ import pytest
 
 from slmc.artefact import Artefact
 from slmc.export import card
-from slmc.export.runtime import Engine
+from slmc.export.runtime.engine import Engine
 from slmc.recommend import recommend
 
 PINS = Path(__file__).parents[2] / "constraints.txt"

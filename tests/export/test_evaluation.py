@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 
 from slmc.artefact import Artefact, draft
-from slmc.data.config import EvaluateConfig
 from slmc.errors import UsageError
-from slmc.evaluate import evaluate
+from slmc.evaluation.config import EvaluateConfig
+from slmc.evaluation.evaluate import evaluate
 from slmc.export.config import ExportConfig, ParityConfig
 from slmc.export.evaluation import evaluate_engine
-from slmc.export.onnx import export
+from slmc.export.export import export
 
 Place = Callable[[str], Path]
 

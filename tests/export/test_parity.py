@@ -10,10 +10,11 @@ from onnx import numpy_helper
 from slmc.artefact import Artefact
 from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError, VerdictError
-from slmc.export import onnx as stage
-from slmc.export import parity, passes
+from slmc.export import export as stage
+from slmc.export import parity
 from slmc.export.config import ExportConfig, ParityConfig
-from slmc.export.runtime import GRAPH, MASKED
+from slmc.export.graph import serialize
+from slmc.export.runtime.engine import GRAPH, MASKED
 from slmc.model.loading import load_model
 
 HISTORY, USERS = 12, 40
@@ -54,7 +55,7 @@ def test_a_changed_weight_is_seen(
     which: int, packed: Artefact, model: Artefact, dataset: Artefact, tmp_path: Path
 ) -> None:
     graph = damaged(onnx.load(packed.path / GRAPH), which)
-    passes.save(graph, tmp_path / GRAPH)
+    serialize.save(graph, tmp_path / GRAPH)
     (tmp_path / "engine.json").write_bytes((packed.path / "engine.json").read_bytes())
     histories = parity.real_histories(Dataset.open(dataset))
     with pytest.raises(VerdictError) as caught:

@@ -20,17 +20,18 @@ from transformers import AutoConfig
 
 from slmc.artefact import Artefact
 from slmc.data.batches import pad_left
-from slmc.data.config import EvaluateConfig
 from slmc.errors import UsageError
-from slmc.evaluate import evaluate
-from slmc.export import twin, typed
+from slmc.evaluation.config import EvaluateConfig
+from slmc.evaluation.evaluate import evaluate
 from slmc.export.config import BenchConfig, ExportConfig
 from slmc.export.evaluation import evaluate_engine
-from slmc.export.fusion import MICROSOFT
-from slmc.export.graph import to_onnx
-from slmc.export.onnx import export
-from slmc.export.reference import in_precision
-from slmc.export.runtime import GRAPH
+from slmc.export.export import export
+from slmc.export.graph.ir import MICROSOFT
+from slmc.export.graph.optimize import to_onnx
+from slmc.export.reference import cpu_emulation
+from slmc.export.reference.precision import in_precision
+from slmc.export.runtime.engine import GRAPH
+from slmc.export.tensorrt import graph as typed
 from slmc.model.loading import Recommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
 from slmc.recommend import recommend
@@ -166,8 +167,8 @@ def test_the_graph_for_tensorrt(precision: str, made: Artefact) -> None:
     types = Counter(t.data_type for t in graph.graph.initializer if len(t.dims) == 2)
     halves = types[onnx.TensorProto.BFLOAT16]
     assert halves == (8 if precision == "bf16" else 0)
-    answer = twin.engine(graph, made.path).answer
-    same = twin.emulated(loaded, precision, {}, {})
+    answer = cpu_emulation.engine(graph, made.path).answer
+    same = cpu_emulation.emulated(loaded, precision, {}, {})
     allowed = EXACT if precision == "fp32" else FLIPPED
     assert answers.error(lambda rows: answer(rows)[1], same, SHAPES, ITEMS) < allowed
 
@@ -230,7 +231,7 @@ def test_it_recommends_and_skips_what_it_does_not_know(made: Artefact) -> None:
 def test_it_is_timed_beside_the_model(
     made: Artefact, sasrec: Artefact, dataset: Artefact, place: Place
 ) -> None:
-    from slmc.export.bench import bench
+    from slmc.export.runtime.bench import bench
 
     config = BenchConfig(batch=(1, 4), rounds=3, threads=1)
     report = bench(config, {"data": dataset, "engine": made, "baseline": sasrec}, place("bench"))

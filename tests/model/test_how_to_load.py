@@ -10,8 +10,8 @@ import pytest
 
 import slmc
 from slmc.artefact import Artefact
-from slmc.model.config import SasrecConfig
-from slmc.pretrain import sasrec as train
+from slmc.training.config import SasrecConfig
+from slmc.training.pretrain import sasrec as train
 
 
 @pytest.fixture(scope="module")

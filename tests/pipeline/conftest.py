@@ -11,7 +11,7 @@ import slmc.report
 from slmc.libraries import LIBRARIES
 from slmc.stages import STAGES
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Fake stages, an empty cache, a folder to run in with a log and a recipe."""
     from running import RECIPE
 
-    spec = importlib.util.spec_from_file_location("fake_stages", TESTS / "fake_stages.py")
+    spec = importlib.util.spec_from_file_location("fake_stages", HELPERS / "fake_stages.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

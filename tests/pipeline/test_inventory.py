@@ -9,8 +9,9 @@ from types import ModuleType
 import pytest
 from running import made
 
-from slmc import cache, cli
+from slmc import cache
 from slmc.artefact import Artefact, load
+from slmc.commands import cli
 from slmc.errors import UsageError
 from slmc.pipeline import inventory
 from slmc.pipeline.rundir import RunDir

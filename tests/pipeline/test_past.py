@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 from running import ORDER, made
 
-from slmc import cache, cli
+from slmc import cache
+from slmc.commands import cli
 from slmc.errors import BrokenRunError, MissingError, UsageError
 from slmc.pipeline import store
 

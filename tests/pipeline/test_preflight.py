@@ -10,8 +10,8 @@ from running import made, statuses
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slmc import cli
 from slmc.artefact import Artefact
+from slmc.commands import cli
 from slmc.errors import MissingError
 from slmc.model.quieting import quiet
 from slmc.pipeline import preflight

@@ -17,7 +17,7 @@ from slmc.errors import BrokenRunError, MissingError, VerdictError
 from slmc.pipeline import plan
 from slmc.recipe import load as read
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_cache_that_cannot_be_written(fakes: ModuleType, monkeypatch: pytest.M
 def start(code: str) -> subprocess.Popen[str]:
     """Python in another process, with the fakes in place."""
     head = (
-        f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fake_stages; "
+        f"import sys; sys.path.insert(0, {str(HELPERS)!r}); import fake_stages; "
         "from slmc.stages import STAGES; fake_stages.install(STAGES); import slmc.report; "
         "slmc.report.write = lambda result: []\n"
         "from slmc.recipe import load; from slmc.pipeline import run\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from recipe_files import TEACH, faults, read
 
-from slmc import cli
+from slmc.commands import cli
 from slmc.data.config import PrepareConfig, Terms
 from slmc.recipe import load, packaged, resolved_yaml, text_of
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from recipe_files import TEACH, TOP, faults, read
 
-from slmc.cli import call
+from slmc.commands.cli import call
 from slmc.export.config import ExportConfig
 from slmc.recipe import load
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from recipe_files import TEACH, TOP, faults, read
 
-from slmc import cli
+from slmc.commands import cli
 from slmc.errors import RecipeError
 from slmc.recipe import load, resolved_yaml
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from slmc import console, pipeline, recipe
+from slmc import pipeline, recipe
+from slmc.commands import console
 from slmc.pipeline import RunResult
+from slmc.report import write
 
 RECIPE = """
 version: 1
@@ -45,5 +47,6 @@ def finished(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResu
         return pipeline.run(
             recipe.load(file),
             run_dir=run_dir,
+            report=write,
             on_step=lambda _: lines.open(run_dir / "log.jsonl"),
         )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from slmc.bootstrap import Bounds
+from slmc.evaluation.bootstrap import Bounds
 from slmc.report import numbers
 
 

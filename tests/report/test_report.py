@@ -12,11 +12,13 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from slmc import console, report
-from slmc.measured import values
-from slmc.metrics import CROSS_ENTROPIES
+from slmc import report
+from slmc.commands import console
+from slmc.config import CROSS_ENTROPIES
+from slmc.evaluation.measured import values
 from slmc.pipeline import RunResult
-from slmc.report import card, junit, markdown
+from slmc.report import junit, markdown
+from slmc.report import model_card as card
 from slmc.report.html import interval, page
 from slmc.report.tables import Z
 from slmc.report.terminal import cells, run_table, sentence_of
@@ -179,7 +181,7 @@ def test_html_escapes_what_a_recipe_says(view: View) -> None:
 
 
 def test_an_interval_keeps_its_order_on_the_line() -> None:
-    from slmc.bootstrap import Bounds
+    from slmc.evaluation.bootstrap import Bounds
 
     plot = interval(Bounds(-0.02, -0.05, 0.01), limit=-0.03)
     assert plot is not None and plot.limit is not None

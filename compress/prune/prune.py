@@ -1,0 +1,213 @@
+"""Prune a recommender: fewer layers, attention heads and MLP channels, the rest as it was.
+
+What it costs in ranking is won back by composition: a ``distill`` step whose student is the
+pruned model.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slmc.artefact import Artefact, draft
+from slmc.compress.calibration import histories
+from slmc.compress.config import PruneConfig
+from slmc.compress.prune import depth, importance, width
+from slmc.compress.prune.importance import Calibration
+from slmc.compress.prune.sizes import Kept, Sizes, wanted
+from slmc.compress.prune.width import FIND
+from slmc.compress.validation import alike
+from slmc.data.batches import pad_left
+from slmc.data.dataset import Dataset
+from slmc.errors import UsageError
+from slmc.evaluation.evaluate import VectorScorer, check_catalogue
+from slmc.evaluation.measured import protocol
+from slmc.model.device import Placement, choose
+from slmc.model.loading import load_model, place
+from slmc.model.quantized import is_quantized
+from slmc.model.recommender import SequentialRecommender
+from slmc.model.saving import seal_model
+from slmc.training.next_item import ranking
+
+CHECKED = 8
+"""Calibration histories on which the smaller model is compared with the masked one."""
+SEARCHED = "ndcg"
+"""Metric of a search: without a cutoff, it changes with every rank."""
+LITTLE = 0.05
+"""Share of the weights below which a saving is called small."""
+NAMES = {"heads": "kv_groups", "ffn": "channels"}
+"""Field of the config -> what it takes a share of, in ``metrics.json``."""
+
+log = logging.getLogger("slmc.prune")
+
+
+def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Keep the layers, kv groups and MLP channels that matter most.
+
+    Raises:
+        UsageError: The model is no float recommender on an LLM, does not rank the dataset's
+            catalogue, has weights that are not finite, or nothing of it would be left.
+        UndecidedError: There is nothing to measure importance on.
+        MissingError: torch-pruning is not installed.
+    """
+    width.torch_pruning()
+    data = Dataset.open(inputs["data"])
+    placement = choose(config.device, "fp32")
+    model = recommender(inputs["model"])
+    check_catalogue(VectorScorer.of(model), data)
+    place(model, placement.device)
+    for field in FIND:
+        if getattr(config, field) is not None:
+            width.check_cuttable(model.backbone, field)
+    target = wanted(config, model.config)
+    before, parameters = Sizes.of(model.config.backbone_config), count(model)
+    with draft(out) as work:
+        on = Calibration(
+            histories(data, count=config.calibration, seed=config.seed), seed=config.seed
+        )
+        layers, numbers = _layers(config, target, model, data, on, placement)
+        kept, listed = _units(config, target, model, layers, on)
+        ids = torch.from_numpy(pad_left(on.histories[-CHECKED:])).to(placement.device)
+        with torch.inference_mode(), width.masked(model, kept):
+            expected = model.user_vectors(ids)
+        model = width.cut(model, kept)
+        with torch.inference_mode():
+            kind = model.config.backbone_config.model_type
+            width.check_same(model.user_vectors(ids), expected, kind)
+        place(model, "cpu")
+        _say_what_is_saved(model, parameters)
+        after = Sizes.of(model.config.backbone_config)
+        sizes = {
+            "before": asdict(before) | {"parameters": parameters},
+            "after": asdict(after) | {"parameters": count(model)},
+        }
+        return seal_model(
+            work,
+            model,
+            stage="prune",
+            config=config,
+            inputs=inputs,
+            numbers=sizes | {"kept_layers": layers} | numbers | {"layers": listed},
+            device=placement.device.type,
+            note=(
+                f"{after.layers} of {before.layers} layers, {after.heads} of {before.heads} "
+                f"attention heads and {after.channels} of {before.channels} MLP channels of the "
+                "model that it was pruned from; not trained since."
+            ),
+        )
+
+
+def recommender(artefact: Artefact) -> SequentialRecommender:
+    """The model of an artefact; raises ``UsageError`` if it cannot be pruned."""
+    stored = json.loads(artefact.file("config.json").read_text())
+    if is_quantized(stored):
+        raise UsageError(
+            f"{artefact.path} is quantized: its weights are codes, which cannot be cut.",
+            "Prune before quantizing: name the model that it was made from.",
+        )
+    model = load_model(artefact)
+    if not isinstance(model, SequentialRecommender):
+        raise UsageError(
+            f"{artefact.path} is a {type(model).__name__}, not a recommender on an LLM.",
+            "Name the artefact of a teach or distill step.",
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UsageError(
+                f"{artefact.path / 'model.safetensors'}: {name} holds numbers that are not finite.",
+                "Make the model again; its training has probably diverged.",
+            )
+    return model
+
+
+def _layers(
+    config: PruneConfig,
+    target: Sizes,
+    model: SequentialRecommender,
+    data: Dataset,
+    on: Calibration,
+    placement: Placement,
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The layers that stay, and what was measured to choose them."""
+    if config.layers is None:
+        return tuple(range(target.layers)), {}
+    influence = depth.block_influence(model, on.histories)
+    numbers: dict[str, Any] = {"block_influence": influence}
+    if config.depth_by == "influence":
+        return depth.by_influence(influence, target.layers), numbers
+    targets = data.targets("valid").sample(depth.SEARCH_USERS, config.seed)
+    how = alike(config, data).model_copy(update={"metrics": (SEARCHED,)})
+    measure = ranking(model, targets, data, how, placement)
+    kept, gone = depth.by_search(model, lambda: measure()[SEARCHED], target.layers)
+    return kept, numbers | {"search": gone, "protocol": protocol(how)}
+
+
+def _units(
+    config: PruneConfig,
+    target: Sizes,
+    model: SequentialRecommender,
+    layers: tuple[int, ...],
+    on: Calibration,
+) -> tuple[Kept, list[dict[str, Any]]]:
+    """What stays in each layer that stays, and what the importance of its units was."""
+    listed: list[dict[str, Any]] = [{"layer": number} for number in layers]
+    keep = {"heads": target.kv_groups, "ffn": target.channels}
+    fields = [field for field in FIND if getattr(config, field) is not None]
+    found = {
+        field: [FIND[field](model.layers[i], model.config.backbone_config) for i in layers]
+        for field in fields
+    }
+    flat = [one for units in found.values() for one in units]
+    gone = [i for i in range(len(model.layers)) if i not in layers]
+    with depth.skipping(model.layers, gone):
+        scored = iter(importance.scores(config.importance, model, flat, on) if flat else [])
+    kept: dict[str, list[tuple[int, ...]]] = {}
+    for field in fields:
+        scores = [next(scored) for _ in layers]
+        kept[field] = [best(one, keep[field]) for one in scores]
+        for entry, one, stays in zip(listed, scores, kept[field], strict=True):
+            entry[NAMES[field]] = summary(one, stays)
+    return Kept(layers, kept), listed
+
+
+def best(scores: Tensor, keep: int) -> tuple[int, ...]:
+    """The ``keep`` units of the highest scores ``[U]``, in order; of two alike the first."""
+    ranked = scores.sort(descending=True, stable=True).indices
+    return tuple(sorted(ranked[:keep].tolist()))
+
+
+def summary(scores: Tensor, stays: Iterable[int]) -> dict[str, Any]:
+    """Which units stay, and how their importance compares with that of the others."""
+    kept = list(stays)
+    gone = [i for i in range(len(scores)) if i not in set(kept)]
+    total = scores.sum().item()
+    return {
+        "kept": kept,
+        "importance_kept": scores[kept].sum().item() / total if total else 1.0,
+        "least_kept": scores[kept].min().item(),
+        "most_removed": scores[gone].max().item() if gone else None,
+    }
+
+
+def count(model: SequentialRecommender) -> int:
+    """Parameters of a model."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _say_what_is_saved(model: SequentialRecommender, before: int) -> None:
+    """Warn where the model is hardly smaller because its items are most of it."""
+    after, items = count(model), model.item_embeddings.weight.numel()
+    saved = 1 - after / before
+    log.info("prune: %d parameters of %d are left", after, before)
+    if saved < LITTLE and items > before / 2:
+        log.warning(
+            "prune: the model is only %.1f %% smaller: %.0f %% of its weights are the item table, "
+            "which pruning leaves as it is; quantize it instead",
+            100 * saved,
+            100 * items / before,
+        )

@@ -1,0 +1,189 @@
+"""Quantize the linear layers and the item table of a recommender: weights only."""
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slmc.artefact import Artefact, Draft, draft
+from slmc.compress import layers as layer_reports
+from slmc.compress.calibration import histories
+from slmc.compress.config import QuantizeConfig
+from slmc.compress.layers import Quantized
+from slmc.compress.quantize import storage
+from slmc.compress.quantize.assignment import assign
+from slmc.compress.quantize.item_table import quantize_table
+from slmc.compress.quantize.sensitivity import Trial, sensitivity
+from slmc.compress.quantize.sequential import Finished, Method, quantize_layers
+from slmc.compress.validation import alike, change, check_users, measure
+from slmc.data.batches import pad_left
+from slmc.data.dataset import Dataset
+from slmc.errors import UsageError
+from slmc.evaluation.evaluate import VectorScorer, check_catalogue
+from slmc.evaluation.measured import protocol, told
+from slmc.model import device, quantized
+from slmc.model.loading import load_model
+from slmc.model.recommender import SequentialRecommender
+from slmc.model.saving import seal_model
+
+BATCH = 16
+"""Calibration histories that are computed at once; they are of like length."""
+
+log = logging.getLogger("slmc.quantize")
+
+
+def quantize(config: QuantizeConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Store a recommender's weights in 4 or 8 bits.
+
+    Raises:
+        UsageError: The model is no float recommender on an LLM, ranks another catalogue, or
+            the settings do not fit its layers.
+        UndecidedError: There is no calibration history, or no validation target where the
+            ranking has to be measured.
+        BrokenRunError: A weight or a calibration input is not a finite number.
+        MissingError: A library of the extra ``quantize`` is not installed.
+    """
+    _check_installed(config)
+    data = Dataset.open(inputs["data"])
+    where = device.choose(config.device, "fp32").device
+    model = recommender(inputs["model"], where)
+    check_catalogue(VectorScorer.of(model), data)
+    bits = assign(config, model)
+    if config.item_table is not None or config.sensitivity is not False:
+        check_users(data, "the item table" if config.item_table else "sensitivity")
+    batches = calibration_batches(data, config, where)
+    with draft(out) as work:
+        numbers: dict[str, Any] = {"method": config.method}
+        if config.item_table is not None:
+            numbers["item_table"] = _table(model, data, config)
+        done = _layers(model, bits, batches, config, inputs, data, work)
+        numbers |= summary(model, done, config)
+        layer_reports.write([one.report for one in done], work.path)
+        return seal_model(
+            work,
+            model,
+            stage="quantize",
+            config=config,
+            inputs=inputs,
+            numbers=numbers,
+            device=where.type,
+            note=_note(config, done),
+            save=partial(_save, layers=done, group_size=config.group_size),
+        )
+
+
+def recommender(artefact: Artefact, where: torch.device) -> SequentialRecommender:
+    """The float recommender of an artefact; raises ``UsageError`` if it is none."""
+    if quantized.is_quantized(json.loads(artefact.file("config.json").read_text())):
+        raise UsageError(
+            f"{artefact.path} is quantized already.",
+            "Name the model that it was made from: `slmc show` tells which.",
+        )
+    model = load_model(artefact, where)
+    if not isinstance(model, SequentialRecommender):
+        raise UsageError(
+            f"{artefact.path} is a {type(model).__name__}, not a recommender on an LLM.",
+            "Name the artefact of a teach, distill or prune step.",
+        )
+    return model
+
+
+def calibration_batches(data: Dataset, config: QuantizeConfig, where: torch.device) -> list[Tensor]:
+    """Calibration histories in batches ``[B, L]`` int64 of like length, padded on the left."""
+    drawn = histories(data, count=config.calibration, seed=config.seed)
+    drawn.sort(key=len)
+    cuts = range(0, len(drawn), BATCH)
+    return [torch.from_numpy(pad_left(drawn[i : i + BATCH])).to(where) for i in cuts]
+
+
+def summary(
+    model: PreTrainedModel, layers: list[Quantized], config: QuantizeConfig
+) -> dict[str, Any]:
+    """What ``metrics.json`` says of the quantized layers."""
+    weights = sum(one.codes.numel() for one in layers)
+    per_group = 32 + (0 if config.symmetric else 1) * config.bits
+    stored = sum(
+        one.codes.numel() * (one.grid.bits + per_group / config.group_size) for one in layers
+    )
+    return {
+        "layers_quantized": len(layers),
+        "weights_quantized": weights,
+        "bits_per_weight": round(stored / weights, 3) if weights else None,
+        "largest_error": max((one.report.error for one in layers), default=None),
+    }
+
+
+def _check_installed(config: QuantizeConfig) -> None:
+    if config.method == "gptq":
+        quantized.require("llmcompressor", otherwise=", or ask for --method rtn")
+    quantized.require()
+
+
+def _table(model: SequentialRecommender, data: Dataset, config: QuantizeConfig) -> dict[str, Any]:
+    """Quantize the item table alone, and measure what that does to the ranking."""
+    how = alike(config, data)
+    before = measure(model, data, how, "float item table")
+    quantize_table(model, str(config.item_table))
+    after = measure(model, data, how, f"{config.item_table} item table")
+    return {
+        "form": config.item_table,
+        "protocol": told(protocol(how)),
+        "n": len(data.targets("valid").users),
+        "float": before.means,
+        "quantized": after.means,
+        "change": change(after, before, config.seed),
+    }
+
+
+def _layers(
+    model: SequentialRecommender,
+    bits: dict[str, int],
+    batches: list[Tensor],
+    config: QuantizeConfig,
+    inputs: dict[str, Artefact],
+    data: Dataset,
+    work: Draft,
+) -> list[Quantized]:
+    """Quantize the linear layers, and measure how the ranking depends on each if asked to."""
+    key = [config.model_dump(mode="json"), {role: a.digest for role, a in inputs.items()}]
+    finished = Finished(work.resume, key)
+    floats = {}
+    if config.sensitivity is not False:
+        floats = {n: model.get_parameter(f"{n}.weight").detach().clone() for n in bits}
+    method = Method(
+        name=config.method,
+        group_size=config.group_size,
+        symmetric=config.symmetric,
+        act_order=config.act_order is not False,
+    )
+    done = quantize_layers(model, bits, batches, method, finished)
+    if config.sensitivity is not False:
+        trial = Trial(model, data, floats, done, config, finished.folder)
+        sensitivity(trial, work.path)
+    return done
+
+
+def _save(
+    model: PreTrainedModel,
+    dataset: Artefact,
+    out: Path,
+    *,
+    layers: list[Quantized],
+    group_size: int,
+) -> None:
+    storage.save(model, layers, group_size, dataset, out)
+
+
+def _note(config: QuantizeConfig, layers: list[Quantized]) -> str:
+    widths = {one.grid.bits: 0 for one in layers}
+    for one in layers:
+        widths[one.grid.bits] += 1
+    parts = [f"{count} linear layers in {bits} bits" for bits, count in sorted(widths.items())]
+    parts += [f"the item table in {config.item_table}"] * bool(config.item_table)
+    how = f" ({config.method}, groups of {config.group_size})" if layers else ""
+    return f"Quantized{how}: {', '.join(parts)}."

@@ -1,0 +1,237 @@
+"""Quantize a decoder one layer after the other, each on the inputs that it will really see.
+
+The linear layers of a decoder layer are rounded on its inputs; then these run through the
+rounded layer and are the inputs of the next, so that later layers know of earlier errors. What
+is finished is kept: a killed run goes on after the last finished layer, with the same bits.
+Letters: ``T`` tokens of a packed batch, ``K`` inputs of a linear layer.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from slmc.artefact import canonical
+from slmc.compress.layers import LayerReport, Quantized, report
+from slmc.compress.quantize.gptq import gptq
+from slmc.compress.quantize.rtn import Grid
+from slmc.errors import BrokenRunError
+from slmc.model.recommender import SequentialRecommender
+
+Keywords = Mapping[str, Any]
+Run = Callable[[], Tensor]
+"""Computes a part of the model on a batch, so that hooks see what enters its layers."""
+
+log = logging.getLogger("slmc.quantize")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How each layer is rounded."""
+
+    name: str
+    """``gptq`` or ``rtn``."""
+    group_size: int
+    symmetric: bool
+    act_order: bool
+
+
+class Finished:
+    """What is quantized already, on disk: a file for each part of the model."""
+
+    def __init__(self, folder: Path, key: object) -> None:
+        """Keep files in ``folder``; those of a run with another ``key`` are not looked at."""
+        digest = hashlib.sha256(canonical(key)).hexdigest()[:16]
+        self.folder = folder / f"layers-{digest}"
+        self.folder.mkdir(exist_ok=True)
+
+    def load(self, part: str, device: torch.device) -> list[Quantized] | None:
+        """The layers of a part, or None if it is not finished."""
+        file = self.folder / f"{part}.safetensors"
+        if not file.is_file():
+            return None
+        with safe_open(file, framework="pt", device=str(device)) as stored:
+            reports = json.loads(stored.metadata()["layers"])
+            return [_layer(stored.get_tensor, LayerReport(**said)) for said in reports]
+
+    def save(self, part: str, layers: Sequence[Quantized]) -> None:
+        """Write a part, whole or not at all."""
+        tensors = {}
+        for layer in layers:
+            tensors[f"{layer.name}.codes"] = layer.codes
+            tensors[f"{layer.name}.scale"] = layer.grid.scale
+            tensors[f"{layer.name}.zero_point"] = layer.grid.zero_point
+        said = json.dumps([asdict(layer.report) for layer in layers])
+        staged = self.folder / f"{part}.partial"
+        save_file(tensors, staged, metadata={"layers": said})
+        os.replace(staged, self.folder / f"{part}.safetensors")
+
+
+def _layer(tensor: Callable[[str], Tensor], said: LayerReport) -> Quantized:
+    codes, scale, zero = (tensor(f"{said.name}.{x}") for x in ("codes", "scale", "zero_point"))
+    return Quantized(said.name, Grid(said.bits, said.symmetric, scale, zero), codes, said)
+
+
+@torch.no_grad()
+def quantize_layers(
+    model: SequentialRecommender,
+    bits: Mapping[str, int],
+    batches: Sequence[Tensor],
+    method: Method,
+    finished: Finished,
+) -> list[Quantized]:
+    """Round linear layers of a model; their weights become those values, in place.
+
+    Args:
+        model: In evaluation mode, on the device that computes.
+        bits: Name -> width of each layer to round.
+        batches: Calibration histories ``[B, L]`` int64, padded with 0 on the left.
+        method: How.
+        finished: Where finished parts are kept.
+
+    Returns:
+        The layers, in the model's order of computation.
+
+    Raises:
+        BrokenRunError: A weight or a calibration input is not a finite number.
+        MissingError: GPTQ is asked for, and llm-compressor is not installed.
+    """
+    parts = _parts(model, bits)
+    whole = [partial(model.user_vectors, ids) for ids in batches]
+    done: list[Quantized] = []
+    inputs: list[tuple[Tensor, list[Keywords]]] | None = None
+    for number, (part, names) in enumerate(parts.items()):
+        layer = int(part.removeprefix("layer-")) if part.startswith("layer-") else None
+        if layer is None:
+            runs: Sequence[Run] = whole
+        else:
+            inputs = inputs or [_layer_inputs(model, ids) for ids in batches]
+            runs = [_through(model.layers[layer], x, kwargs[layer]) for x, kwargs in inputs]
+        quantized = finished.load(part, batches[0].device)
+        if quantized is None:
+            quantized = _round(model, {n: bits[n] for n in names}, runs, method) if names else []
+            finished.save(part, quantized)
+        for one in quantized:
+            model.get_parameter(f"{one.name}.weight").copy_(one.grid.weight(one.codes))
+        done += quantized
+        if layer is not None and inputs is not None and layer + 1 < len(model.layers):
+            inputs = [(run(), kwargs) for run, (_, kwargs) in zip(runs, inputs, strict=True)]
+        progress = {"task": "quantize", "done": number + 1, "total": len(parts), "unit": "parts"}
+        log.debug("progress", extra={"progress": progress})
+    return done
+
+
+def _parts(model: SequentialRecommender, bits: Mapping[str, int]) -> dict[str, list[str]]:
+    """What is rounded together, in order: what is before the layers, each of them, the rest."""
+    first = ["input_proj"] if "input_proj" in bits else []
+    parts = {"before": first} if first else {}
+    placed = set(first)
+    for index in range(len(model.layers)):
+        prefix = f"backbone.layers.{index}."
+        names = [name for name in bits if name.startswith(prefix)]
+        parts[f"layer-{index}"] = names
+        placed.update(names)
+    rest = [name for name in bits if name not in placed]
+    return parts | ({"after": rest} if rest else {})
+
+
+def _layer_inputs(model: SequentialRecommender, ids: Tensor) -> tuple[Tensor, list[Keywords]]:
+    """What enters the first decoder layer, ``[1, T, H]``, and what else enters each of them."""
+    states: list[Tensor] = []
+    keywords: list[Keywords] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rest = dict(kwargs)
+        states.append(args[0] if args else rest.pop("hidden_states"))
+        keywords.append(rest)
+
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in model.layers]
+    try:
+        model.user_vectors(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states[0], keywords
+
+
+def _through(layer: nn.Module, states: Tensor, keywords: Keywords) -> Run:
+    def run() -> Tensor:
+        out = layer(states, **keywords)
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+    return run
+
+
+def _round(
+    model: nn.Module,
+    bits: Mapping[str, int],
+    runs: Sequence[Run],
+    method: Method,
+) -> list[Quantized]:
+    """Round the layers ``bits``, whose inputs come by as ``runs`` are called."""
+    modules: dict[str, nn.Linear] = {n: model.get_submodule(n) for n in bits}  # type: ignore[misc]
+    for name, module in modules.items():
+        if not bool(torch.isfinite(module.weight).all()):
+            raise BrokenRunError(
+                f"quantize: a weight of {name} is not a finite number.",
+                "Look at how the model was made: its training diverged, or its file is damaged.",
+            )
+    with _hessians(modules) as hessians:
+        for run in runs:
+            run()
+    return [
+        _rounded(name, module, hessians[name], bits[name], method)
+        for name, module in modules.items()
+    ]
+
+
+def _rounded(name: str, module: nn.Linear, hessian: Tensor, bits: int, method: Method) -> Quantized:
+    if not bool(torch.isfinite(hessian).all()):
+        raise BrokenRunError(
+            f"quantize: a calibration input of {name} is not a finite number.",
+            "Look at how the model was made: some of its weights are no numbers or far too large.",
+        )
+    weight = module.weight.detach()
+    grid = Grid.of(weight, bits=bits, group_size=method.group_size, symmetric=method.symmetric)
+    codes, factorized = grid.codes(weight), True
+    if method.name == "gptq":
+        codes, factorized = gptq(weight, hessian, grid, act_order=method.act_order)
+    if not factorized:
+        log.warning("quantize: %s: GPTQ cannot work on its inputs; it is rounded to nearest", name)
+    said = report(name, weight, hessian, grid, codes, factorized=factorized)
+    return Quantized(name, grid, codes, said)
+
+
+@contextmanager
+def _hessians(modules: Mapping[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
+    """Sum x x^T over the inputs x of each layer that come by, ``[K, K]``."""
+    sums = {
+        name: torch.zeros(m.in_features, m.in_features, device=m.weight.device)
+        for name, m in modules.items()
+    }
+
+    def add(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].flatten(0, -2)
+            sums[name].addmm_(x.T, x)
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(add(name)) for name, module in modules.items()]
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,160 @@
+"""The ``slmc`` command: finds the subcommand, runs it, turns what goes wrong into two lines.
+
+A subcommand's module is imported only when it is asked for, so that ``slmc --help`` reads
+neither configs nor torch.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from slmc import __version__
+from slmc.commands import HELP_OPTIONS, console, streams
+from slmc.errors import BrokenRunError, SlmcError, UsageError
+from slmc.system import refused
+
+STAGES, LOOK, ELSE = "One stage, on artefacts", "Use and look", "More"
+COMMANDS = {
+    "run": ("slmc.commands.run", "Run a recipe: every stage, the gates, the report.", "A recipe"),
+    "recipe": ("slmc.commands.recipe", "List, show, copy and check recipes.", "A recipe"),
+    "data": ("slmc.commands.data", "Prepare, check and describe a dataset.", STAGES),
+    "teach": ("slmc.commands.teach", "Train an LLM to rank the catalogue: the teacher.", STAGES),
+    "distill": ("slmc.commands.distill", "Distil a teacher into a student.", STAGES),
+    "prune": (
+        "slmc.commands.prune",
+        "Take layers, attention heads and MLP channels out of a model.",
+        STAGES,
+    ),
+    "quantize": (
+        "slmc.commands.quantize",
+        "Store a model's weights in 4 or 8 bits.",
+        STAGES,
+    ),
+    "export": ("slmc.commands.export", "Turn a model into an engine that ranks the same.", STAGES),
+    "bench": ("slmc.commands.bench", "Time an engine on real histories.", STAGES),
+    "validate": (
+        "slmc.commands.validate",
+        "Judge a model or an engine against a baseline; exit 1 if it fails.",
+        STAGES,
+    ),
+    "recommend": ("slmc.commands.recommend", "Print the best items for one history.", LOOK),
+    "show": ("slmc.commands.show", "Tell what artefacts are and how they were made.", LOOK),
+    "diff": ("slmc.commands.diff", "Tell how two artefacts differ.", LOOK),
+    "doctor": ("slmc.commands.doctor", "Tell what can run on this machine.", ELSE),
+    "cache": ("slmc.commands.cache", "List and clear what slmc keeps.", ELSE),
+}
+"""Name -> module that holds its ``app``, what it does, heading in the help."""
+
+
+class Commands(TyperGroup):
+    """The subcommands: known by name and help, imported when called."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Put a stand-in for every subcommand, for the help."""
+        super().__init__(**settings)
+        for name, (_, does, panel) in COMMANDS.items():
+            stand_in = TyperCommand(name, help=does)
+            stand_in.rich_help_panel = panel
+            self.commands[name] = stand_in
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the subcommand that is called."""
+        if args and args[0] in COMMANDS:
+            self.commands[args[0]] = command(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def command(name: str) -> Any:
+    """The subcommand itself, imported now."""
+    module = importlib.import_module(COMMANDS[name][0])
+    made = get_command(module.app)
+    made.context_settings.setdefault("help_option_names", list(HELP_OPTIONS))
+    return made
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    context_settings={"help_option_names": list(HELP_OPTIONS)},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.result(f"slmc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make small recommenders out of large language models, and prove that they rank as well."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    streams.guard()
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code.
+
+    A known error, a usage error, what the operating system refuses and a fault of slmc are two
+    lines on stderr each; ``-v`` also shows where. ``SystemExit`` (as of SIGTERM) passes through
+    as its code.
+    """
+    console.reset()
+    try:
+        code = get_command(app).main(list(arguments), prog_name="slmc", standalone_mode=False)
+        sys.stdout.flush()
+    except SlmcError as error:
+        console.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        return _other(error)
+    if code in (130, 143):
+        what = "interrupted." if code == 130 else "terminated."
+        console.error(SlmcError(what, "Run the same command again: it goes on from there."))
+    return code if isinstance(code, int) else 0
+
+
+def _other(error: Exception) -> int:
+    """Say a usage error of the option parser, a refusal of the system, or a fault of slmc."""
+    kind = type(error).__name__
+    if kind == "Abort":
+        console.error(SlmcError("interrupted.", "Run the same command again."))
+        return 130
+    # Typer has its own copy of Click or uses the installed one, by version: known by form.
+    parser_said = getattr(error, "format_message", None)
+    if parser_said is not None:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "slmc"
+        # Without a subcommand the help has been printed already.
+        if kind != "NoArgsIsHelpError":
+            text = " ".join(parser_said().split())
+            console.error(UsageError(text, f"See `{path} --help`."))
+        return int(getattr(error, "exit_code", 2))
+    if (told := refused(error)) is not None:
+        console.error(told)
+        return told.exit_code
+    lines = str(error).strip().splitlines() or [""]
+    console.error(
+        BrokenRunError(
+            f"{kind}: {lines[0]}".removesuffix(": "),
+            "This is a fault in slmc; the same command with -v shows where it is.",
+        )
+    )
+    return BrokenRunError.exit_code

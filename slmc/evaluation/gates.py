@@ -1,0 +1,119 @@
+"""What a gate can ask. No torch here: recipes are checked without it.
+
+Where there are several gates, all must pass: one that fails, or cannot tell, decides the exit
+code. Asking all of them makes a false pass rarer, so their confidence needs no correction.
+"""
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from slmc.config import Budget, StageConfig, parse_budget
+
+OVERLAP = re.compile(r"overlap@([1-9]\d*)")
+LONGEST = 20
+"""Items of the top lists that an evaluation keeps: the largest K of overlap@K."""
+
+Segment = Literal["all", "cold-users", "tail-items", "long-histories"]
+
+
+class Gate(StageConfig):
+    """A condition on a model or an engine that decides the exit code."""
+
+    metric: str
+    """ndcg@K, ndcg, hr@K, mrr, ce and ce_calibrated (nats, lower is better; the latter at the
+    temperature that is best on validation), overlap@K (of the top lists with the baseline's, K up
+    to 20) or size_mb (10^6 bytes that serving needs)."""
+    on: str | None = None
+    """Step whose model or engine is judged; null for the last one."""
+    baseline: str | None = None
+    """Step it is compared with, or source: the model that the engine was made from."""
+    max_drop: Budget | None = None
+    """Largest loss against the baseline: 3% of it, or a plain number. For ce, a rise is a loss,
+    and the budget is a plain number of nats, such as 0.02."""
+    min: float | None = None
+    """Smallest value."""
+    max: float | None = None
+    """Largest value (ce, size_mb)."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """One-sided confidence of the verdict."""
+    segment: Segment = "all"
+    """Users that count: all; cold-users, the quarter with the shortest histories;
+    long-histories, the quarter with the longest; tail-items, those whose target is in the
+    least popular 80 % of the catalogue."""
+    anomalous: Literal["warn", "fail"] = "warn"
+    """What to do with an engine, or a pruned or quantized model, that is better by more than 5 %
+    than the baseline, if the baseline is the model that it was made from."""
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> "Gate":
+        from slmc.config import check_metric
+
+        overlap = OVERLAP.fullmatch(self.metric)
+        if overlap is None and self.metric != "size_mb":
+            try:
+                check_metric(self.metric)
+            except ValueError:
+                raise ValueError(
+                    f"there is no metric {self.metric!r} to gate; there are hr@K, ndcg@K, ndcg, "
+                    "mrr, ce, ce_calibrated, overlap@K, size_mb"
+                ) from None
+        if overlap is not None and int(overlap[1]) > LONGEST:
+            raise ValueError(f"{self.metric}: an evaluation keeps the {LONGEST} best items")
+        return self
+
+    @model_validator(mode="after")
+    def _one_sensible_bound(self) -> "Gate":
+        asked = [k for k in ("max_drop", "min", "max") if getattr(self, k) is not None]
+        allowed = self._bounds()
+        if len(asked) != 1 or asked[0] not in allowed:
+            raise ValueError(
+                f"a gate on {self.metric} takes {' or '.join(allowed)}, and has "
+                f"{' and '.join(asked) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_where_compared(self) -> "Gate":
+        if self.max_drop is not None and self.baseline is None:
+            raise ValueError("max_drop needs a baseline to drop from")
+        if self.overlap_at is not None and self.baseline is None:
+            raise ValueError(f"{self.metric} needs a baseline whose lists are compared")
+        if self.baseline is not None and self.max_drop is None and self.overlap_at is None:
+            raise ValueError(f"a gate on {self.metric} with a plain bound takes no baseline")
+        return self
+
+    @model_validator(mode="after")
+    def _absolute_budget_of_ce(self) -> "Gate":
+        from slmc.config import CROSS_ENTROPIES
+
+        if self.metric not in CROSS_ENTROPIES or self.max_drop is None:
+            return self
+        if parse_budget(self.max_drop)[1]:
+            raise ValueError(
+                f"{self.max_drop} of {self.metric} would pass models that rank far worse; give a "
+                "budget in nats, such as 0.02"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _users_where_counted(self) -> "Gate":
+        if self.metric == "size_mb" and self.segment != "all":
+            raise ValueError(f"size_mb has no users, hence no segment {self.segment}")
+        return self
+
+    @property
+    def overlap_at(self) -> int | None:
+        """K of overlap@K; none for another metric."""
+        found = OVERLAP.fullmatch(self.metric)
+        return int(found[1]) if found else None
+
+    def _bounds(self) -> tuple[str, ...]:
+        if self.metric == "size_mb":
+            return ("max",)
+        if self.overlap_at is not None:
+            return ("min",)
+        from slmc.evaluation.metrics import LOWER_IS_BETTER
+
+        return ("max_drop", "max") if self.metric in LOWER_IS_BETTER else ("max_drop", "min")

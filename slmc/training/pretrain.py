@@ -1,0 +1,63 @@
+"""SASRec trained for ranking: the strongest cheap baseline, and the source of the item table."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from slmc.artefact import Artefact, draft
+from slmc.data.dataset import Dataset
+from slmc.errors import UsageError
+from slmc.model import device
+from slmc.model.sasrec import Sasrec, SasrecModelConfig
+from slmc.model.saving import seal_model
+from slmc.training.config import SasrecConfig
+from slmc.training.loop import train
+from slmc.training.next_item import NextItem, training_rows, validation
+
+
+def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+    """Train SASRec with full-softmax cross-entropy, for as long as its ranking improves."""
+    data = Dataset.open(inputs["data"])
+    placement = device.choose(config.device, config.dtype)
+    with draft(out) as work:
+        torch.manual_seed(config.seed)
+        model = _model(config, data)
+        outcome = train(
+            NextItem(model),
+            [{"params": list(model.parameters()), "lr": config.lr}],
+            training_rows(config, data),
+            config,
+            name="sasrec",
+            placement=placement,
+            num_items=data.num_items,
+            validation=validation(model, data, config, placement),
+            resume=work.resume,
+        )
+        return seal_model(
+            work,
+            model,
+            stage="sasrec",
+            config=config,
+            inputs=inputs,
+            numbers=asdict(outcome),
+            device=placement.device.type,
+        )
+
+
+def _model(config: SasrecConfig, data: Dataset) -> Sasrec:
+    if config.dim % config.heads:
+        raise UsageError(
+            f"sasrec: dim {config.dim} is no multiple of heads {config.heads}.",
+            "Choose heads that divide dim.",
+        )
+    return Sasrec(
+        SasrecModelConfig(
+            num_items=data.num_items,
+            item_dim=config.dim,
+            history=data.history,
+            num_layers=config.layers,
+            num_heads=config.heads,
+            dropout=config.dropout,
+        )
+    )
