@@ -1,13 +1,18 @@
-"""Every block of commands in the documentation runs, in order, from the wheel, or says why not.
+"""Every block of commands in the documentation runs, in order, from the wheel, or has a reason.
 
-What a block needs stands in comments right above it, which a reader of the page does not see:
+Comments right above a block, which a reader of the page does not see, say how it runs:
 
-    <!-- not run: REASON -->      it cannot run here
-    <!-- run with: A => B -->     with B in the place of A
-    <!-- run before: COMMAND -->  after this command, such as an edit that the text asks for
-    <!-- run after: COMMAND -->   before this one
+    <!-- not run: REASON -->      it does not run here
+    <!-- run with: A => B -->     with B instead of A
+    <!-- run before: COMMAND -->  this command first, such as an edit that the text describes
+    <!-- run after: COMMAND -->   this command afterwards
+
+Links, error messages and the pages that a command writes are checked as well.
 """
 
+import ast
+import importlib.util
+import json
 import os
 import re
 import shlex
@@ -17,6 +22,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.dom import minidom
 
 import numpy as np
 import polars as pl
@@ -26,8 +32,32 @@ from slmc.commands import cli
 from slmc.recipe import load
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/deploy.md", "docs/results.md", "docs/log.md", "CONTRIBUTING.md")
-"""In the order of running; a page goes on from the one before it."""
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/data.md",
+    "docs/commands.md",
+    "docs/teacher-student.md",
+    "docs/gates.md",
+    "docs/compress.md",
+    "docs/engines.md",
+    "docs/recipes.md",
+    "docs/ci.md",
+    "docs/deploy.md",
+    "docs/troubleshooting.md",
+    "docs/reference.md",
+    "docs/glossary.md",
+    "docs/results.md",
+    "docs/speed.md",
+    "docs/decoders.md",
+    "docs/log.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+)
+"""In the order of running; each page continues from the one before it."""
+README_WORDS = 900
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SOURCES = ("slmc", "distill", "compress", "export")
 COMMANDS = ("bash", "python")
 MARK = re.compile(r"<!-- (not run|run with|run before|run after): (.*?) -->")
 BLOCK = re.compile(
@@ -38,7 +68,7 @@ BLOCK = re.compile(
 SLMC = re.compile(r"^(?:\w+=\$\()?(slmc .*?)\)?$")
 SPAN = re.compile(r"`(slmc [^`\n]* -[^`\n]*)`")
 GATES = ("slmc validate ", "slmc run mine.yaml")
-"""Commands whose gates may say no, to models that were trained on next to nothing."""
+"""Commands whose gates may fail, for models that were hardly trained."""
 SMALL_LLM = "random://llama?layers=4&hidden=192&heads=6&kv_heads=3&intermediate=256"
 TRAP = """trap 'echo "$?|$PLACE|${BASH_COMMAND%%$'"'\\n'"'*}" >> "$FAILED"' ERR"""
 """Writes exit code, place and first line of each command that fails; the shell goes on."""
@@ -63,8 +93,8 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def of(self, kind: str) -> list[str]:
-        """What its marks of one kind say."""
-        return [said for name, said in self.marks if name == kind]
+        """Texts of its marks of one kind."""
+        return [text for name, text in self.marks if name == kind]
 
     def script(self) -> str:
         """The block as a part of one shell script."""
@@ -79,15 +109,16 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    found = []
+    """The fenced blocks of all pages, in order."""
+    all_blocks = []
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for match in BLOCK.finditer(text):
             line = text.count("\n", 0, match.start("fence")) + 1
             marks = tuple(MARK.findall(match["marks"]))
             assert len(marks) == match["marks"].count("<!--"), f"{page}:{line}: a mark is misspelt"
-            found.append(Block(page, line, match["language"], match["text"], marks))
-    return found
+            all_blocks.append(Block(page, line, match["language"], match["text"], marks))
+    return all_blocks
 
 
 BLOCKS = blocks()
@@ -98,15 +129,15 @@ def calls(text: str) -> list[list[str]]:
     """Words of each call of slmc in a shell text."""
     lines = text.replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines if not SLMC.match(line.strip())]
-    found = [one[1:] for one in words if one[:1] == ["slmc"]]
+    arguments = [one[1:] for one in words if one[:1] == ["slmc"]]
     for line in lines:
         if match := SLMC.match(line.strip()):
-            found.append(shlex.split(match[1], comments=True)[1:])
-    return found
+            arguments.append(shlex.split(match[1], comments=True)[1:])
+    return arguments
 
 
-def understood(words: list[str]) -> None:
-    """Raise what the command line would say against options and arguments; run nothing."""
+def parse(words: list[str]) -> None:
+    """Parse a call of slmc and raise what is wrong with its options; run nothing."""
     name, *rest = words
     command: Any = cli.command(name)
     while hasattr(command, "commands"):
@@ -118,25 +149,27 @@ def understood(words: list[str]) -> None:
 def test_pages_are_read() -> None:
     assert {block.page for block in BLOCKS} >= {"README.md", "docs/deploy.md"}
     assert sum(len(calls(block.text)) for block in BLOCKS if block.language == "bash") > 20
-    named = [match[1] for page in PAGES for match in SPAN.finditer((ROOT / page).read_text())]
-    assert len(named) > 5
+    spans = [match[1] for page in PAGES for match in SPAN.finditer((ROOT / page).read_text())]
+    assert len(spans) > 5
+    written = {str(file.relative_to(ROOT)) for file in (ROOT / "docs").glob("*.md")}
+    assert written <= set(PAGES), "a page of docs/ is not in PAGES"
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
-def test_every_call_of_a_block_is_one_that_slmc_understands(block: Block) -> None:
+def test_slmc_can_parse_every_call_of_a_block(block: Block) -> None:
     if block.language == "bash":
         for words in calls(block.text):
-            understood(words)
+            parse(words)
     else:
-        started = [line for line in block.text.splitlines() if line.startswith(("slmc ", "$ "))]
-        assert not started, "a block of commands is marked as bash"
+        commands = [line for line in block.text.splitlines() if line.startswith(("slmc ", "$ "))]
+        assert not commands, "mark a block of commands as bash"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_call_in_a_text_is_one_that_slmc_understands(page: str) -> None:
+def test_slmc_can_parse_every_call_in_a_text(page: str) -> None:
     for match in SPAN.finditer((ROOT / page).read_text(encoding="utf-8")):
         if "…" not in match[1] and "·" not in match[1]:
-            understood(shlex.split(match[1])[1:])
+            parse(shlex.split(match[1])[1:])
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
@@ -145,6 +178,146 @@ def test_every_recipe_of_a_page_is_valid(block: Block, tmp_path: Path) -> None:
         file = tmp_path / "recipe.yaml"
         file.write_text(block.text)
         load(file, env={})
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    lines = re.sub(
+        r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL
+    ).splitlines()
+    titles = [line.lstrip("#").strip().lower() for line in lines if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
+    for link in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.is_file(), link
+        assert not anchor or anchor in anchors(file), link
+        # A page of the site can only link to the site.
+        assert not page.startswith("docs/") or (ROOT / "docs") in file.resolve().parents, link
+
+
+def texts(node: ast.AST) -> str:
+    """The text of a string expression, with a zero byte for each value that is filled in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(texts(part) for part in node.values)
+    return "\0"
+
+
+def messages() -> set[str]:
+    """Every string of slmc's code."""
+    files = [file for folder in SOURCES for file in (ROOT / folder).rglob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    return {texts(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr)}
+
+
+def test_troubleshooting_names_messages_that_slmc_has() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(.+?)` \|", page, flags=re.MULTILINE)
+    assert len(shown) > 30
+    everything = "\n".join(re.sub(r"%(\.\d)?[dsgf]|%%", "\0", one) for one in messages())
+    unknown = []
+    for message in shown:
+        parts = [re.escape(part.strip()) for part in re.split(r"…|%", message)]
+        if not re.search(r"^" + r"[^\n]*?".join(parts), everything, flags=re.MULTILINE):
+            unknown.append(message)
+    assert unknown == [], "no message of slmc's reads like this"
+
+
+def script(name: str) -> Any:
+    """A module of benchmarks/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass looks up its module there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_of_keys_is_up_to_date() -> None:
+    page = script("reference").page()
+    assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == page, (
+        "run: python benchmarks/reference.py --write docs/reference.md"
+    )
+
+
+def test_the_reference_shows_type_default_and_bounds() -> None:
+    lines = (ROOT / "docs/reference.md").read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith("| `split.by` | `leave-one-out`, `time` |") for line in lines) == 1
+    assert any(
+        line.startswith("| `losses.cosine` | number > 0 or null | `1.0` |") for line in lines
+    )
+    assert any(line.startswith("| `backbone`° | text | required |") for line in lines)
+
+
+def write_run(folder: Path) -> None:
+    """The files of a run that the picture reads: log, teacher, student, engine, a gate."""
+    ranked = {"metrics": {"ndcg@10": {"value": 0.1, "se": 0.01}}, "n": 30}
+    model = {"parameters": 2_000_000, "layers": 2, "size_mb": 8.0}
+    bench = {"batches": {"1": {"engine": {"latency_ms": {"p50": 4.0}}}}}
+    metrics = {
+        "prepare": {"rows": 1000, "users": 30, "items": 20, "interactions": 900},
+        "baselines": {"popularity": {"test": ranked}},
+        "teach": model,
+        "distill": model,
+        "export": model,
+        "bench": bench,
+    }
+    parents = {
+        "distill": {"teacher": "of-teach"},
+        "export": {"model": "of-distill"},
+        "bench": {"engine": "of-export"},
+    }
+    for number, step in enumerate(metrics, start=1):
+        (folder / f"{number:02}-{step}").mkdir(parents=True)
+        manifest = json.dumps({"parents": parents.get(step, {})})
+        (folder / f"{number:02}-{step}/slmc.json").write_text(manifest)
+    gate = {"metric": "ndcg@10", "max_drop": "15%"}
+    change = {"change": -0.04, "low": -0.09, "high": 0.01, "relative": True}
+    verdict = {"gate": gate, "on": "export", "baseline": "teach", "failed": False, "binding": True}
+    whole = {
+        "recipe": "tiny<1>",
+        "steps": [
+            {"id": step, "stage": step, "digest": f"of-{step}", "metrics": values}
+            for step, values in metrics.items()
+        ],
+        "evaluations": {"teach": ranked, "distill": ranked, "export": ranked},
+        "verdicts": [verdict | change],
+    }
+    (folder / "metrics.json").write_text(json.dumps(whole))
+
+
+def test_the_picture_shows_the_numbers_of_a_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    picture = script("picture")
+    text = picture.picture(picture.Run(tmp_path / "run"))
+    for words in (
+        "tiny&lt;1&gt;, 30 test users", "1,000 rows", "2 layers, 2.0 M parameters",
+        "NDCG@10 0.1000 ±0.0196", "p50 4 ms in ONNX Runtime", "1 of 1 gates passed",
+        "NDCG@10 -4.0 % [-9.0, +1.0]", "against the teacher, budget 15%",
+        "popularity: NDCG@10 0.1000 ±0.0196",
+    ):  # fmt: skip
+        assert words in text
+    assert [box.title for box in picture.boxes(picture.Run(tmp_path / "run"))] == [
+        "log", "dataset", "teacher", "student", "engine", "verdict",
+    ]  # fmt: skip
+    assert "prefers-color-scheme:dark" in text
+    minidom.parseString(text)
+
+
+def test_the_picture_of_the_documentation_is_an_svg() -> None:
+    minidom.parse(str(ROOT / "docs/way.svg"))
 
 
 @pytest.fixture(params=["small", "whole"])
@@ -171,7 +344,7 @@ def shell(
 
 
 def write_log(folder: Path) -> None:
-    """The log of the reader's own that the README speaks of."""
+    """The log that the README and docs/commands.md use."""
     rng = np.random.default_rng(0)
     rows = [
         (f"c{user}", f"s{(user + step * int(rng.integers(1, 3))) % 40}", 86400 * step + user)
@@ -183,31 +356,31 @@ def write_log(folder: Path) -> None:
 
 
 def failures(
-    those: list[Block], folder: Path, environment: dict[str, str]
+    chosen: list[Block], folder: Path, environment: dict[str, str]
 ) -> list[tuple[str, str, str]]:
     """Run blocks in one shell: exit code, place and first line of each command that fails."""
     parts = ["set -E", TRAP]
-    for block in those:
+    for block in chosen:
         parts += [f"PLACE={block.place}", f'echo "== $PLACE" >&2\n{block.script()}']
     script = "\n".join([*parts, "PLACE=end", "touch end"])
     subprocess.run(["bash", "-c", script], cwd=folder, env=environment, check=True)
-    assert (folder / "end").is_file(), "the shell has left the folder, or ended early"
+    assert (folder / "end").is_file(), "the shell left the folder, or ended early"
     failed = Path(environment["FAILED"])
     lines = failed.read_text().splitlines() if failed.is_file() else []
-    return [(code, place, said) for code, place, said in (line.split("|", 2) for line in lines)]
+    return [(code, place, first) for code, place, first in (line.split("|", 2) for line in lines)]
 
 
-def test_a_command_that_fails_is_told_and_the_next_ones_run(tmp_path: Path) -> None:
+def test_a_failing_command_is_reported_and_the_next_ones_run(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     marks = (("run before", "mkdir inside && cd inside"), ("run after", "cd .."))
-    those = [
+    examples = [
         Block("page.md", 1, "bash", "A=$(echo B | tr B C)\nB=$(false)  # says no\n", ()),
         Block("page.md", 5, "python", "import sys\nsys.exit(3)\n", marks),
         Block("page.md", 9, "bash", 'grep "$A" D || echo "$A" > D\n', (("run with", "D => E"),)),
     ]
     environment = os.environ | {"FAILED": str(tmp_path / "failed")}
-    assert set(failures(those, folder, environment)) == {
+    assert set(failures(examples, folder, environment)) == {
         ("1", "page.md:1", "false"),
         ("1", "page.md:1", "B=$(false)"),
         ("3", "page.md:5", "python - <<'END'"),
@@ -220,7 +393,7 @@ def test_every_block_runs(shell: tuple[Path, dict[str, str]]) -> None:
     folder, environment = shell
     write_log(folder)
     assert [
-        (code, place, said)
-        for code, place, said in failures(RUN, folder, environment)
-        if not (code == "1" and said.startswith(GATES))
+        (code, place, command)
+        for code, place, command in failures(RUN, folder, environment)
+        if not (code == "1" and command.startswith(GATES))
     ] == []
