@@ -1,11 +1,13 @@
 # make quickstart   install the pinned set into .venv and run the quick start
 # make test         install what tests need and run them
-# make check        format, lint, types and tests: what CI runs
+# make docs         build the documentation into build/docs; a broken link is an error
+# make check        format, lint, types, documentation and tests: what CI runs
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/$(PIP_INSTALL)
 
-.PHONY: quickstart test slow lint check clean
+.PHONY: quickstart test slow lint docs check clean
 
 quickstart: .venv/installed
 	$(BIN)/slmc run quickstart
@@ -21,7 +23,10 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test
+docs: .venv/docs/installed
+	.venv/docs/bin/mkdocs build
+
+check: lint docs test
 
 # torch goes first, alone and pinned: any other order may bring a second build of it.
 .venv/installed: pyproject.toml constraints.txt
@@ -33,6 +38,13 @@ check: lint test
 
 .venv/dev: .venv/installed
 	$(PIP) --group dev
+	touch $@
+
+# mkdocs-material needs nothing of slmc, so it has an environment of its own, without torch.
+.venv/docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/$(PIP_INSTALL) pip
+	.venv/docs/bin/$(PIP_INSTALL) --group docs
 	touch $@
 
 clean:
