@@ -32,7 +32,7 @@ from slmc.model.loading import load_model, place
 from slmc.model.quantized import is_quantized
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
-from slmc.training.next_item import ranking
+from slmc.training.next_item import validator
 
 CHECKED = 8
 """Calibration histories on which the smaller model is compared with the masked one."""
@@ -142,7 +142,7 @@ def _layers(
         return depth.by_influence(influence, target.layers), numbers
     targets = data.targets("valid").sample(depth.SEARCH_USERS, config.seed)
     how = alike(config, data).model_copy(update={"metrics": (SEARCHED,)})
-    measure = ranking(model, targets, data, how, placement)
+    measure = validator(model, targets, data, how, placement)
     kept, gone = depth.by_search(model, lambda: measure()[SEARCHED], target.layers)
     return kept, numbers | {"search": gone, "protocol": protocol(how)}
 

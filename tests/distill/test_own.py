@@ -1,4 +1,4 @@
-"""A recommender of one's own: every tensor is there, or it is refused by name."""
+"""An existing recommender as teacher: a missing or unsuitable tensor is refused by name."""
 
 import json
 import shutil
@@ -74,13 +74,16 @@ FAULTS: list[tuple[Change, str]] = [
     (set_config(item_bits=8), "it is quantized: its weights are codes, which cannot be trained."),
     (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
-        "it holds both model.safetensors and model.safetensors.index.json: one of them is of ano",
+        "it holds both model.safetensors and model.safetensors.index.json, from different saves.",
     ),
     (
         set_config(backbone_config={"model_type": "mixtral", "num_hidden_layers": 1}),
         "mixtral is a mixture of experts (MixtralSparseMoeBlock), which is not supported.",
     ),
-    (set_config(backbone_config={"model_type": "no"}), "its config.json makes no recommender ("),
+    (
+        set_config(backbone_config={"model_type": "no"}),
+        "its config.json does not describe a recommender (",
+    ),
 ]
 
 
