@@ -15,8 +15,9 @@ from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError
 from slmc.evaluation.bootstrap import Bounds, paired_bootstrap
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import VectorScorer, rank
-from slmc.evaluation.measured import protocol, settled, values
+from slmc.evaluation.evaluate import rank
+from slmc.evaluation.results import protocol, resolve_auto, values
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model.loading import Recommender
 
 METRICS = ("ndcg@10", "ndcg", "ce")
@@ -39,7 +40,7 @@ class Ranking:
 def alike(config: PruneConfig | QuantizeConfig, data: Dataset) -> EvaluateConfig:
     """How validation users are ranked: under the protocol of the step's config, settled."""
     shared = {name: getattr(config, name) for name in ("seed", *Protocol.model_fields)}
-    return settled(EvaluateConfig(**shared, split="valid", metrics=METRICS), data)
+    return resolve_auto(EvaluateConfig(**shared, split="valid", metrics=METRICS), data)
 
 
 def check_users(data: Dataset, what: str) -> None:

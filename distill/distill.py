@@ -22,8 +22,8 @@ from slmc.distill.student import (
     origin_of,
     parameter_groups,
 )
-from slmc.distill.teach import check_vocabulary
 from slmc.errors import UsageError
+from slmc.evaluation.evaluate import check_catalogue
 from slmc.model import backbone, device
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place
@@ -48,7 +48,7 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
     data = Dataset.open(inputs["data"])
     placement = device.choose(config.device, config.dtype)
     teacher = recommender(inputs["teacher"])
-    check_vocabulary(teacher, data)
+    check_catalogue(teacher.config.num_items, data)
     prompt = (teacher.config.prefix_length, teacher.config.suffix_length)
     if any(prompt) and config.targets == "all":
         raise UsageError(
@@ -119,7 +119,7 @@ def _student(
     """
     if "student" in inputs:
         student = recommender(inputs["student"])
-        check_vocabulary(student, data)
+        check_catalogue(student.config.num_items, data)
         origin = Origin.of_files(inputs["student"].path)
     elif config.init == "teacher":
         student = first_layers(teacher, config.layers)

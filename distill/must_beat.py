@@ -14,7 +14,7 @@ from slmc.errors import VerdictError
 
 if TYPE_CHECKING:
     from slmc.data.dataset import Dataset
-    from slmc.evaluation.evaluate import Scorer
+    from slmc.evaluation.scorers import Scorer
 
 log = logging.getLogger("slmc.teach")
 
@@ -43,10 +43,10 @@ def compare(
     from slmc.evaluation import baselines as opponents
     from slmc.evaluation.config import EvaluateConfig
     from slmc.evaluation.evaluate import best_temperature, rank
-    from slmc.evaluation.measured import settled
+    from slmc.evaluation.results import resolve_auto
 
     shared = {name: baselines.manifest.config[name] for name in ("seed", *Protocol.model_fields)}
-    evaluation = settled(EvaluateConfig(**shared, split="valid"), data)
+    evaluation = resolve_auto(EvaluateConfig(**shared, split="valid"), data)
     per_user = rank(
         teacher,
         data.targets("valid"),

@@ -19,7 +19,7 @@ from slmc.distill.student import (
     parameter_groups,
 )
 from slmc.errors import UsageError
-from slmc.evaluation.evaluate import VectorScorer
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model import backbone, device
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place
@@ -68,15 +68,6 @@ def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
             inputs=inputs,
             numbers=asdict(outcome) | {"must_beat": comparison},
             device=placement.device.type,
-        )
-
-
-def check_vocabulary(model: SequentialRecommender, data: Dataset) -> None:
-    """Raise ``UsageError`` unless the model ranks the dataset's catalogue."""
-    if model.config.num_items != data.num_items:
-        raise UsageError(
-            f"the model ranks {model.config.num_items} items, the dataset has {data.num_items}.",
-            "Name the dataset that the model was trained on with --data.",
         )
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import Histories, write_report
+from slmc.evaluation.evaluate import write_report
+from slmc.evaluation.scorers import Histories
 from slmc.export.runtime.engine import Engine
 from slmc.export.vocabulary import check_same
 
 
 class EngineScorer:
-    """A :class:`slmc.evaluation.evaluate.Scorer` that asks the graph of an engine.
+    """A :class:`slmc.evaluation.scorers.Scorer` that asks the graph of an engine.
 
     The value that the engine takes its top-k of is given out as it is, so ranks and
     cross-entropies are those of the engine, not of the model that it was made from.
@@ -27,7 +28,7 @@ class EngineScorer:
         self.num_items = self.engine.described.num_items
 
     def blocks(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
-        """See :class:`slmc.evaluation.evaluate.Scorer`: the catalogue in one block."""
+        """See :class:`slmc.evaluation.scorers.Scorer`: the catalogue in one block."""
         yield 1, torch.from_numpy(self.engine.scores(histories))
 
 

@@ -25,8 +25,8 @@ from slmc.compress.validation import alike
 from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
-from slmc.evaluation.evaluate import VectorScorer, check_catalogue
-from slmc.evaluation.measured import protocol
+from slmc.evaluation.evaluate import check_catalogue
+from slmc.evaluation.results import protocol
 from slmc.model.device import Placement, choose
 from slmc.model.loading import load_model, place
 from slmc.model.quantized import is_quantized
@@ -59,7 +59,7 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
     data = Dataset.open(inputs["data"])
     placement = choose(config.device, "fp32")
     model = recommender(inputs["model"])
-    check_catalogue(VectorScorer.of(model), data)
+    check_catalogue(model.config.num_items, data)
     place(model, placement.device)
     for field in FIND:
         if getattr(config, field) is not None:

@@ -24,8 +24,8 @@ from slmc.compress.validation import alike, change, check_users, measure
 from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
-from slmc.evaluation.evaluate import VectorScorer, check_catalogue
-from slmc.evaluation.measured import protocol, told
+from slmc.evaluation.evaluate import check_catalogue
+from slmc.evaluation.results import protocol, protocol_text
 from slmc.model import device, quantized
 from slmc.model.loading import load_model
 from slmc.model.recommender import SequentialRecommender
@@ -52,7 +52,7 @@ def quantize(config: QuantizeConfig, inputs: dict[str, Artefact], out: Path) -> 
     data = Dataset.open(inputs["data"])
     where = device.choose(config.device, "fp32").device
     model = recommender(inputs["model"], where)
-    check_catalogue(VectorScorer.of(model), data)
+    check_catalogue(model.config.num_items, data)
     bits = assign(config, model)
     if config.item_table is not None or config.sensitivity is not False:
         check_users(data, "the item table" if config.item_table else "sensitivity")
@@ -132,7 +132,7 @@ def _table(model: SequentialRecommender, data: Dataset, config: QuantizeConfig) 
     after = measure(model, data, how, f"{config.item_table} item table")
     return {
         "form": config.item_table,
-        "protocol": told(protocol(how)),
+        "protocol": protocol_text(protocol(how)),
         "n": len(data.targets("valid").users),
         "float": before.means,
         "quantized": after.means,

@@ -25,7 +25,7 @@ from slmc.compress.quantize.rtn import Grid
 from slmc.compress.validation import METRICS, Ranking, alike, change, measure
 from slmc.config import Protocol, parse_budget
 from slmc.data.dataset import Dataset
-from slmc.evaluation.measured import protocol, told
+from slmc.evaluation.results import protocol, protocol_text
 from slmc.model.recommender import SequentialRecommender
 
 BUDGETED, ORDERED_BY = "ndcg@10", "ndcg"
@@ -114,8 +114,9 @@ def sensitivity(trial: Trial, out: Path) -> dict[str, Any]:
         rows.append({"name": name, "bits": asked[name], **change(after, before, config.seed)})
     rows.sort(key=lambda row: (row[ORDERED_BY]["change"], row["name"]))
     whole = trial.rank(asked)
+    ranked_by = protocol_text(protocol(alike(config, trial.data)))
     said: dict[str, Any] = {
-        "protocol": f"{told(protocol(alike(config, trial.data)))}; one layer quantized at a time",
+        "protocol": f"{ranked_by}; one layer quantized at a time",
         "n": before.of[BUDGETED].size,
         "float": before.means,
         "all_quantized": {**whole.means, "change": change(whole, before, config.seed)},

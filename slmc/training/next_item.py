@@ -13,8 +13,9 @@ from slmc.data.batches import Rows, pack
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import UndecidedError, UsageError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import VectorScorer, rank
-from slmc.evaluation.measured import protocol, values
+from slmc.evaluation.evaluate import rank
+from slmc.evaluation.results import protocol, values
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model import packing
 from slmc.model.device import Placement
 from slmc.model.loading import Recommender

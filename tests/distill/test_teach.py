@@ -13,13 +13,12 @@ from slmc.config import Sampled
 from slmc.data.dataset import Dataset
 from slmc.distill.config import MustBeat, Prompt, TeachConfig
 from slmc.distill.must_beat import check, compare
-from slmc.distill.teach import check_vocabulary, teach
+from slmc.distill.teach import teach
 from slmc.errors import UsageError, VerdictError
 from slmc.evaluation.baselines import baselines as measure_baselines
 from slmc.evaluation.config import BaselinesConfig
-from slmc.evaluation.evaluate import VectorScorer
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model.loading import load_model
-from slmc.model.recommender import SequentialRecommender
 
 BACKBONE = "random://llama?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64"
 FAST = {"backbone": BACKBONE, "epochs": 1, "rows": 8, "warmup": 2, "dtype": "fp32"}
@@ -145,11 +144,3 @@ def test_must_beat_compares_under_the_protocol_of_the_baselines(
     assert sasrec_itself["protocol"] == "9 sampled negatives, valid"
     assert sasrec_itself["value"] == sasrec_itself["baseline_value"]
     assert sasrec_itself["change"] == 0 and sasrec_itself["outcome"] == "not worse"
-
-
-def test_a_model_of_other_items_is_refused(teacher: Artefact, dataset: Artefact) -> None:
-    model = load_model(teacher)
-    assert isinstance(model, SequentialRecommender)
-    model.config.num_items = 7
-    with pytest.raises(UsageError, match="the model ranks 7 items, the dataset has 30"):
-        check_vocabulary(model, Dataset.open(dataset))

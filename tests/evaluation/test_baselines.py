@@ -21,8 +21,9 @@ from slmc.evaluation.baselines import (
     popularity,
 )
 from slmc.evaluation.config import BaselinesConfig, EvaluateConfig
-from slmc.evaluation.evaluate import Scorer, evaluate, rank
-from slmc.evaluation.measured import protocol, settled, summarise, values
+from slmc.evaluation.evaluate import evaluate, rank
+from slmc.evaluation.results import protocol, resolve_auto, summarise, values
+from slmc.evaluation.scorers import Scorer
 
 
 def rows(*items: int) -> np.ndarray:
@@ -131,7 +132,9 @@ def test_the_stage(
             found = pl.read_parquet(baselines.file(f"{name}/{split}.parquet"))
             assert found["user"].to_list() == data.targets(split).users
             assert of_splits[split] == summarise(
-                found, settled(EvaluateConfig(split=split), data), of_splits[split]["temperature"]
+                found,
+                resolve_auto(EvaluateConfig(split=split), data),
+                of_splits[split]["temperature"],
             )
     # An item mostly tells the next: Markov-1 is the right model, popularity knows nothing.
     hits = {name: summary[name]["test"]["metrics"]["hr@10"]["value"] for name in summary}
@@ -248,7 +251,7 @@ def test_different_users_do_not_pair() -> None:
     with pytest.raises(VerdictError) as caught:
         against(ranked(RANKS), ranked(RANKS), ranked(RANKS[1:]), metric="mrr")
     assert caught.value.what == (
-        "the model and its baseline were measured on different users or targets."
+        "the model and its baseline were evaluated on different users or targets."
     )
     assert caught.value.remedy == "Evaluate both on the same dataset and split."
 

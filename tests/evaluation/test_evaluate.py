@@ -16,18 +16,16 @@ from slmc.config import Sampled
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import BrokenRunError, SlmcError, UndecidedError, UsageError, VerdictError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import (
-    Histories,
-    VectorScorer,
-    check_catalogue,
-    evaluate,
-    negatives_of,
+from slmc.evaluation.evaluate import check_catalogue, evaluate, negatives_of, rank
+from slmc.evaluation.results import (
+    SCHEMA,
     protocol,
-    rank,
+    resolve_auto,
     summarise,
+    tail_limit,
     values,
 )
-from slmc.evaluation.measured import SCHEMA, settled, tail_limit
+from slmc.evaluation.scorers import Histories, VectorScorer
 
 ITEMS = 60
 
@@ -176,10 +174,10 @@ def test_auto_is_settled_by_the_share_of_repeats() -> None:
 
     for again, excluded in ((1, True), (2, False)):
         assert data(again).repeats == again / 200
-        assert settled(EvaluateConfig(), data(again)).exclude_seen is excluded
+        assert resolve_auto(EvaluateConfig(), data(again)).exclude_seen is excluded
         for said in (True, False):
-            assert settled(EvaluateConfig(exclude_seen=said), data(again)).exclude_seen is said
-    with pytest.raises(ValueError, match="settled by a dataset first"):
+            assert resolve_auto(EvaluateConfig(exclude_seen=said), data(again)).exclude_seen is said
+    with pytest.raises(ValueError, match="depends on the dataset"):
         protocol(EvaluateConfig())
 
 
@@ -243,7 +241,7 @@ def test_too_many_negatives_are_all_there_are(caplog: pytest.LogCaptureFixture) 
     assert 0 < sampled.height < found.height
     # Ranked among all free items: what full ranking with seen items left out does.
     assert sampled["rank_sampled"].equals(sampled["rank_unseen"], null_equal=False)
-    expected = f"evaluate: {sampled.height} users have fewer items left than negatives asked for"
+    expected = f"evaluate: {sampled.height} users have fewer unseen items than sampled negatives"
     assert caplog.messages == [expected]
     told_so = summarise(found, asked)["protocol"]["users_with_fewer_negatives"]
     assert told_so == sampled.height
@@ -275,7 +273,7 @@ def test_a_score_that_is_no_number(width: int) -> None:
     check(
         caught,
         f"evaluate: a score of user {named!r} is not a finite number.",
-        "Look at how the model was made: its training diverged, or its weights are damaged.",
+        "Check how the model was trained: training diverged, or its weights are damaged.",
     )
 
 
@@ -286,8 +284,8 @@ def test_constant_scores_of_all_users() -> None:
         rank(scorer, some_targets(), COUNTS, EvaluateConfig())
     check(
         caught,
-        "evaluate: anomalous: the scores of every user are the same for all items.",
-        "Look at how the model was made: it has learned nothing, or its weights are lost.",
+        "evaluate: anomalous: each user has the same score for all items.",
+        "Check how the model was trained: it has learned nothing, or its weights were lost.",
     )
 
 
@@ -297,8 +295,8 @@ def test_no_user() -> None:
         rank(TableScorer(), nobody, COUNTS, EvaluateConfig(split="valid"))
     check(
         caught,
-        "no user has a valid target, so there is nothing to measure.",
-        "Choose a split with users in it; `slmc data check` shows how many each has.",
+        "no user has a valid target, so there is nothing to evaluate.",
+        "Choose a split with users; `slmc data check` shows the users of each split.",
     )
 
 
@@ -309,7 +307,7 @@ def test_the_stage(dataset: Artefact, sasrec: Artefact, tmp_path: Path) -> None:
     data = Dataset.open(dataset)
     assert found["user"].to_list() == data.targets("test").users
     summary = json.loads(report.file("metrics.json").read_text())
-    asked, temperature = settled(EvaluateConfig(), data), summary["temperature"]
+    asked, temperature = resolve_auto(EvaluateConfig(), data), summary["temperature"]
     assert 0.2 < temperature < 8
     assert summary == report.manifest.metrics == summarise(found, asked, temperature)
     ce = {name: summary["metrics"][name]["value"] for name in ("ce", "ce_calibrated")}
@@ -322,7 +320,7 @@ def test_the_stage(dataset: Artefact, sasrec: Artefact, tmp_path: Path) -> None:
 
 def test_a_model_of_another_catalogue(dataset: Artefact) -> None:
     with pytest.raises(UsageError) as caught:
-        check_catalogue(TableScorer(), Dataset.open(dataset))
+        check_catalogue(TableScorer().num_items, Dataset.open(dataset))
     check(
         caught,
         "the model ranks 60 items, the dataset has 30.",

@@ -69,8 +69,8 @@ def test_no_drop_below_the_rule_of_three_is_seen() -> None:
     least = -math.log(0.05) / values.sum()
     assert least_drop(values) == pytest.approx(least)
     assert detectable_drop(values, correlation=1.0) == pytest.approx(least)
-    assert pass_chance(0.99 * least, values, correlation=1.0) == 0.0
-    assert pass_chance(1.01 * least, values, correlation=1.0) == 1.0
+    assert pass_chance(0.99 * least, values) == 0.0
+    assert 0.0 < pass_chance(1.01 * least, values) < 0.1
     found = paired_bootstrap(values, values, seed=0, resamples=50_000).relative
     assert found is not None
     assert -found.low == pytest.approx(least, rel=0.07)  # values that add up to 50, not to many

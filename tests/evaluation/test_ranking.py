@@ -177,7 +177,7 @@ def test_blocks_that_are_not_the_catalogue(blocks: list[tuple[int, int]], messag
 
 
 def test_scores_that_change_between_the_passes() -> None:
-    with pytest.raises(ValueError, match="other scores for the same histories"):
+    with pytest.raises(ValueError, match="different scores for the same histories"):
         rank_targets(
             lambda: iter([(1, torch.rand(1, 2)), (3, torch.rand(1, 2))]),
             torch.tensor([2]),

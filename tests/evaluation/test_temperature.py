@@ -9,7 +9,8 @@ from torch import Tensor
 from slmc.data.dataset import Dataset
 from slmc.errors import BrokenRunError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import Histories, best_temperature, rank
+from slmc.evaluation.evaluate import best_temperature, rank
+from slmc.evaluation.scorers import Histories
 from slmc.evaluation.temperature import INVERSE, best, cross_entropies
 
 ITEMS = 40
@@ -111,7 +112,7 @@ def test_no_validation_user_is_said(caplog: pytest.LogCaptureFixture) -> None:
     nobody = Dataset(data.items, data.sequences.with_columns(valid_from=pl.col("test_from")), 10)
     assert best_temperature(LogOdds(scores, 1.0), nobody, EvaluateConfig()) is None
     assert caplog.messages == [
-        "calibrate: no validation user, hence no temperature and no ce_calibrated"
+        "calibrate: no validation users, so no temperature and no ce_calibrated"
     ]
 
 

@@ -9,8 +9,9 @@ from slmc.config import Sampled
 from slmc.errors import SlmcError, UndecidedError, VerdictError
 from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate, Segment
-from slmc.evaluation.measured import Measured, protocol, segment_mask
-from slmc.evaluation.verdict import Verdict, judge
+from slmc.evaluation.judge import judge
+from slmc.evaluation.results import Evaluation, protocol, segment_mask
+from slmc.evaluation.verdict import Verdict
 
 FULL = protocol(EvaluateConfig(exclude_seen=False))
 RNG = np.random.default_rng(0)
@@ -26,7 +27,7 @@ def measured(
     asked: dict[str, Any] = FULL,
     tops: list[list[int]] | None = None,
     size_mb: float = 12.34,
-) -> Measured:
+) -> Evaluation:
     n = len(ranks)
     lists = tops or [list(range(1, 21))] * n
     per_user = pl.DataFrame(
@@ -42,7 +43,7 @@ def measured(
             "top_scores": pl.Series([[30.0 - i for i in range(len(r))] for r in lists]),
         },
     )
-    return Measured(name, per_user, asked, size_mb)
+    return Evaluation(name, per_user, asked, size_mb)
 
 
 def drop(metric: str = "mrr", budget: str | float = "3%", **more: Any) -> Gate:
@@ -226,8 +227,8 @@ def test_nothing_is_relative_to_zero() -> None:
     verdict = judge(drop("hr@10"), some, none, seed=1)
     assert (verdict.outcome, verdict.change, verdict.needed_users) == ("inconclusive", None, None)
     assert verdict.sentence == (
-        "hr@10 of export: 0.0200 against 0.0000 of teach, no relative change can be told of a "
-        "baseline at 0 (n = 50, full ranking, seen items kept, test, one-sided 95 % bounds): "
+        "hr@10 of export: 0.0200 against 0.0000 of teach, no relative change, since the "
+        "baseline is 0 (n = 50, full ranking, seen items kept, test, one-sided 95 % bounds): "
         "inconclusive, max_drop 3%"
     )
     assert judge(drop("hr@10"), none, none, seed=1).outcome == "pass"
@@ -242,7 +243,7 @@ def test_different_users() -> None:
         judge(drop(), measured(), measured("teach", RANKS[:-1]), seed=1)
     check(
         caught,
-        "export and teach were measured on different users or targets, so they cannot be paired.",
+        "export and teach were evaluated on different users or targets, so they cannot be paired.",
         "Evaluate both on the same dataset and split.",
     )
 
@@ -253,8 +254,8 @@ def test_different_protocols() -> None:
         judge(drop(), measured(), measured("teach", asked=sampled), seed=1)
     check(
         caught,
-        "export and teach were measured differently: full ranking, seen items kept, test, "
-        "against 999 sampled negatives, test.",
+        "export and teach were evaluated under different protocols: full ranking, seen items kept, "
+        "test, and 999 sampled negatives, test.",
         "Evaluate both with the same settings.",
     )
 
@@ -265,7 +266,7 @@ def test_a_missing_baseline() -> None:
     check(
         caught,
         "gate mrr on export: the baseline teach is missing.",
-        "Name a baseline that has been made and measured.",
+        "Name a step whose model or engine was evaluated.",
     )
 
 
@@ -275,16 +276,16 @@ def test_no_user() -> None:
         judge(Gate(metric="mrr", min=0.1), nobody, seed=1)
     check(
         caught,
-        "gate mrr on export: there is no user.",
-        "Evaluate on a split with users in it; `slmc data check` shows how many each has.",
+        "gate mrr on export: there are no users.",
+        "Evaluate on a split with users; `slmc data check` shows the users of each split.",
     )
     popular = measured(ranks=np.ones(1))
-    popular = Measured("x", popular.per_user.with_columns(tail=pl.lit(False)), FULL, 1.0)
-    with pytest.raises(UndecidedError, match="there is no user in the segment tail-items"):
+    popular = Evaluation("x", popular.per_user.with_columns(tail=pl.lit(False)), FULL, 1.0)
+    with pytest.raises(UndecidedError, match="there are no users in the segment tail-items"):
         judge(Gate(metric="mrr", min=0.1, segment="tail-items"), popular, seed=1)
 
 
-def sentence(gate: Gate, candidate: Measured, baseline: Measured | None = None) -> str:
+def sentence(gate: Gate, candidate: Evaluation, baseline: Evaluation | None = None) -> str:
     verdict: Verdict = judge(gate, candidate, baseline, seed=1)
     assert "\n" not in verdict.sentence
     return verdict.sentence
@@ -303,13 +304,13 @@ def test_sentences() -> None:
     )
     assert sentence(Gate(metric="hr@10", min=0.5), three[0]) == (
         f"hr@10 of export: 1.0000 [0.4655, 1.0000] {basis}: inconclusive, min 0.5; about 5 users "
-        "would tell with 80 % power"
+        "would decide it with 80 % power"
     )
     assert sentence(Gate(metric="overlap@10", baseline="source", min=0.5), *three) == (
         f"overlap@10 of export: 1.0000 with teach [1.0000, 1.0000] {basis}: pass, min 0.5"
     )
     assert sentence(Gate(metric="size_mb", max=10), three[0]) == (
-        "size_mb of export: 12.3 MB (what serving needs): regression, max 10.0"
+        "size_mb of export: 12.3 MB (files needed for serving): regression, max 10.0"
     )
     cold = Gate(metric="hr@10", min=0.5, segment="cold-users", confidence=0.9)
     assert sentence(cold, measured(ranks=np.ones(70))) == (
@@ -322,13 +323,13 @@ def test_sentences_of_what_cannot_be_told_or_believed() -> None:
     text = sentence(drop(budget="5%"), measured(ranks=worsened(0.1)), measured("teach"))
     assert text.startswith("mrr of export: 0.0962 against 0.1008 of teach, change -4.61 % [")
     assert ": inconclusive, max_drop 5%; about " in text
-    assert text.endswith("0 users would tell with 80 % power")
+    assert text.endswith("0 users would decide it with 80 % power")
     odd = judge(
         drop(), measured(ranks=np.maximum(1, RANKS // 2)), measured("teach"), seed=1,
         of_same_model=True,
     )  # fmt: skip
     assert odd.sentence.endswith(
-        "pass, max_drop 3%; anomalous: better by more than 5 % than the model that it was made from"
+        "pass, max_drop 3%; anomalous: more than 5 % better than the model that it was made from"
     )
 
 
@@ -342,7 +343,7 @@ def test_sentences_of_what_cannot_be_told_or_believed() -> None:
         ),
         (
             {"metric": "overlap@21", "baseline": "source", "min": 0.5},
-            "overlap@21: an evaluation keeps the 20 best items",
+            "overlap@21: an evaluation stores only the 20 best items",
         ),
         (
             {"metric": "mrr"},
@@ -368,22 +369,22 @@ def test_sentences_of_what_cannot_be_told_or_believed() -> None:
             {"metric": "ce", "baseline": "teach", "max_drop": "3%"},
             "3% of ce would pass models that rank far worse; give a budget in nats, such as 0.02",
         ),
-        ({"metric": "mrr", "max_drop": "1%"}, "max_drop needs a baseline to drop from"),
+        ({"metric": "mrr", "max_drop": "1%"}, "max_drop needs a baseline"),
         (
             {"metric": "overlap@10", "min": 0.9},
-            "overlap@10 needs a baseline whose lists are compared",
+            "overlap@10 needs a baseline to compare the top lists with",
         ),
         (
             {"metric": "mrr", "min": 0.1, "baseline": "teach"},
-            "a gate on mrr with a plain bound takes no baseline",
+            "a gate on mrr with min or max takes no baseline",
         ),
         (
             {"metric": "size_mb", "max": 1, "baseline": "teach"},
-            "a gate on size_mb with a plain bound takes no baseline",
+            "a gate on size_mb with min or max takes no baseline",
         ),
         (
             {"metric": "size_mb", "max": 1, "segment": "cold-users"},
-            "size_mb has no users, hence no segment cold-users",
+            "size_mb is not measured per user, so it has no segment cold-users",
         ),
     ],
 )

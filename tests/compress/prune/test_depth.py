@@ -15,8 +15,9 @@ from slmc.compress.prune.width import cut
 from slmc.data.batches import pad_left
 from slmc.data.dataset import Targets
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import VectorScorer, rank
-from slmc.evaluation.measured import protocol, values
+from slmc.evaluation.evaluate import rank
+from slmc.evaluation.results import protocol, values
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model.recommender import SequentialRecommender
 
 FLOAT32 = 1e-5

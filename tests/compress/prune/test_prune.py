@@ -17,7 +17,8 @@ from slmc.data.dataset import Dataset
 from slmc.distill.config import DistillConfig
 from slmc.distill.distill import distill
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import VectorScorer, rank
+from slmc.evaluation.evaluate import rank
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model.loading import load_model
 
 

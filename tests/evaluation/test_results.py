@@ -5,7 +5,14 @@ import pytest
 from slmc.config import Sampled
 from slmc.errors import UndecidedError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.measured import protocol, summarise, tail_limit, told, told_of, values
+from slmc.evaluation.results import (
+    protocol,
+    protocol_text,
+    summarise,
+    summary_text,
+    tail_limit,
+    values,
+)
 
 
 def table(**columns: list[float | None]) -> pl.DataFrame:
@@ -28,8 +35,8 @@ def test_a_number_that_was_not_measured() -> None:
     asked = protocol(EvaluateConfig(ranking=Sampled(), exclude_seen=False))
     with pytest.raises(UndecidedError) as caught:
         values(table(rank=[1.0], ce=[1.0]), "hr@10", asked)
-    assert caught.value.what == "hr@10 was not measured: the evaluation gives no rank_sampled."
-    assert caught.value.remedy == "Evaluate again with the ranking that the metric needs."
+    assert caught.value.what == "hr@10 is missing: the evaluation has no rank_sampled."
+    assert caught.value.remedy == "Evaluate again with the ranking protocol that the metric needs."
 
 
 def test_summary_has_protocol_n_and_standard_errors() -> None:
@@ -57,7 +64,7 @@ def test_summary_has_protocol_n_and_standard_errors() -> None:
     ],
 )
 def test_protocols_in_words(config: EvaluateConfig, words: str) -> None:
-    assert told(protocol(config)) == words
+    assert protocol_text(protocol(config)) == words
 
 
 def test_the_tail_is_the_least_popular_80_percent() -> None:
@@ -69,7 +76,7 @@ def test_the_tail_is_the_least_popular_80_percent() -> None:
 def test_the_shares_of_repeats_in_words() -> None:
     ranked = table(rank=[4.0, 1.0], rank_unseen=[float("inf"), 1.0])
     left_out, kept = (
-        told_of(summarise(ranked, EvaluateConfig(exclude_seen=out, metrics=("mrr",))), 0.004)
+        summary_text(summarise(ranked, EvaluateConfig(exclude_seen=out, metrics=("mrr",))), 0.004)
         for out in (True, False)
     )
     assert left_out == (
