@@ -45,7 +45,7 @@ def test_unknown_metrics(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["ce", "ce_calibrated"])
-def test_a_cross_entropy_is_no_metric_rank_metric(metric: str) -> None:
+def test_a_cross_entropy_is_not_a_metric_of_ranks(metric: str) -> None:
     with pytest.raises(ValueError, match=f"'{metric}' is not a metric of ranks"):
         rank_metric(metric, RANKS)
 
