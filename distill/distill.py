@@ -97,11 +97,11 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
 
 
 def recommender(artefact: Artefact) -> SequentialRecommender:
-    """Load the model of an artefact; raises ``UsageError`` if it is not based on an LLM."""
+    """The model of an artefact; raises ``UsageError`` if it is not on an LLM."""
     model = load_model(artefact)
     if not isinstance(model, SequentialRecommender):
         raise UsageError(
-            f"{artefact.path} is a {type(model).__name__}, not a recommender based on an LLM.",
+            f"{artefact.path} is a {type(model).__name__}, not a recommender on an LLM.",
             "Name the artefact of a teach or distill step.",
         )
     return model

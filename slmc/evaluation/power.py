@@ -104,9 +104,8 @@ def users_needed(
     reach: float,
     error: float,
     confidence: float,
-    power: float = POWER,
 ) -> int:
-    """Estimate the users needed to decide with ``power``, if the change stays the same.
+    """Estimate the users needed to decide with power :data:`POWER`, if the change stays the same.
 
     The distance ``reach`` between estimate and bound has two parts: the standard error shrinks
     with the square root of n, the part of the additional user with n.
@@ -117,10 +116,9 @@ def users_needed(
         reach: Distance of the estimate from the bound on the other side of the limit.
         error: Standard error of the estimate.
         confidence: One-sided, of the bound.
-        power: Probability that the bound clears the limit.
     """
     z = NormalDist().inv_cdf(confidence)
-    spread = error * (z + NormalDist().inv_cdf(power))
+    spread = error * (z + NormalDist().inv_cdf(POWER))
     rest = max(0.0, reach - z * error)
     # room = spread * x + rest * x^2 with x = sqrt(n / N)
     x = 2 * room / (spread + math.sqrt(spread**2 + 4 * rest * room))

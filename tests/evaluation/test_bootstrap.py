@@ -186,14 +186,14 @@ def test_users_that_do_not_pair(n: tuple[int, int]) -> None:
 
 
 def trained(seeds: int, n: int, seed: int, *, interaction: float, between: float) -> np.ndarray:
-    """Changes ``[S, n]`` of mean 0: an effect of each user, of both interaction, of each seed."""
+    """Changes ``[S, n]`` of mean 0: effects of users, of seeds, and of their interaction."""
     rng = np.random.default_rng(seed)
     users, mixed = rng.normal(0, 1, n), rng.normal(0, interaction, (seeds, n))
     return users + mixed + rng.normal(0, between, (seeds, 1))
 
 
 def test_the_error_of_seeds_is_what_users_do_not_explain() -> None:
-    changes = np.array([[0.0, 2.0], [4.0, 6.0]])  # means 1 and 5, nothing interaction
+    changes = np.array([[0.0, 2.0], [4.0, 6.0]])  # means 1 and 5, no interaction
     assert seed_error(changes) == pytest.approx(math.sqrt(8 / 2))
     # The means are 1 and 1, so their variance is 0, although each user's changes differ.
     assert seed_error(np.array([[0.0, 2.0], [2.0, 0.0]])) == 0.0

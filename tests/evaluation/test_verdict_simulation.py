@@ -169,9 +169,10 @@ SEEDS, USERS = 3, 300
 def test_intervals_over_seeds_have_their_nominal_coverage(
     interaction: float, between: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Changes with an effect of the user (1), of user and seed interaction, and of the seed.
+    """Changes with effects of users (standard deviation 1), of their interaction, and of seeds.
 
-    The last is in standard errors of the users' mean. Drawing the seeds anew holds less often.
+    The effect of the seeds is in standard errors of the users' mean. Resampling the seeds has
+    less coverage.
     """
     rng, covered, naive = np.random.default_rng(0), 0, 0
     for trial in range(TRIALS):
