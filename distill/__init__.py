@@ -2,6 +2,7 @@
 
 Read ``config``, ``teach`` (the stage), ``must_beat`` (compares the teacher with the baselines),
 ``distill`` (the stage), ``student`` (how models are initialised), ``states`` (the teacher's cached
-hidden states) and ``losses``; ``own`` reads a teacher that slmc did not train. Only ``stages``,
-``recipe``, ``pipeline`` and ``commands`` import from here; other stage folders never do.
+hidden states) and ``losses``; ``existing`` reads a teacher that slmc did not train. Only
+``stages``, ``recipe``, ``pipeline`` and ``commands`` import from here; other stage folders never
+do.
 """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
-from slmc.distill import must_beat, own
+from slmc.distill import existing, must_beat
 from slmc.distill.config import TeachConfig
 from slmc.distill.student import (
     add_adapters,
@@ -76,8 +76,8 @@ def _untrained(
 ) -> tuple[SequentialRecommender, Origin]:
     """Return the recommender before training, and the weights that it must start from."""
     directory = Path(config.backbone)
-    if own.is_recommender(directory):
-        model = own.read(directory, data)
+    if existing.is_recommender(directory):
+        model = existing.read(directory, data)
         # Its item table is reordered to this dataset's vocabulary.
         return model, Origin.of_files(directory, leaving_out="item_embeddings.")
     if config.epochs == 0:

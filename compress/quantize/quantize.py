@@ -11,13 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slmc.artefact import Artefact, Draft, draft
-from slmc.compress import layers as layer_reports
 from slmc.compress.calibration import histories
 from slmc.compress.config import QuantizeConfig
-from slmc.compress.layers import Quantized
-from slmc.compress.quantize import storage
+from slmc.compress.quantize import layer_report, storage
 from slmc.compress.quantize.assignment import assign
 from slmc.compress.quantize.item_table import quantize_table
+from slmc.compress.quantize.layer_report import Quantized
 from slmc.compress.quantize.sensitivity import Trial, sensitivity
 from slmc.compress.quantize.sequential import Finished, Method, quantize_layers
 from slmc.compress.validation import change, check_users, measure, validation_config
@@ -62,7 +61,7 @@ def quantize(config: QuantizeConfig, inputs: dict[str, Artefact], out: Path) -> 
             numbers["item_table"] = _table(model, data, config)
         done = _layers(model, bits, batches, config, inputs, data, work)
         numbers |= summary(model, done, config)
-        layer_reports.write([one.report for one in done], work.path)
+        layer_report.write([one.report for one in done], work.path)
         return seal_model(
             work,
             model,

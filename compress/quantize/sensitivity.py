@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slmc.artefact import canonical
 from slmc.compress.config import QuantizeConfig
-from slmc.compress.layers import Quantized
+from slmc.compress.quantize.layer_report import Quantized
 from slmc.compress.quantize.rtn import Grid
 from slmc.compress.validation import METRICS, Ranking, change, measure, validation_config
 from slmc.config import Protocol, parse_budget

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slmc.artefact import canonical
-from slmc.compress.layers import LayerReport, Quantized, report
 from slmc.compress.quantize.gptq import gptq
+from slmc.compress.quantize.layer_report import LayerReport, Quantized, report
 from slmc.compress.quantize.rtn import Grid
 from slmc.errors import BrokenRunError
 from slmc.model.recommender import SequentialRecommender

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slmc.artefact import Artefact
-from slmc.compress.layers import Quantized
+from slmc.compress.quantize.layer_report import Quantized
 from slmc.model import quantized
 from slmc.model.saving import forget_source, tell_how_to_load
 

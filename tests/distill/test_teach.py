@@ -1,4 +1,4 @@
-"""Teaching: what is trained and what is not, the user's own teacher, the comparison."""
+"""Teaching: trained and frozen weights, an existing teacher, the comparison with baselines."""
 
 import json
 import shutil
@@ -76,13 +76,13 @@ def test_targets_last_and_trained_items(inputs: Inputs, tmp_path: Path) -> None:
 def test_an_existing_teacher_keeps_its_weights(
     teacher: Artefact, inputs: Inputs, tmp_path: Path
 ) -> None:
-    own = tmp_path / "own"
-    shutil.copytree(teacher.path, own)
-    items = pl.read_parquet(own / "items.parquet")
+    folder = tmp_path / "existing"
+    shutil.copytree(teacher.path, folder)
+    items = pl.read_parquet(folder / "items.parquet")
     data = Dataset.open(inputs["data"])
     reversed_items = items.with_columns(row=(data.num_items + 1 - pl.col("row")).cast(pl.Int32))
-    reversed_items.write_parquet(own / "items.parquet")
-    made = teach(settings(backbone=str(own), epochs=0), inputs, tmp_path / "t")
+    reversed_items.write_parquet(folder / "items.parquet")
+    made = teach(settings(backbone=str(folder), epochs=0), inputs, tmp_path / "t")
     before, after = load_model(teacher), load_model(made)
     assert torch.equal(after.item_vectors()[1:], before.item_vectors()[1:].flip(0))
     kept = "backbone.layers.0.mlp.up_proj.weight"
@@ -92,12 +92,12 @@ def test_an_existing_teacher_keeps_its_weights(
 def test_an_existing_teacher_must_know_the_items(
     teacher: Artefact, inputs: Inputs, tmp_path: Path
 ) -> None:
-    own = tmp_path / "own"
-    shutil.copytree(teacher.path, own)
-    items = pl.read_parquet(own / "items.parquet")
-    items.filter(pl.col("row") > 2).write_parquet(own / "items.parquet")
+    folder = tmp_path / "existing"
+    shutil.copytree(teacher.path, folder)
+    items = pl.read_parquet(folder / "items.parquet")
+    items.filter(pl.col("row") > 2).write_parquet(folder / "items.parquet")
     with pytest.raises(UsageError) as caught:
-        teach(settings(backbone=str(own), epochs=0), inputs, tmp_path / "t")
+        teach(settings(backbone=str(folder), epochs=0), inputs, tmp_path / "t")
     assert "2 items of the dataset are not in its vocabulary" in caught.value.what
 
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from quantizable import RTN, batches, build, nothing_finished
 
-from slmc.compress.layers import Quantized
 from slmc.compress.quantize.gptq import DAMPENING, gptq
+from slmc.compress.quantize.layer_report import Quantized
 from slmc.compress.quantize.rtn import Grid
 from slmc.compress.quantize.sequential import Method, quantize_layers
 from slmc.errors import BrokenRunError

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
 from slmc.data.dataset import Dataset
-from slmc.distill import own
+from slmc.distill import existing
 from slmc.errors import ArtefactError, UsageError
 from slmc.model.loading import load_model
 
@@ -93,14 +93,14 @@ def test_what_is_wrong_with_it_is_named(
 ) -> None:
     change(mine)
     with pytest.raises(UsageError) as caught:
-        own.read(mine, Dataset.open(dataset))
+        existing.read(mine, Dataset.open(dataset))
     assert caught.value.what.startswith(f"backbone {mine}: {message}")
     assert caught.value.exit_code == 2
 
 
 def test_a_sound_one_is_read(mine: Path, dataset: Artefact, teacher: Artefact) -> None:
-    assert own.check(mine).config.model_type == "llama"
-    read = own.read(mine, Dataset.open(dataset))
+    assert existing.check(mine).config.model_type == "llama"
+    read = existing.read(mine, Dataset.open(dataset))
     assert torch.equal(read.state_dict()[UP], load_model(teacher).state_dict()[UP])
 
 
