@@ -23,7 +23,6 @@ def fresh(
     items: Tensor,
     *,
     history: int,
-    dropout: float = 0.0,
     prefix: Tensor | None = None,
     suffix: Tensor | None = None,
 ) -> SequentialRecommender:
@@ -36,7 +35,6 @@ def fresh(
         backbone: Decoder layers in float32.
         items: ``[V + 1, d]`` item table; row 0 is padding.
         history: Longest history, in items.
-        dropout: Dropout after input_proj and before output_proj.
         prefix: ``[P, H]`` prompt embeddings before the items.
         suffix: ``[S, H]`` prompt embeddings after the items.
 
@@ -55,7 +53,7 @@ def fresh(
             history=history,
             prefix_length=len(prefix),
             suffix_length=len(suffix),
-            dropout=dropout,
+            dropout=0.0,
         ),
         backbone.model,
     )

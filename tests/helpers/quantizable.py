@@ -33,7 +33,7 @@ def build(kind: str, kv_heads: int) -> SequentialRecommender:
     items = torch.randn(ITEMS + 1, WIDTH) * torch.logspace(0, -1.5, WIDTH)
     items[0] = 0
     shape = f"layers=2&hidden=64&heads=4&kv_heads={kv_heads}&intermediate=96&head_dim=16"
-    model = fresh(backbone.load(f"random://{kind}?{shape}"), items, history=HISTORY, dropout=0.0)
+    model = fresh(backbone.load(f"random://{kind}?{shape}"), items, history=HISTORY)
     return model.eval()
 
 
