@@ -152,7 +152,7 @@ class DistillConfig(Dropout, TrainConfig):
     control: bool = False
     """Also train the same student without the teacher, for the same number of steps."""
     epochs: int = Field(10, ge=1)
-    """Largest number of passes over the training sequences; early stopping may end training sooner
+    """Largest number of passes over the training sequences; early stopping ends training before
     (see patience)."""
     packings: int = Field(2, ge=1)
     """Number of different packings of the sequences, repeated over the epochs; the teacher's states

@@ -17,18 +17,19 @@ class SasrecConfig(TrainConfig):
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout of embeddings, attention output and feed-forward."""
     epochs: int = Field(200, ge=1)
-    """Largest number of passes over the training sequences; early stopping may end training sooner
+    """Largest number of passes over the training sequences; early stopping ends training before
     (see patience)."""
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW weight decay of matrices; none for norms and biases."""
+    """AdamW weight decay of matrices; norms and biases have none."""
     beta2: float = Field(0.98, gt=0, lt=1)
     """AdamW's decay of the squared gradients; beta1 is 0.9."""
     warmup: int = Field(50, ge=0)
     """Optimizer steps of linear warm-up; then the rate is constant until it decays to 0."""
     patience: int = Field(5, ge=1)
-    """Early stopping: the learning rate decays once the last `patience` validations are on average
-    no better than the `patience` before them. One validation per epoch, up to 8 on large logs."""
+    """The learning rate starts to decay when the last ``patience`` validations are on average no
+    better than the ``patience`` before them. There is one validation per epoch, up to 8 on large
+    logs."""
     rows: int = Field(64, ge=1)
-    """Batch size: packed rows per optimizer step; a row is as long as the history."""
+    """Batch size: packed rows per optimizer step; a row has as many items as ``history``."""
