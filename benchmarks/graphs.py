@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
-from transformers import AutoConfig
 
 from slmc.export.graph.optimize import both_graphs
 from slmc.export.reference.precision import linear_layers
 from slmc.export.tensorrt.graph import typed_graph
+from slmc.model import random_models
 from slmc.model.codes import Codes, rounded
 from slmc.model.loading import Recommender
 from slmc.model.quantized_table import QuantizedTable
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.recommender import SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
 
 ITEMS, HISTORY, DIM, TOP_K, OPSET = 60, 12, 16, 10, 21
@@ -38,13 +38,9 @@ GROUP = 32
 
 def recommender(family: str, **options: Any) -> SequentialRecommender:
     """Two layers of width 64 of a family, every weight random."""
-    backbone = AutoConfig.for_model(
-        family, vocab_size=1, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=None, bos_token_id=None, eos_token_id=None, **FAMILIES[family],
-    )  # fmt: skip
-    config = RecommenderConfig(backbone, num_items=ITEMS, item_dim=DIM, history=HISTORY, **options)
-    return randomised(SequentialRecommender(config))
+    decoder = {"max_position_embeddings": 256} | FAMILIES[family]
+    shape = {"num_items": ITEMS, "item_dim": DIM, "history": HISTORY}
+    return randomised(random_models.recommender(family, decoder, **shape, **options))
 
 
 def randomised(model: Recommender) -> Any:

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from packing import LENGTH, lengths
 from timing import machine
-from transformers import LlamaConfig
 
 from slmc.data.batches import pad_left
 from slmc.export.graph import serialize
@@ -35,8 +34,10 @@ from slmc.export.runtime.bench import Contender, contender, turn
 from slmc.export.runtime.engine import GRAPH
 from slmc.export.runtime.pytorch import PlainModel
 from slmc.export.runtime.sessions import Probe
+from slmc.model import random_models
 from slmc.model.codes import Codes, rounded
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.random_models import SMOLLM2
+from slmc.model.recommender import SequentialRecommender
 
 ITEMS, TOP_K, OPSET = 12_101, 20, 21
 ROUNDS = {1: 12, 32: 5, 256: 2}
@@ -64,20 +65,9 @@ def model(
 ) -> SequentialRecommender:
     """Random layers of SmolLM2's width."""
     torch.manual_seed(layers)
-    backbone = LlamaConfig(
-        vocab_size=1,
-        hidden_size=576,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=64,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    shape = RecommenderConfig(backbone, num_items=items, item_dim=item_dim)
-    made = SequentialRecommender(shape).eval()
+    sizes = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "intermediate": mlp}
+    shape = {"num_items": items, "item_dim": item_dim}
+    made = random_models.recommender(decoder=SMOLLM2 | sizes, **shape)
     with torch.no_grad():
         made.item_embeddings.weight[1:].normal_()
     return made

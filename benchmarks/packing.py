@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from timing import compare, machine
-from transformers import LlamaConfig
 
 from slmc.data.batches import pad_left
 from slmc.export.runtime.pytorch import PlainModel, plain_user_vectors
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model import random_models
+from slmc.model.random_models import SMOLLM2
+from slmc.model.recommender import SequentialRecommender
 
 LENGTH, ITEMS, ROUNDS = 50, 12_101, 7
 
@@ -32,17 +33,7 @@ def lengths() -> np.ndarray:
 def model() -> SequentialRecommender:
     """Four random layers of SmolLM2's shape."""
     torch.manual_seed(0)
-    backbone = LlamaConfig(
-        vocab_size=1,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=4,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
-        pad_token_id=None,
-    )
-    return SequentialRecommender(RecommenderConfig(backbone, num_items=ITEMS)).eval()
+    return random_models.recommender(decoder=SMOLLM2 | {"layers": 4}, num_items=ITEMS)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ import tempfile
 import numpy as np
 import torch
 from timing import compare, machine
-from transformers import LlamaConfig
 
 from slmc.data.batches import Rows, pack
 from slmc.distill import states
 from slmc.distill.config import DistillConfig
 from slmc.distill.distill import Distillation
 from slmc.distill.losses import block_ends
-from slmc.model import packing
+from slmc.model import packing, random_models
 from slmc.model.device import choose
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.random_models import SMOLLM2
+from slmc.model.recommender import SequentialRecommender
 from slmc.training.types import Batch
 
 LENGTH, ITEMS, ROUNDS = 50, 1_349, 9
@@ -29,17 +29,7 @@ TERMS = {"cosine": 1.0, "norm": 0.1, "supervise": 1.0, "logits": 1.0}
 def model(layers: int) -> SequentialRecommender:
     """Random layers of SmolLM2's shape."""
     torch.manual_seed(layers)
-    backbone = LlamaConfig(
-        vocab_size=1,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
-        pad_token_id=None,
-    )
-    return SequentialRecommender(RecommenderConfig(backbone, num_items=ITEMS)).eval()
+    return random_models.recommender(decoder=SMOLLM2 | {"layers": layers}, num_items=ITEMS)
 
 
 def batch_of(rows: Rows) -> Batch:

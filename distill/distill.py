@@ -26,7 +26,7 @@ from slmc.errors import UsageError
 from slmc.evaluation.evaluate import check_catalogue
 from slmc.model import backbone, device
 from slmc.model.device import Placement
-from slmc.model.loading import load_model, place
+from slmc.model.loading import load_recommender, place
 from slmc.model.origin import Origin
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
@@ -47,7 +47,7 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
     """
     data = Dataset.open(inputs["data"])
     placement = device.choose(config.device, config.dtype)
-    teacher = recommender(inputs["teacher"])
+    teacher = load_recommender(inputs["teacher"])
     check_catalogue(teacher.config.num_items, data)
     prompt = (teacher.config.prefix_length, teacher.config.suffix_length)
     if any(prompt) and config.targets == "all":
@@ -96,17 +96,6 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         )
 
 
-def recommender(artefact: Artefact) -> SequentialRecommender:
-    """The model of an artefact; raises ``UsageError`` if it is not on an LLM."""
-    model = load_model(artefact)
-    if not isinstance(model, SequentialRecommender):
-        raise UsageError(
-            f"{artefact.path} is a {type(model).__name__}, not a recommender on an LLM.",
-            "Name the artefact of a teach or distill step.",
-        )
-    return model
-
-
 def _student(
     config: DistillConfig,
     inputs: dict[str, Artefact],
@@ -118,7 +107,7 @@ def _student(
     The student is an input artefact, the first layers of the LLM, or those of the teacher.
     """
     if "student" in inputs:
-        student = recommender(inputs["student"])
+        student = load_recommender(inputs["student"])
         check_catalogue(student.config.num_items, data)
         origin = Origin.of_files(inputs["student"].path)
     elif config.init == "teacher":

@@ -27,7 +27,7 @@ def is_recommender(directory: Path) -> bool:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == "slmc"
+    return isinstance(config, dict) and config.get("model_type") == RecommenderConfig.model_type
 
 
 def check(directory: Path, history: int | None = None) -> PreTrainedModel:

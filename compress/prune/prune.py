@@ -27,7 +27,7 @@ from slmc.errors import UsageError
 from slmc.evaluation.evaluate import check_catalogue
 from slmc.evaluation.results import protocol
 from slmc.model.device import Placement, choose
-from slmc.model.loading import load_model, place
+from slmc.model.loading import load_recommender, place
 from slmc.model.quantized import is_quantized
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
@@ -109,12 +109,7 @@ def recommender(artefact: Artefact) -> SequentialRecommender:
             f"{artefact.path} is quantized: its weights are codes, which cannot be cut.",
             "Prune before quantizing: name the model that it was made from.",
         )
-    model = load_model(artefact)
-    if not isinstance(model, SequentialRecommender):
-        raise UsageError(
-            f"{artefact.path} is a {type(model).__name__}, not a recommender on an LLM.",
-            "Name the artefact of a teach or distill step.",
-        )
+    model = load_recommender(artefact)
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise UsageError(

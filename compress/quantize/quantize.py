@@ -26,7 +26,7 @@ from slmc.errors import UsageError
 from slmc.evaluation.evaluate import check_catalogue
 from slmc.evaluation.results import protocol, protocol_text
 from slmc.model import device, quantized
-from slmc.model.loading import load_model
+from slmc.model.loading import load_recommender
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
 
@@ -82,13 +82,7 @@ def recommender(artefact: Artefact, where: torch.device) -> SequentialRecommende
             f"{artefact.path} is quantized already.",
             "Name the model that it was made from: `slmc show` tells which.",
         )
-    model = load_model(artefact, where)
-    if not isinstance(model, SequentialRecommender):
-        raise UsageError(
-            f"{artefact.path} is a {type(model).__name__}, not a recommender on an LLM.",
-            "Name the artefact of a teach, distill or prune step.",
-        )
-    return model
+    return load_recommender(artefact, where)
 
 
 def calibration_batches(data: Dataset, config: QuantizeConfig, where: torch.device) -> list[Tensor]:

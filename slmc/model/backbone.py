@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -116,7 +117,7 @@ def check(
     label = f"backbone {name}"
     drawn = name.startswith(sources.RANDOM)
     directory = Path() if drawn else sources.locate(name, revision)
-    config = _random_config(name) if drawn else decoder_config(directory, name)
+    config = _config_of_name(name) if drawn else decoder_config(directory, name)
     model = decoders.sketch(truncated(config, layers, name), label)
     if history is not None:
         decoders.check_length(model.config, history, label)
@@ -233,21 +234,35 @@ def _token_rms(weights: Weights, prefix: str, width: int) -> float:
 
 
 def _random(name: str, layers: int | None) -> Backbone:
-    config, label = truncated(_random_config(name), layers, name), f"backbone {name}"
+    config, label = truncated(_config_of_name(name), layers, name), f"backbone {name}"
     _check_kind(decoders.sketch(config, label), label)
     model = AutoModel.from_config(config).eval()
     return Backbone(model, token_rms=0.02, directory=None, label=label)
 
 
-def _random_config(name: str) -> PreTrainedConfig:
-    kind, sizes = sources.random_shape(name)
+def _config_of_name(name: str) -> PreTrainedConfig:
+    """The config of a ``random://`` backbone."""
+    return random_config(*sources.random_shape(name), name)
+
+
+def random_config(kind: str, fields: Mapping[str, Any], name: str) -> PreTrainedConfig:
+    """The config of a decoder of a kind.
+
+    Args:
+        kind: Model type of transformers.
+        fields: Fields of its config, such as ``hidden_size``.
+        name: Name of the backbone, for messages.
+
+    Raises:
+        UsageError: transformers has no such decoder, or does not accept these fields.
+    """
     if kind not in CONFIG_MAPPING:
         raise UsageError(
             f"backbone {name}: transformers knows no model type {kind!r}.",
             "Name one such as llama, qwen3, gemma2 or mistral.",
         )
     try:
-        config: PreTrainedConfig = AutoConfig.for_model(kind, **sizes)
+        config: PreTrainedConfig = AutoConfig.for_model(kind, **fields)
         text: Any = config.get_text_config(decoder=True)
     except decoders.BUILDING as error:
         raise UsageError(

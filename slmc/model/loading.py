@@ -8,15 +8,17 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from slmc.artefact import Artefact
-from slmc.errors import ArtefactError
+from slmc.errors import ArtefactError, UsageError
 from slmc.model import decoders, quantized
 from slmc.model.quieting import quiet as quiet
-from slmc.model.recommender import SequentialRecommender
-from slmc.model.sasrec import Sasrec
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.sasrec import Sasrec, SasrecModelConfig
 
 Recommender = SequentialRecommender | Sasrec
 """What can be scored and exported. Both have ``item_vectors`` and ``user_vectors``, packed and
 padded, ``layers``, ``prefix_states`` of a prompt, if there is one, and ``serving``."""
+MODEL_TYPES = (RecommenderConfig.model_type, SasrecModelConfig.model_type)
+"""``model_type`` of the models that slmc saves."""
 SERVING = ("config.json", "model.safetensors", "items.parquet", "preprocessor.json")
 """Files that serving a model needs: what ``size_mb`` counts."""
 
@@ -33,7 +35,7 @@ def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recomm
         MissingError: It is quantized, and compressed-tensors is not installed.
     """
     config = json.loads(artefact.file("config.json").read_text())
-    if config.get("model_type") not in ("slmc", "slmc_sasrec"):
+    if config.get("model_type") not in MODEL_TYPES:
         raise ArtefactError(
             f"{artefact.path / 'config.json'}: model_type is {config.get('model_type')!r}, "
             "not a sequential recommender.",
@@ -59,6 +61,23 @@ def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recomm
     if isinstance(model, SequentialRecommender):
         check_decoder(model, str(artefact.path))
     place(model, device)
+    return model
+
+
+def load_recommender(
+    artefact: Artefact, device: torch.device | str = "cpu"
+) -> SequentialRecommender:
+    """The recommender on an LLM of an artefact, loaded as :func:`load_model` does.
+
+    Raises:
+        UsageError: The model is a SASRec.
+    """
+    model = load_model(artefact, device)
+    if not isinstance(model, SequentialRecommender):
+        raise UsageError(
+            f"{artefact.path} is a {type(model).__name__}, not a recommender on an LLM.",
+            "Name the artefact of a teach, distill or prune step.",
+        )
     return model
 
 

@@ -24,6 +24,12 @@ RANDOM = "random://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model"]
+SIZES = {
+    "layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads", "intermediate": "intermediate_size",
+    "head_dim": "head_dim",
+}  # fmt: skip
+"""Sizes in the name of a random backbone -> fields of the decoder's config."""
 
 log = logging.getLogger("slmc.model")
 
@@ -78,21 +84,13 @@ def locate(name: str, revision: str | None = None) -> Path:
 
 def random_shape(name: str) -> tuple[str, dict[str, int]]:
     """Model type and sizes of ``random://TYPE?layers=2&hidden=64&…``; raises ``UsageError``."""
-    names = {
-        "layers": "num_hidden_layers",
-        "hidden": "hidden_size",
-        "heads": "num_attention_heads",
-        "kv_heads": "num_key_value_heads",
-        "intermediate": "intermediate_size",
-        "head_dim": "head_dim",
-    }
     parts = urlsplit(name)
     try:
-        return parts.netloc, {names[k]: int(v) for k, v in parse_qsl(parts.query)}
+        return parts.netloc, {SIZES[k]: int(v) for k, v in parse_qsl(parts.query)}
     except (KeyError, ValueError) as error:
         raise UsageError(
             f"backbone {name}: {error} is not one of its sizes, or no whole number.",
-            f"Sizes are {', '.join(names)}, as in random://llama?layers=2&hidden=64.",
+            f"Sizes are {', '.join(SIZES)}, as in random://llama?layers=2&hidden=64.",
         ) from None
 
 

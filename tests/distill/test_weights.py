@@ -21,7 +21,7 @@ from slmc.distill import distill as distilling
 from slmc.distill import teach as teaching
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.errors import BrokenRunError, UsageError
-from slmc.model import recommender, sources
+from slmc.model import random_models, recommender, sources
 from slmc.model.loading import load_model, quiet
 from slmc.training.types import Outcome
 
@@ -37,10 +37,7 @@ Inputs = dict[str, Artefact]
 def save_llm(out: Path, *, seed: int, hidden: int = 32) -> Path:
     """A decoder whose weights differ from any initialisation, and its tokenizer."""
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=8, hidden_size=hidden, intermediate_size=64, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
+    config = random_models.llm_config(layers=3, hidden=hidden, intermediate=64, vocab_size=8)
     with quiet(), torch.no_grad():
         llm = transformers.LlamaForCausalLM(config)
         for parameter in llm.parameters():

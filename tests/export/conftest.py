@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 from sealing import seal_model
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
@@ -25,8 +25,9 @@ from slmc.export.graph import optimize as graph
 from slmc.export.tensorrt import flavours
 from slmc.export.tensorrt import graph as typed
 from slmc.export.tensorrt.flavours import FLAVOURS
+from slmc.model import random_models
 from slmc.model.loading import Recommender
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.recommender import SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
 
 ITEMS, HISTORY, WIDTH = 30, 12, 16
@@ -90,21 +91,9 @@ def randomise(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def llama(**options: Any) -> SequentialRecommender:
-    shape: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-    backbone = LlamaConfig(
-        vocab_size=1,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        **shape,
-    )
-    config = RecommenderConfig(
-        backbone, num_items=ITEMS, item_dim=WIDTH, history=HISTORY, **options
-    )
-    model = SequentialRecommender(config)
+    shape = {"num_items": ITEMS, "item_dim": WIDTH, "history": HISTORY}
+    decoder = {"max_position_embeddings": 256}
+    model = random_models.recommender(decoder=decoder, **shape, **options)
     randomise(model)
     model.prompt.normal_(generator=torch.Generator().manual_seed(2))
     return model

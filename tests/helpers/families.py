@@ -1,31 +1,18 @@
-"""Recommenders on small decoders of any family, with random weights."""
+"""Small recommenders on decoders of any kind, whose scores differ clearly between users."""
 
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model import random_models
+from slmc.model.recommender import SequentialRecommender
 
 
-def small(family: str, items: int, history: int, **options: Any) -> SequentialRecommender:
+def small(kind: str, items: int, history: int, **options: Any) -> SequentialRecommender:
     """Two layers of width 64; ``options`` are the decoder's."""
-    shape = {"max_position_embeddings": 256, "num_key_value_heads": 2} | options
-    backbone = AutoConfig.for_model(
-        family,
-        vocab_size=1,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        **shape,
-    )
     torch.manual_seed(0)
-    config = RecommenderConfig(backbone, num_items=items, item_dim=16, history=history)
-    model = SequentialRecommender(config).eval()
+    decoder = {"max_position_embeddings": 256} | options
+    model = random_models.recommender(kind, decoder, num_items=items, item_dim=16, history=history)
     with torch.no_grad():
         for weight in (model.get_parameter("item_embeddings.weight")[1:], model.output_proj.weight):
             weight.normal_()

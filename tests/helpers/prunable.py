@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig
 
 from slmc.artefact import Artefact
 from slmc.compress.prune.units import channels, kv_groups
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model import random_models
+from slmc.model.recommender import SequentialRecommender
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "smollm3")
 WITH_HEAD_DIM = ("qwen3", "gemma2", "gemma3_text")
@@ -26,23 +26,14 @@ def build(
     kind: str, *, kv_heads: int = 2, layers: int = 2, **options: Any
 ) -> SequentialRecommender:
     """A recommender with random weights and biases; histories longer than its windows."""
-    sizes = {"head_dim": WIDTH} if kind in WITH_HEAD_DIM else {}
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=1,
-        hidden_size=HIDDEN,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=kv_heads,
-        intermediate_size=CHANNELS,
-        sliding_window=4,
-        use_cache=False,
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
-        **sizes,
-    )
-    model = SequentialRecommender(
-        RecommenderConfig(config, num_items=ITEMS, item_dim=16, history=HISTORY, **options)
-    )
+    decoder = {
+        "layers": layers, "hidden": HIDDEN, "heads": HEADS, "kv_heads": kv_heads,
+        "intermediate": CHANNELS, "sliding_window": 4,
+    }  # fmt: skip
+    if kind in WITH_HEAD_DIM:
+        decoder["head_dim"] = WIDTH
+    shape = {"num_items": ITEMS, "item_dim": 16, "history": HISTORY}
+    model = random_models.recommender(kind, decoder, **shape, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -4,30 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
+from llms import save_llama
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from slmc.errors import MissingError, UsageError
-from slmc.model import backbone, sources
-from slmc.model.loading import quiet
+from slmc.model import backbone, random_models, sources
 
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    out = tmp_path_factory.mktemp("llm")
-    with quiet():
-        transformers.LlamaForCausalLM(config).save_pretrained(out)
-    return out
+    return save_llama(tmp_path_factory.mktemp("llm"), layers=4, vocab_size=50)
 
 
 def test_the_first_layers_are_those_of_the_llm(llm: Path) -> None:
@@ -58,8 +46,7 @@ def test_more_layers_than_there_are(llm: Path) -> None:
 
 
 def test_a_directory_of_a_decoder_without_rotary_positions(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 8}
-    config = AutoConfig.for_model("opt", **sizes)
+    config = random_models.llm_config("opt", hidden=32, heads=2, layers=1, vocab_size=8)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UsageError) as caught:
         backbone.load(str(tmp_path))

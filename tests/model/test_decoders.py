@@ -7,17 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from slmc.errors import UsageError
-from slmc.model import backbone, decoders, packing, selfcheck
+from slmc.model import backbone, decoders, packing, random_models, selfcheck
 from slmc.model.loading import check_decoder
 from slmc.model.quieting import quiet
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 SIZES: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 8, "pad_token_id": None,
+    "hidden": 32, "intermediate": 64, "vocab_size": 8, "pad_token_id": None,
 }  # fmt: skip
 NAMED = "layers=2&hidden=32&heads=4&kv_heads=2&intermediate=64"
 LIKE = "Name a decoder of attention alone, such as Llama, Qwen 3, Gemma, Mistral, Phi or SmolLM."
@@ -30,7 +28,7 @@ OTHER_KINDS: list[tuple[str, dict[str, Any], str]] = [
     ("minimax", {}, "has layers of linear_attention, not of attention alone."),
     (
         "recurrent_gemma",
-        {"num_hidden_layers": 3},
+        {"layers": 3},
         "has layers of recurrent, not of attention alone.",
     ),
     ("falcon_h1", {}, "has layers of hybrid, not of attention alone."),
@@ -55,7 +53,7 @@ BY_SELF_CHECK: list[tuple[str, str]] = [
 def test_a_decoder_that_is_not_attention_alone(
     kind: str, options: dict[str, Any], message: str
 ) -> None:
-    config = AutoConfig.for_model(kind, **SIZES | options)
+    config = random_models.llm_config(kind, **SIZES | options)
     with pytest.raises(UsageError) as caught:
         decoders.sketch(backbone.truncated(config, 2, kind), f"backbone {kind}")
     assert message in caught.value.what and caught.value.what.startswith(f"backbone {kind}: ")
@@ -72,7 +70,7 @@ def test_attention_that_gets_what_packing_does_not_know(kind: str, message: str)
 
 
 def test_the_sinks_of_a_dense_decoder_are_refused_from_a_directory(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("granite_swa", **SIZES)
+    config = random_models.llm_config("granite_swa", **SIZES)
     with quiet():
         AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="gives its attention s_aux"):
@@ -95,7 +93,9 @@ def test_sizes_that_transformers_does_not_take(name: str, message: str) -> None:
 
 def decoder(kind: str = "llama", **options: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(kind, **SIZES | options))
+    model: PreTrainedModel = AutoModel.from_config(
+        random_models.llm_config(kind, **SIZES | options)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter * 8)
@@ -186,10 +186,9 @@ def test_a_window_that_packed_attention_is_not_told_of(monkeypatch: pytest.Monke
 )  # fmt: skip
 def test_rotary_positions_that_change_within_the_history(rope: dict[str, Any], bound: int) -> None:
     positions = bound if rope["rope_type"] == "dynamic" else 4 * bound
-    config = AutoConfig.for_model(
-        "llama", **SIZES, max_position_embeddings=positions, rope_parameters=rope
-    )
-    model = SequentialRecommender(RecommenderConfig(config, num_items=5, history=bound - 2))
+    options = {"max_position_embeddings": positions, "rope_parameters": rope}
+    shape = {"num_items": 5, "history": bound - 2}
+    model = random_models.recommender(decoder=SIZES | options, **shape)
     check_decoder(model, "it")
     model.config.prefix_length = 3
     with pytest.raises(UsageError) as caught:
@@ -224,7 +223,7 @@ def test_attention_arguments_that_change_nothing_are_let_through() -> None:
 
 def test_layers_of_each_kind_are_checked() -> None:
     kinds = ["sliding_attention"] * 3 + ["full_attention"] * 2
-    options = {"head_dim": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 5}
+    options = {"head_dim": 8, "query_pre_attn_scalar": 8, "layers": 5}
     assert decoders.needed_layers(decoder("gemma3_text", layer_types=kinds, **options)) == 4
-    assert decoders.needed_layers(decoder("llama", num_hidden_layers=5)) == 2
-    assert decoders.needed_layers(decoder("llama", num_hidden_layers=1)) == 1
+    assert decoders.needed_layers(decoder("llama", layers=5)) == 2
+    assert decoders.needed_layers(decoder("llama", layers=1)) == 1

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
-from slmc.model import packing
+from slmc.model import packing, random_models
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 KINDS = ("llama", "qwen3", "gemma2", "phi3")
@@ -14,11 +13,8 @@ TOKENS = torch.tensor([1, 2, 3, 4, 5, 6])
 
 def recommender(kind: str = "llama") -> SequentialRecommender:
     torch.manual_seed(0)
-    backbone = AutoConfig.for_model(
-        kind, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, vocab_size=1, pad_token_id=None,
-    )  # fmt: skip
-    return SequentialRecommender(RecommenderConfig(backbone, num_items=9, item_dim=8))
+    decoder = {"hidden": 32, "intermediate": 64, "head_dim": 8}
+    return random_models.recommender(kind, decoder, num_items=9, item_dim=8)
 
 
 def states(model: SequentialRecommender, seed: int = 0) -> Tensor:

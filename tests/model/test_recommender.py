@@ -9,43 +9,30 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from slmc.artefact import Artefact
-from slmc.model import packing
+from slmc.model import packing, random_models
 from slmc.model.loading import quiet
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.saving import save_model
 
 TOLERANCE = 1e-5
 """Float32 through two layers: a few units in the last place of numbers of order 1."""
-SHAPE = {
-    "vocab_size": 1,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "head_dim": 8,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+SIZES = {"hidden": 32, "intermediate": 64, "head_dim": 8}
 DECODERS = [
-    ("LlamaConfig", {}),
-    ("LlamaConfig", {"num_key_value_heads": 4}),
-    ("MistralConfig", {"sliding_window": 3}),
-    ("Qwen3Config", {}),
-    ("Gemma2Config", {"query_pre_attn_scalar": 8, "sliding_window": 4}),
-    ("Gemma3TextConfig", {"query_pre_attn_scalar": 8}),
+    ("llama", {}),
+    ("llama", {"kv_heads": 4}),
+    ("mistral", {"sliding_window": 3}),
+    ("qwen3", {}),
+    ("gemma2", {"query_pre_attn_scalar": 8, "sliding_window": 4}),
+    ("gemma3_text", {"query_pre_attn_scalar": 8}),
 ]
 
 
 def recommender(
-    kind: str = "LlamaConfig", prompt: tuple[int, int] = (0, 0), **sizes: int
+    kind: str = "llama", prompt: tuple[int, int] = (0, 0), **sizes: int
 ) -> SequentialRecommender:
     torch.manual_seed(0)
-    backbone = getattr(transformers, kind)(**{"num_key_value_heads": 2} | SHAPE | sizes)
-    config = RecommenderConfig(
-        backbone, num_items=20, item_dim=8, prefix_length=prompt[0], suffix_length=prompt[1]
-    )
-    model = SequentialRecommender(config).eval()
+    shape = {"num_items": 20, "item_dim": 8, "prefix_length": prompt[0], "suffix_length": prompt[1]}
+    model = random_models.recommender(kind, SIZES | sizes, **shape)
     with torch.no_grad():
         model.item_embeddings.weight[1:].normal_()
         model.prompt.normal_()
@@ -174,9 +161,7 @@ def test_a_longer_batch_mate_does_not_change_a_history() -> None:
 def test_a_saved_model_does_not_tell_where_its_backbone_lay(
     dataset: Artefact, tmp_path: Path
 ) -> None:
-    shape = AutoConfig.for_model(
-        "llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    shape = random_models.llm_config(hidden=16, layers=1, heads=2, intermediate=16)
     written = []
     for place in ("here", "there"):
         shape.save_pretrained(tmp_path / place)

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from llms import save_llama
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slmc.errors import UsageError
 from slmc.model import backbone
-from slmc.model.quieting import quiet
 
 Tensors = dict[str, Tensor]
 LAYER = "model.layers.0."
@@ -25,14 +24,7 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
-    out = tmp_path_factory.mktemp("llm")
-    with quiet():
-        transformers.LlamaForCausalLM(config).save_pretrained(out)
-    return out
+    return save_llama(tmp_path_factory.mktemp("llm"), vocab_size=50)
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from llms import save_llama
 from running import made, statuses
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from slmc.artefact import Artefact
 from slmc.commands import cli
 from slmc.errors import MissingError
-from slmc.model.quieting import quiet
 from slmc.pipeline import preflight
 from slmc.stages import STAGES
 
@@ -118,13 +117,7 @@ def test_teach_refuses_it_before_sasrec_is_trained(
 
 
 def saved_llm(out: Path, **options: Any) -> Path:
-    config = LlamaConfig(
-        vocab_size=20, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, **options,
-    )  # fmt: skip
-    with quiet():
-        LlamaForCausalLM(config).save_pretrained(out)
-    return out
+    return save_llama(out, layers=3, vocab_size=20, **options)
 
 
 def test_recipe_check_reads_the_files_of_a_directory(

@@ -13,7 +13,6 @@ import torch
 from answers import histories
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from transformers import AutoConfig
 
 from slmc.artefact import Artefact
 from slmc.compress.config import QuantizeConfig
@@ -27,9 +26,10 @@ from slmc.export.graph.optimize import both_graphs, to_onnx
 from slmc.export.reference.cpu_emulation import runnable
 from slmc.export.reference.precision import in_precision, linear_layers
 from slmc.export.runtime.engine import GRAPH, Engine
+from slmc.model import random_models
 from slmc.model.codes import rounded, stored
 from slmc.model.loading import load_model
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.recommender import SequentialRecommender
 
 ITEMS, HISTORY, TOP_K = 300, 20, 10
 EXACT = 1e-5
@@ -45,20 +45,9 @@ def recommender(
     heads: int = 3, kv_heads: int = 1, item_dim: int = 64, history: int = HISTORY, prompt: int = 0
 ) -> SequentialRecommender:
     torch.manual_seed(0)
-    backbone = AutoConfig.for_model(
-        "llama",
-        hidden_size=64 * heads,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=256,
-        vocab_size=1,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    decoder = {"hidden": 64 * heads, "heads": heads, "kv_heads": kv_heads, "intermediate": 256}
     shape = {"num_items": ITEMS, "item_dim": item_dim, "history": history, "prefix_length": prompt}
-    model = SequentialRecommender(RecommenderConfig(backbone, **shape)).eval()
+    model = random_models.recommender(decoder=decoder, **shape)
     model.prompt.normal_()
     with torch.no_grad():
         model.get_parameter("item_embeddings.weight")[1:].normal_()

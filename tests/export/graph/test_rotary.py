@@ -5,11 +5,11 @@ import pytest
 import torch
 from answers import error
 from families import small
-from transformers import AutoConfig
 
 from slmc.export.graph.optimize import to_onnx
 from slmc.export.graph.rotary import RotaryTables, known_positions
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model import random_models
+from slmc.model.recommender import SequentialRecommender
 
 ITEMS, HISTORY = 30, 12
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
@@ -23,8 +23,7 @@ def recommender(positions: int) -> SequentialRecommender:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_what_is_looked_up_is_what_is_computed(family: str) -> None:
-    config = AutoConfig.for_model(family, hidden_size=64, head_dim=16, num_hidden_layers=6)
-    model = SequentialRecommender(RecommenderConfig(config, num_items=3))
+    model = random_models.recommender(family, {"head_dim": 16, "layers": 6}, num_items=3)
     computed = model.backbone.rotary_emb
     tables = RotaryTables(computed, 40)
     positions = torch.tensor([[0, 39, 7, 7]])
