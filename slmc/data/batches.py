@@ -1,4 +1,4 @@
-"""Rows of a batch: several users' sequences joined without padding, or padded on the left.
+"""Rows of a batch: sequences of several users packed without padding, or padded on the left.
 
 Letters: R rows, L row length, B histories.
 """
@@ -18,17 +18,17 @@ Sequences = Sequence[NDArray[np.int32]]
 class Rows:
     """Packed sequences, ``[R, L]`` each.
 
-    A token may attend to those at or before it in the same segment of its row.
+    A token may attend to itself and to earlier tokens of the same segment of its row.
     """
 
     item_ids: Ints
-    """Item taken; 0 is padding, at the right end of a row."""
+    """Row of the item; 0 is padding, at the right end of a row."""
     targets: Ints
-    """Item taken next, where that position is trained; 0 elsewhere."""
+    """Row of the next item at positions with a loss; 0 elsewhere."""
     positions: Ints
-    """Place in the segment, from 0 at the start of each segment and each row."""
+    """Position in the segment, from 0 at the start of each segment and each row."""
     segments: Ints
-    """Number of the sequence (from 1, in the order of the shuffle); 0 is padding."""
+    """Number of the sequence (from 1, in shuffled order); 0 is padding."""
 
 
 def pack(
@@ -39,20 +39,20 @@ def pack(
     targets: Literal["all", "last"] = "all",
     prompt: tuple[int, int] = (0, 0),
 ) -> Rows:
-    """Join sequences, in a shuffled order, into rows of one length.
+    """Pack sequences, in shuffled order, into rows of one length.
 
     Args:
-        sequences: Item rows of each user, oldest first; those of one item teach nothing.
+        sequences: Item rows of each user, oldest first; those with one item are left out.
         length: L, the length of a row.
-        rng: Shuffles; another packing for every epoch, the same for the same state.
-        targets: ``all``: every next item is a target, exactly once; the sequences are joined
-            and cut where a row is full. ``last``: only each user's last item is a target, and
-            its newest ``length`` items before that stand in one row, never cut.
-        prompt: Prompt tokens before and after the items of a history, which make a row as much
-            longer; token j of the prompt stands as -1 - j. Only with ``targets="last"``.
+        rng: Shuffles the sequences. The same state gives the same packing.
+        targets: ``all``: every next item is a target exactly once; the sequences are concatenated
+            and cut where a row is full. ``last``: only the last item of each user is a target;
+            the newest ``length`` items before it stay in one row, never cut.
+        prompt: Number of prompt tokens before and after the items of a history. Rows get longer
+            by their sum; prompt token j is written as -1 - j. Only with ``targets="last"``.
     """
     if any(prompt) and targets == "all":
-        raise ValueError("a prompt stands around whole histories: it needs targets='last'")
+        raise ValueError("a prompt encloses whole histories: it needs targets='last'")
     order = rng.permutation(len(sequences))
     chosen = [sequences[user] for user in order if sequences[user].size > 1]
     if targets == "last":
@@ -61,11 +61,11 @@ def pack(
 
 
 def pad_left(histories: Sequences, length: int | None = None) -> Ints:
-    """``[B, L]`` the newest items of each history at the right, 0 before them.
+    """Return ``[B, L]``: the newest items of each history at the right, zeros before them.
 
     Args:
         histories: Item rows of each history, oldest first.
-        length: L; the longest history's if not given.
+        length: L; by default the length of the longest history.
     """
     if length is None:
         length = max((rows.size for rows in histories), default=0)
@@ -81,16 +81,16 @@ def _pack_all(sequences: Sequences, length: int) -> Rows:
     total = int(sizes.sum())
     starts = np.cumsum(sizes) - sizes
     token = np.arange(total)
-    # A segment goes on in the next row as a context of its own: positions restart there.
+    # A segment that is cut continues in the next row as a new context: its positions restart.
     begin = np.maximum(np.repeat(starts, sizes), token - token % length)
     shape = (-(-total // length), length)
     streams = (
-        _joined([rows[:-1] for rows in sequences]),
-        _joined([rows[1:] for rows in sequences]),
+        _concatenated([rows[:-1] for rows in sequences]),
+        _concatenated([rows[1:] for rows in sequences]),
         token - begin,
         np.repeat(1 + np.arange(sizes.size), sizes),
     )
-    return Rows(*(_filled(token, stream, shape) for stream in streams))
+    return Rows(*(_scattered(token, stream, shape) for stream in streams))
 
 
 def _pack_last(
@@ -104,29 +104,29 @@ def _pack_last(
     shape = (int(row.max(initial=-1)) + 1, length)
     row = rng.permutation(shape[0])[row]  # else the first batches hold the longest histories
     starts = row * length + offset
-    place = _places(starts, sizes)
-    tokens = _filled(place, _joined(inputs), shape)
-    last = _filled(starts + sizes - 1, np.array([rows[-1] for rows in sequences]), shape)
-    positions = _filled(place, place - np.repeat(starts, sizes), shape)
-    segments = _filled(place, np.repeat(1 + np.arange(sizes.size), sizes), shape)
+    place = _flat_indices(starts, sizes)
+    tokens = _scattered(place, _concatenated(inputs), shape)
+    last = _scattered(starts + sizes - 1, np.array([rows[-1] for rows in sequences]), shape)
+    positions = _scattered(place, place - np.repeat(starts, sizes), shape)
+    segments = _scattered(place, np.repeat(1 + np.arange(sizes.size), sizes), shape)
     return Rows(tokens, last, positions, segments)
 
 
 def first_fit_decreasing(sizes: Ints, capacity: int) -> tuple[Ints, Ints]:
-    """Put pieces into rows, the largest first, each into the first row with room.
+    """Put pieces into rows, the largest first, each into the first row with enough room.
 
-    The same rows come out when one row after the other is filled with the largest piece that
-    still fits; rows of the same composition are then filled at once, by counts of sizes.
+    Filling one row after the other with the largest piece that still fits gives the same rows.
+    Rows with the same sizes are therefore filled at once, by counts of sizes.
 
     Args:
         sizes: ``[N]`` sizes of the pieces, each between 1 and ``capacity``.
-        capacity: Room of a row.
+        capacity: Size of a row.
 
     Returns:
         ``[N]`` the row of each piece, and ``[N]`` its offset in that row.
     """
     waiting = np.bincount(sizes, minlength=capacity + 1)
-    queue = np.argsort(sizes, kind="stable")  # pieces by size, each size a slice of it
+    queue = np.argsort(sizes, kind="stable")  # pieces by size: each size is a slice
     head = np.cumsum(waiting) - waiting
     row, offset = np.zeros_like(sizes), np.zeros_like(sizes)
     filled = 0
@@ -148,18 +148,18 @@ def first_fit_decreasing(sizes: Ints, capacity: int) -> tuple[Ints, Ints]:
     return row, offset
 
 
-def _places(starts: Ints, sizes: Ints) -> Ints:
-    """The indices ``start … start + size - 1`` of each piece, one after the other."""
+def _flat_indices(starts: Ints, sizes: Ints) -> Ints:
+    """Return the indices ``start … start + size - 1`` of all pieces, concatenated."""
     before = np.cumsum(sizes) - sizes
     return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
 
 
-def _joined(parts: Sequences) -> Ints:
+def _concatenated(parts: Sequences) -> Ints:
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64, copy=False)
 
 
-def _filled(places: Ints, values: NDArray[np.integer], shape: tuple[int, int]) -> Ints:
-    """``shape`` zeros with ``values`` at the flat ``places``."""
+def _scattered(places: Ints, values: NDArray[np.integer], shape: tuple[int, int]) -> Ints:
+    """Return zeros of ``shape`` with ``values`` at the flat indices ``places``."""
     out = np.zeros(shape[0] * shape[1], dtype=np.int64)
     out[places] = values
     return out.reshape(shape)

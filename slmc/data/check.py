@@ -1,4 +1,4 @@
-"""Look at a log before anything is made of it, and at a dataset that has been made."""
+"""Inspect a log before it is prepared, and a dataset after it was prepared."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +17,21 @@ QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What ``prepare`` would make of a log. Nothing has been written."""
+    """The dataset that ``prepare`` would make of a log. Nothing is written."""
 
     metrics: dict[str, Any]
-    """The metrics that the dataset's manifest would hold, and those of the log as read:
-    ``log_users``, ``log_items``, ``history_lengths``, ``item_counts``."""
+    """The metrics of the dataset's manifest, and those of the log: ``log_users``, ``log_items``,
+    ``history_lengths``, ``item_counts``."""
     malformed: pl.DataFrame
     """Every malformed row: ``file``, ``line``, ``fault``, ``reason``."""
     problem: DataError | None
-    """Why ``prepare`` would refuse the log although it can be read: too many malformed rows."""
+    """The error of ``prepare`` if the log can be read but has too many malformed rows."""
     dataset: Dataset
-    """The dataset in memory; a caller computes from it what the test set can tell."""
+    """The dataset in memory, from which callers compute what its test set can detect."""
 
 
 def check(config: PrepareConfig) -> CheckResult:
-    """Read and prepare a log without writing; raises :class:`DataError` where it cannot be."""
+    """Read and prepare a log without writing; raises :class:`DataError` if it cannot be read."""
     read_log = fetch_log(config)
     problem = None
     try:
@@ -50,10 +50,10 @@ def check(config: PrepareConfig) -> CheckResult:
 
 
 def describe(artefact: Artefact) -> dict[str, Any]:
-    """What a dataset artefact holds: its manifest's metrics, its split, and its shape.
+    """Return the metrics, the split and the quantiles of a dataset artefact.
 
     Raises:
-        ArtefactError: It is no dataset.
+        ArtefactError: It is not a dataset.
     """
     dataset = Dataset.open(artefact)
     settings = artefact.manifest.config
@@ -66,7 +66,7 @@ def describe(artefact: Artefact) -> dict[str, Any]:
 
 
 def repeats_line(share: float) -> str:
-    """What ``exclude_seen: auto`` makes of the share of repeats among validation targets."""
+    """Return a line about the share of repeats, and what ``exclude_seen: auto`` does."""
     done = "excluded" if share < RARE_REPEATS else "kept"
     return (
         f"{100 * share:.3g} % of validation targets are repeats: seen items are {done} "
@@ -75,7 +75,7 @@ def repeats_line(share: float) -> str:
 
 
 def _shape(dataset: Dataset) -> dict[str, dict[str, float]]:
-    """Quantiles of interactions a user, and of training interactions an item."""
+    """Return quantiles of interactions per user, and of training interactions per item."""
     lengths, counts = dataset.sequences["items"].list.len(), dataset.items["count"]
     return {"history_lengths": _quantiles(lengths), "item_counts": _quantiles(counts)}
 

@@ -1,8 +1,8 @@
-"""Columns of a log: what is said when one is missing, and ids as texts, exactly.
+"""Columns of a log: the error for a missing one, and ids as exact texts.
 
-An id is a text. An integer 7, a floating 7.0 (what a column with gaps turns integers into)
-and the text "7" are the same id in Parquet and JSON; in text files the text stands as it is.
-A float so large that it may have been another integer once is no id.
+An id is a text. In Parquet and JSON the integer 7, the float 7.0 (which integers become in a
+column with missing values) and the text "7" are the same id; text files are read as they are.
+A float so large that it may be a rounded integer is not a valid id.
 """
 
 import difflib
@@ -19,13 +19,13 @@ KEYS = {
     "title": "titles.title",
 }  # fmt: skip
 DIGITS = 40
-"""Digits of a JSON number that is written out, without an exponent."""
+"""Largest number of digits of a JSON number that is written without an exponent."""
 INEXACT = 2**53
-"""Integers from which a float64 is no longer exact."""
+"""From this integer on, float64 is not exact."""
 
 
 def inexact_from(dtype: pl.DataType) -> int:
-    """The integer from which neighbours become one in a column of floats."""
+    """Return the integer from which a float type cannot hold every integer."""
     return INEXACT if dtype == pl.Float64 else 2**24 if dtype == pl.Float32 else 2**11
 
 
@@ -36,34 +36,32 @@ def missing_column(
     columns: Mapping[str, str],
     separator: str | None = None,
 ) -> DataError:
-    """The error for a column that is not there, or there twice."""
+    """Return the error for a column that is missing, or that occurs twice."""
     role = next(role for role, name in columns.items() if name == column)
     key = "titles.item" if "title" in columns and role == "item" else KEYS[role]
     listed = ", ".join(repr(name) for name in names[:12]) + (", …" if len(names) > 12 else "")
     if names.count(column) > 1:
         return DataError(
             f"{path} has {names.count(column)} columns named {column!r}.",
-            "Give each column of its header a name of its own.",
+            "Give each column of the header a different name.",
         )
     what = f"{path} has no column {column!r}; it has {listed}."
     if separator is not None and len(names) == 1:
         name = {"\t": "tab", ",": "comma"}.get(separator, repr(separator))
-        return DataError(
-            what, f"Its first line has no {name} in it: set separator, or format to what it is."
-        )
+        return DataError(what, f"Its first line contains no {name}: set separator, or set format.")
     folded = {name.casefold(): name for name in reversed(names)}
     near = difflib.get_close_matches(column.casefold(), folded, n=1)
     hint = f", perhaps {folded[near[0]]!r}" if near else ""
     if role == "time":
-        hint += ", or to null if rows already stand in time order"
+        hint += ", or to null if the rows are already in time order"
     return DataError(what, f"Set {key} to one of them{hint}.")
 
 
 def json_text(value: object, column: str) -> str | None:
-    """A JSON value as the text of an id or time; raises ``ValueError`` for a list and the like.
+    """Return a JSON value as the text of an id or time; raises ``ValueError`` for lists etc.
 
-    Numbers with a point or an exponent come as ``Decimal`` (``parse_float``), so none is rounded.
-    One that only a float writes so (1.8e+18) keeps its form: as an id it is refused.
+    Numbers with a point or an exponent are ``Decimal`` (``parse_float``), so none is rounded.
+    Large numbers with an exponent (1.8e+18) were floats: they keep it, and are refused as ids.
     """
     if value is None:
         return None
@@ -88,10 +86,10 @@ def _decimal_text(value: Decimal) -> str:
 
 
 def parquet_column(path: Path, column: str, dtype: pl.DataType, role: str) -> pl.Expr:
-    """A Parquet column as text; a time as it is where it holds numbers or dates.
+    """Return a Parquet column as text; a time column of numbers or dates is not converted.
 
     Raises:
-        DataError: The column's type can be neither.
+        DataError: The column has another type.
     """
     value = pl.col(column)
     if dtype in (pl.String, pl.Categorical, pl.Enum):
@@ -112,7 +110,7 @@ def parquet_column(path: Path, column: str, dtype: pl.DataType, role: str) -> pl
     wanted = "time stamps" if role == "time" else "titles" if role == "title" else "ids"
     fit = "numbers or dates" if role == "time" else "texts or integers"
     raise DataError(
-        f"Column {column!r} of {path} holds {dtype}, which are no {wanted}.",
+        f"Column {column!r} of {path} has the type {dtype}, which cannot hold {wanted}.",
         f"Set {KEYS[role]} to a column of {fit}.",
     )
 
@@ -120,7 +118,7 @@ def parquet_column(path: Path, column: str, dtype: pl.DataType, role: str) -> pl
 def refuse_inexact(
     path: Path, rows: pl.LazyFrame, schema: pl.Schema, columns: Mapping[str, str]
 ) -> None:
-    """Raise :class:`DataError` if a Parquet column of ids holds floats that cannot be exact."""
+    """Raise :class:`DataError` if a Parquet column of ids holds floats that may be rounded."""
     for role, column in columns.items():
         dtype = schema[column]
         if role not in ("user", "item") or not dtype.is_float():
@@ -130,7 +128,7 @@ def refuse_inexact(
         if finite is not None and finite >= limit:
             raise DataError(
                 f"Column {column!r} of {path} holds ids as {dtype}, up to {finite:.4g}: from "
-                f"{limit} on, different ids become one there.",
-                f"Write the ids again, as integers or texts, from where they are still exact; "
+                f"{limit} on, {dtype} rounds different ids to the same number.",
+                f"Export the ids again as integers or texts, from a source that has them exactly; "
                 f"or set {KEYS[role]} to another column.",
             )

@@ -1,4 +1,4 @@
-"""A prepared dataset: training sequences, and the targets of a split with their histories."""
+"""A prepared dataset: training sequences, and targets with their histories for each split."""
 
 import json
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from slmc.artefact import Artefact
 Rows = NDArray[np.int32]
 
 RARE_REPEATS = 0.01
-"""Share of repeats among validation targets below which seen items are not worth ranking."""
+"""Seen items are excluded if fewer validation targets than this share are repeats."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The users of a split: what each has taken, and what it took next. U users."""
+    """The U users of a split: their histories, and the items that they took next."""
 
     users: list[str]
     histories: list[Rows]
     """Rows of the newest items before the target, oldest first; at most ``history``."""
     targets: NDArray[np.int64]
-    """``[U]`` the row of the item that was taken next."""
+    """``[U]`` row of the item that was taken next."""
     seen: list[Rows]
-    """Sorted rows of all items before the target, each once, however long ago."""
+    """Sorted rows of all different items before the target, older ones included."""
 
     def sample(self, most: int, seed: int) -> "Targets":
-        """At most ``most`` of the users, drawn by the seed, in their order."""
+        """Return a seeded sample of at most ``most`` users, in their order."""
         if len(self.users) <= most:
             return self
         rng = np.random.default_rng(seed)
@@ -52,11 +52,11 @@ class Dataset:
     sequences: pl.DataFrame
     """``user``, ``items`` (rows in time order), ``valid_from``, ``test_from``."""
     history: int
-    """Items of a history that a model sees."""
+    """Length of the histories that a model sees."""
 
     @classmethod
     def open(cls, artefact: Artefact) -> Self:
-        """Read a dataset artefact; raises :class:`ArtefactError` if it is another kind."""
+        """Read a dataset artefact; raises :class:`ArtefactError` if it is of another kind."""
         preprocessor = json.loads(artefact.file("preprocessor.json").read_text())
         return cls(
             items=pl.read_parquet(artefact.file("items.parquet")),
@@ -66,22 +66,22 @@ class Dataset:
 
     @property
     def num_items(self) -> int:
-        """Items of the vocabulary, V; rows go from 1 to V."""
+        """Number of items, V; rows go from 1 to V."""
         return self.items.height
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """``[V + 1]`` training interactions of each row; 0 for the padding row."""
+        """Training interactions of each row, ``[V + 1]``; 0 for the padding row."""
         return np.concatenate([[0], self.items["count"].to_numpy()]).astype(np.int64)
 
     def train_sequences(self) -> list[Rows]:
-        """The training part of each user's items, users in order, empty ones left out."""
+        """Return the training part of each user's items, without empty ones."""
         cuts = self.sequences["valid_from"].to_numpy()
         parts = (rows[:cut] for rows, cut in zip(self._rows, cuts, strict=True))
         return [part for part in parts if part.size]
 
     def targets(self, split: Literal["valid", "test"]) -> Targets:
-        """The targets of a split; users without history or target are not in it."""
+        """Return the targets of a split, without users that have no history or no target."""
         valid, test = (self.sequences[name].to_numpy() for name in ("valid_from", "test_from"))
         lengths = np.array([rows.size for rows in self._rows])
         cuts, ends = (valid, test) if split == "valid" else (test, lengths)
@@ -96,12 +96,12 @@ class Dataset:
 
     @cached_property
     def repeats(self) -> float:
-        """Share of the validation targets that the user has taken before; 0 if there are none."""
+        """Share of validation targets that the user has taken before; 0 without targets."""
         cuts, ends = (self.sequences[name].to_numpy() for name in ("valid_from", "test_from"))
         lengths = self.sequences["items"].list.len().to_numpy().astype(np.int64)
         flat, starts = self._flat, np.cumsum(lengths) - lengths
         chosen = (cuts > 0) & (cuts < ends)
-        target = np.zeros_like(lengths)  # 0 is no item
+        target = np.zeros_like(lengths)  # row 0 is not an item
         target[chosen] = flat[starts[chosen] + cuts[chosen]]
         place = np.arange(flat.size) - np.repeat(starts, lengths)
         again = (place < np.repeat(cuts, lengths)) & (flat == np.repeat(target, lengths))
@@ -109,16 +109,16 @@ class Dataset:
         return users.size / int(chosen.sum()) if chosen.any() else 0.0
 
     def excludes_seen(self, setting: bool | Literal["auto"]) -> bool:
-        """What a setting of ``exclude_seen`` means on this data."""
+        """Return whether a setting of ``exclude_seen`` excludes seen items on this data."""
         return self.repeats < RARE_REPEATS if setting == "auto" else setting
 
     @cached_property
     def _rows(self) -> list[Rows]:
-        """Each user's rows, as views of one array."""
+        """The rows of each user, as views of one array."""
         return np.split(self._flat, np.cumsum(self.sequences["items"].list.len().to_numpy())[:-1])
 
     @property
     def _flat(self) -> Rows:
-        """The rows of all users, one user after the other."""
+        """The rows of all users, concatenated."""
         flat = self.sequences["items"].explode(empty_as_null=False)
         return flat.to_numpy().astype(np.int32, copy=False)

@@ -1,4 +1,4 @@
-"""Tables with a separator (CSV, TSV, RecBole's atomic files), block by block."""
+"""Read tables with a separator (CSV, TSV, RecBole's atomic files) block by block."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -18,21 +18,21 @@ from slmc.errors import DataError
 def delimited_blocks(
     path: Path, layout: Layout, columns: Mapping[str, str]
 ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """The rows of a table, block after block.
+    """Read the rows of a table block by block.
 
     Args:
         path: A local text file.
         layout: Its separator, and whether it has a header.
-        columns: Role -> column: a name of the header, or a number from 1 where there is none.
+        columns: Role -> column: a name of the header, or a number from 1 without a header.
 
     Yields:
-        The rows (``line`` and one text column a role), and the malformed rows.
+        The rows (``line`` and one text column per role), and the malformed rows.
 
     Raises:
-        DataError: A column is not there, or a quote is never closed.
+        DataError: A column is missing, or a quote is never closed.
     """
     blocks, first_number, first = _first_line(line_blocks(path))
-    width, places = places_of(path, layout, columns, first)
+    width, places = column_places(path, layout, columns, first)
     quoted = QuotedRows(path, layout, width, places)
     for lines in blocks:
         rows, faults = lines.frame, [pl.DataFrame(lines.malformed, MALFORMED, orient="row")]
@@ -55,19 +55,19 @@ def delimited_blocks(
     quoted.close()
 
 
-def places_of(
+def column_places(
     path: Path, layout: Layout, columns: Mapping[str, str], first: str
 ) -> tuple[int, dict[str, int]]:
-    """How many columns a table has, and the 0-based place of each role's.
+    """Return the number of columns of a table, and the index of each role's column.
 
     Args:
         path: The file, for messages.
-        layout: What it is.
+        layout: Its layout.
         columns: Role -> column.
         first: Its first line that is not blank.
 
     Raises:
-        DataError: A column is not there, or twice.
+        DataError: A column is missing, or occurs twice.
     """
     names = _names(path, layout, first)
     if layout.format == "recbole":
@@ -79,7 +79,7 @@ def places_of(
 
 
 def _first_line(blocks: Iterator[Lines]) -> tuple[Iterator[Lines], int, str]:
-    """All blocks, and number and text of the first line that is not blank."""
+    """Return all blocks, and number and text of the first line that is not blank."""
     passed = []
     for lines in blocks:
         passed.append(lines)
@@ -90,14 +90,14 @@ def _first_line(blocks: Iterator[Lines]) -> tuple[Iterator[Lines], int, str]:
 
 
 def _names(path: Path, layout: Layout, first: str) -> list[str]:
-    """The columns: the names of the header, or numbers from 1 where there is none."""
+    """Return the columns: the names of the header, or numbers from 1 without a header."""
     try:
         fields = layout.fields(first)
     except csv.Error as error:
         line = "the header" if layout.header else "the first line"
         raise DataError(
             f"{path}: {line} is broken CSV: {error}.",
-            "Mend its quotes, or set format: tsv if the file is tab-separated.",
+            "Fix its quotes, or set format: tsv if the file is tab-separated.",
         ) from None
     if not layout.header:
         return [str(number) for number in range(1, len(fields) + 1)]
@@ -106,7 +106,7 @@ def _names(path: Path, layout: Layout, first: str) -> list[str]:
 
 
 def _split(lines: pl.DataFrame, layout: Layout, width: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Lines that are not blank as ``line`` and ``fields``; those of another width malformed."""
+    """Return ``line`` and ``fields`` of non-blank lines; lines of another width are malformed."""
     text = pl.col("text")
     blanks = layout.separator == BLANKS
     parts = text.str.extract_all(r"\S+") if blanks else text.str.split(layout.separator)

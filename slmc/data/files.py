@@ -1,4 +1,4 @@
-"""Open a file of a log: streams kept, gzip undone, lines numbered, what is not UTF-8 set apart.
+"""Read a file of a log: pipes, gzip, numbered lines, and lines that are not UTF-8.
 
 A text file is read in blocks of whole lines, so memory does not grow with the file.
 """
@@ -22,30 +22,30 @@ from slmc.errors import DataError
 
 GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
-PACKED = {
+COMPRESSIONS = {
     "zstd": rb"\x28\xb5\x2f\xfd", "bzip2": rb"BZh[1-9]1AY&SY", "xz": rb"\xfd7zXZ\0",
     "zip": rb"PK\x03\x04",
 }  # fmt: skip
-"""First bytes of what is compressed in another way than by gzip (zip: Excel's files too)."""
+"""First bytes of other kinds of compressed files (zip: also those of Excel)."""
 BLOCK_BYTES = 1 << 22
-"""Bytes of a text file that are in memory at once, before they are split into lines."""
+"""Bytes of a text file that are read at once and then split into lines."""
 HEAD_BYTES = 1 << 16
-"""Bytes at the beginning of a text file that its format is told from."""
+"""Bytes at the beginning of a text file from which its format is detected."""
 MALFORMED = {"line": pl.Int64, "fault": pl.String, "reason": pl.String}
 """Columns of the malformed rows of a file; ``fault`` is their kind, ``reason`` the detail."""
 
-_kept: dict[Path, Path] = {}
+_stream_copies: dict[Path, Path] = {}
+"""Pipe -> file with its content."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of a file that stand one after the other."""
+    """Consecutive lines of a file."""
 
     frame: pl.DataFrame
-    """Columns ``line`` (1-based) and ``text`` (without line end), those that are not UTF-8
-    left out; ``text`` may be blank."""
+    """``line`` (1-based) and ``text`` (without line end, maybe blank) of lines in UTF-8."""
     malformed: list[tuple[int, str, str]]
-    """Lines that are not UTF-8."""
+    """Other lines: number, fault, reason."""
 
     @property
     def filled(self) -> pl.DataFrame:
@@ -54,13 +54,13 @@ class Lines:
 
 
 def line_blocks(path: Path) -> Iterator[Lines]:
-    """The lines of a text file, gzipped or not, block after block.
+    """Read the lines of a text file, gzipped or not, block by block.
 
     Raises:
         DataError: The file is empty, unreadable, not text, or a broken gzip stream.
     """
     number, blank = 1, True
-    parts: list[bytes] = []  # of a line that goes over several blocks
+    parts: list[bytes] = []  # of a line that spans several blocks
     for block in _blocks(path, BLOCK_BYTES):
         blank = blank and not block.strip()
         whole, newline, cut = block.rpartition(b"\n")
@@ -77,7 +77,7 @@ def line_blocks(path: Path) -> Iterator[Lines]:
 
 
 def _lines(data: bytes, number: int) -> Lines:
-    """Whole lines, the last without its line end; ``number`` is that of the first."""
+    """Decode whole lines; ``number`` is that of the first line."""
     malformed: list[tuple[int, str, str]] = []
     texts: list[str | None]
     try:
@@ -99,10 +99,10 @@ def _lines(data: bytes, number: int) -> Lines:
 
 
 def head_lines(path: Path) -> list[str]:
-    """The first whole lines of a text file that are not blank, without their line ends.
+    """Return the first whole lines of a text file that are not blank, without line ends.
 
     Raises:
-        DataError: As :func:`line_blocks` does, as far as the first lines tell.
+        DataError: As :func:`line_blocks`, as far as the first lines show.
     """
     head = next(_blocks(path, HEAD_BYTES))
     if not head.strip() and len(head) < HEAD_BYTES:
@@ -114,32 +114,32 @@ def head_lines(path: Path) -> list[str]:
 
 
 def has_parquet_magic(path: Path) -> bool:
-    """Whether a file begins as Parquet does."""
-    with opened(path) as stream:
+    """Return whether a file begins like Parquet."""
+    with open_file(path) as stream:
         return stream.read(4) == PARQUET
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file open for reading; raises :class:`DataError` if it cannot be opened or read."""
+def open_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading; raises :class:`DataError` if it cannot be open_file or read."""
     try:
-        with stored(path).open("rb") as stream:
+        with rereadable(path).open("rb") as stream:
             yield stream
     except OSError as error:
         raise _unreadable(path, error) from None
 
 
-def stored(path: Path) -> Path:
-    """Where the content of ``path`` can be read again and again.
+def rereadable(path: Path) -> Path:
+    """Return a path from which the content of ``path`` can be read more than once.
 
-    A pipe (``/dev/stdin``, what a shell puts for ``<(zcat log.gz)``) is read once, to a file in
-    the cache that lives as long as the process; any other path is that itself.
+    A pipe (``/dev/stdin``, or ``<(zcat log.gz)`` of a shell) is copied to a file in the cache,
+    which is deleted when the process ends; any other path is returned as it is.
 
     Raises:
         DataError: A pipe cannot be read.
     """
-    if path in _kept:
-        return _kept[path]
+    if path in _stream_copies:
+        return _stream_copies[path]
     if not is_stream(path):
         return path
     downloads = cache.root() / "downloads"
@@ -151,23 +151,23 @@ def stored(path: Path) -> Path:
             shutil.copyfileobj(stream, copy)
     except OSError as error:
         raise _unreadable(path, error) from None
-    _kept[path] = folder / "content"
-    return _kept[path]
+    _stream_copies[path] = folder / "content"
+    return _stream_copies[path]
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is a pipe, a socket or a terminal: something that can be read once."""
+    """Return whether a path is a pipe, a socket or a terminal, which can be read only once."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _blocks(path: Path, size: int) -> Iterator[bytes]:
-    """The content of a text file from its beginning, gzip undone, without a byte order mark."""
-    with opened(path) as raw:
+    """Read a text file block by block, decompressed, without a byte order mark."""
+    with open_file(path) as raw:
         start = raw.read(10)
         raw.seek(0)
         if not start:
             raise _empty(path)
-        _check_packed(path, start)
+        _check_compression(path, start)
         stream = gzip.GzipFile(fileobj=raw) if start[:2] == GZIP else raw
         try:
             first = stream.read(size).removeprefix(b"\xef\xbb\xbf")
@@ -189,58 +189,60 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 def _empty(path: Path) -> DataError:
-    return DataError(f"{path} is empty.", "Write the log again, or name another file.")
+    return DataError(f"{path} is empty.", "Export the log again, or name another file.")
 
 
 def check_parquet(path: Path) -> None:
     """Raise :class:`DataError` unless the file starts and ends as Parquet does."""
-    with opened(path) as stream:
+    with open_file(path) as stream:
         head = stream.read(4)
         stream.seek(max(0, stream.seek(0, 2) - 4))
         tail = stream.read(4)
     if not head:
         raise _empty(path)
     if head != PARQUET:
-        raise DataError(f"{path} is not a Parquet file.", "Set format to what it is.")
+        raise DataError(f"{path} is not a Parquet file.", "Set format to its real format.")
     if tail != PARQUET:
-        raise DataError(f"{path} is a Parquet file cut short.", "Copy the file again.")
+        raise DataError(f"{path} is an incomplete Parquet file.", "Copy the file again.")
 
 
-def _check_packed(path: Path, start: bytes) -> None:
-    """Tell a file that is compressed in another way than it is named, or than by gzip."""
-    way = next((name for name, magic in PACKED.items() if re.match(magic, start)), None)
-    if way is not None:
+def _check_compression(path: Path, start: bytes) -> None:
+    """Refuse files that are not compressed as their name says, or not by gzip."""
+    compression = next(
+        (name for name, magic in COMPRESSIONS.items() if re.match(magic, start)), None
+    )
+    if compression is not None:
         raise DataError(
-            f"{path} is compressed by {way}.",
-            "Unpack it, or pack it with gzip; save a spreadsheet as CSV.",
+            f"{path} is compressed with {compression}.",
+            "Decompress it, or use gzip; save a spreadsheet as CSV.",
         )
     if path.suffix == ".gz" and start[:2] != GZIP:
         raise DataError(
-            f"{path} is not gzip data, though it is named .gz.",
+            f"{path} is not gzip data, although it is named .gz.",
             "Rename it, or compress it with gzip.",
         )
 
 
 def _check_text(path: Path, data: bytes) -> None:
-    """Tell text from anything else by its beginning; a later bad line is one malformed row."""
+    """Refuse a file whose beginning is not UTF-8 text; later bad lines are malformed rows."""
     head = data[: 1 << 13]
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path} is UTF-16 text.", "Save it as UTF-8.")
     if b"\0" in head:
         line = head[: head.index(b"\0")].count(b"\n") + 1
         raise DataError(
-            f"{path} is not text: it has a zero byte in line {line}.",
+            f"{path} is not text: line {line} contains a zero byte.",
             "Name a text file, or set format: parquet if it is one.",
         )
     if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
         raise DataError(
-            f"The lines of {path} end in a carriage return alone.",
+            f"The lines of {path} end with a carriage return only.",
             "Save it with line feeds: `tr '\\r' '\\n' < FILE`.",
         )
     try:
         head.split(b"\n")[0].decode()
     except UnicodeDecodeError as error:
-        if error.end >= len(head):  # a long first line, cut in the middle of a character
+        if error.end >= len(head):  # a long first line, cut within a character
             return
         raise DataError(
             f"{path} is not UTF-8 text: line 1 has byte 0x{head[error.start]:02x} "

@@ -1,8 +1,8 @@
-"""The formats of a log, each read into the same table of texts.
+"""Read each format of a log into the same table of texts.
 
-Every format gives, for each row, its line and the columns that were asked for, as text (the
-time may be a number already). What cannot be split into fields is malformed; whether an id
-or a time stamp makes sense is decided once for all formats, in ``slmc.data.readers``.
+Every format returns, for each row, its line and the requested columns as text (the time may
+be a number already). Rows that cannot be split into fields are malformed; ids and time stamps
+are checked in ``slmc.data.readers``, for all formats.
 """
 
 import json
@@ -15,13 +15,13 @@ from pathlib import Path
 import polars as pl
 
 from slmc.data.columns import json_text, missing_column, parquet_column, refuse_inexact
-from slmc.data.delimited import delimited_blocks, places_of
-from slmc.data.files import MALFORMED, Lines, check_parquet, head_lines, line_blocks, stored
+from slmc.data.delimited import column_places, delimited_blocks
+from slmc.data.files import MALFORMED, Lines, check_parquet, head_lines, line_blocks, rereadable
 from slmc.data.layout import Layout
 from slmc.errors import DataError
 
 IDS = ("user", "item")
-"""Roles whose texts come again and again: they are kept as categories, 4 bytes a row."""
+"""Roles whose texts are repeated often: they are rereadable as categories, 4 bytes per row."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Table:
     """The rows of one file."""
 
     frame: pl.DataFrame
-    """``line`` (1-based), then a column for each role: ids categorical, others text, but for a
-    time that Parquet has as numbers or dates."""
+    """``line`` (1-based), then a column for each role: ids categorical, others text. A time
+    column of Parquet may be numbers or dates."""
     malformed: pl.DataFrame
-    """``line``, ``fault``, ``reason`` of the rows that are left out."""
+    """``line``, ``fault``, ``reason`` of the rows that are skipped."""
 
 
 def read_table(path: Path, layout: Layout, columns: Mapping[str, str]) -> Table:
@@ -40,9 +40,9 @@ def read_table(path: Path, layout: Layout, columns: Mapping[str, str]) -> Table:
 
     Args:
         path: A local file.
-        layout: What it is.
+        layout: Its layout.
         columns: Role (``user``, ``item``, ``time``, ``title``) -> column. The sequence format
-            has no columns: it always gives ``user`` and ``item``.
+            has no columns: it always returns ``user`` and ``item``.
 
     Raises:
         DataError: The file as a whole cannot be read, or lacks a column.
@@ -60,18 +60,18 @@ def read_table(path: Path, layout: Layout, columns: Mapping[str, str]) -> Table:
 
 
 def check_columns(path: Path, layout: Layout, columns: Mapping[str, str]) -> None:
-    """See that a file has the columns, from its header alone; arguments as :func:`read_table`.
+    """Check that the header of a file has the columns; arguments as :func:`read_table`.
 
-    JSON lines have no header: what one line lacks another may have.
+    JSON lines are not checked: a key that is missing in one line may be in another.
 
     Raises:
-        DataError: A column is not there.
+        DataError: A column is missing.
     """
     if layout.format == "parquet":
-        with _readable(path):
-            _picked(path, columns)
+        with _parquet_errors(path):
+            _selected(path, columns)
     elif layout.delimited:
-        places_of(path, layout, columns, head_lines(path)[0])
+        column_places(path, layout, columns, head_lines(path)[0])
 
 
 def _type(role: str) -> pl.DataType:
@@ -79,7 +79,7 @@ def _type(role: str) -> pl.DataType:
 
 
 Blocks = Iterator[tuple[pl.DataFrame, pl.DataFrame]]
-"""Rows and malformed rows, block after block."""
+"""Rows and malformed rows of each block."""
 
 
 def _blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
@@ -91,12 +91,12 @@ def _blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
 
 
 def _faults(faults: Iterable[tuple[int, str, str]]) -> pl.DataFrame:
-    """Malformed rows as a table."""
+    """Return malformed rows as a table."""
     return pl.DataFrame([*faults], schema=MALFORMED, orient="row")
 
 
 def _sequences(lines: Lines) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """``user item item …``: one row an item, in the order of the line."""
+    """Read lines ``user item item …``: one row per item, in the order of the line."""
     tokens = lines.filled.select("line", pl.col("text").str.extract_all(r"\S+"))
     short = tokens.filter(pl.col("text").list.len() < 2)["line"]
     frame = (
@@ -112,7 +112,7 @@ def _sequences(lines: Lines) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _jsonl(path: Path, columns: Mapping[str, str]) -> Blocks:
-    """One JSON object a line."""
+    """Read one JSON object per line."""
     names: dict[str, None] = {}
     schema = {"line": pl.Int64} | dict.fromkeys(columns, pl.String)
     for lines in line_blocks(path):
@@ -133,12 +133,12 @@ def _jsonl(path: Path, columns: Mapping[str, str]) -> Blocks:
 
 
 def _check_characters(name: str, text: str | None) -> None:
-    """Raise ``ValueError`` for half of a character that takes two escapes (a lone surrogate)."""
+    """Raise ``ValueError`` for a lone surrogate, half of a character of two escapes."""
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise ValueError(f"{name} has {half}, half of a character") from None
+        raise ValueError(f"{name} contains {half}, half of a character") from None
 
 
 def _objects(
@@ -159,19 +159,19 @@ def _objects(
 
 
 def _parquet(path: Path, columns: Mapping[str, str]) -> Table:
-    """Parquet; only the columns that are asked for are read."""
-    with _readable(path):
-        rows, picked = _picked(path, columns)
+    """Read the requested columns of a Parquet file."""
+    with _parquet_errors(path):
+        rows, selected = _selected(path, columns)
         refuse_inexact(path, rows, rows.collect_schema(), columns)
-        frame = rows.select(*picked).with_row_index("line", 1).collect()
+        frame = rows.select(*selected).with_row_index("line", 1).collect()
     ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
     return Table(frame.with_columns(pl.col("line").cast(pl.Int64), ids), _faults([]))
 
 
-def _picked(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, list[pl.Expr]]:
-    """A Parquet file, not read yet, and the column of each role."""
+def _selected(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, list[pl.Expr]]:
+    """Return a lazy frame of a Parquet file, and the column of each role."""
     check_parquet(path)
-    rows = pl.scan_parquet(stored(path), glob=False)
+    rows = pl.scan_parquet(rereadable(path), glob=False)
     schema = rows.collect_schema()
     for column in columns.values():
         if column not in schema:
@@ -183,13 +183,13 @@ def _picked(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, list[
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what polars says of a broken Parquet file into a :class:`DataError`."""
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """Turn polars' errors about a broken Parquet file into a :class:`DataError`."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} is not a readable Parquet file: {reason}.",
-            "Copy the file again, or set format to what it is.",
+            "Copy the file again, or set format to its real format.",
         ) from None

@@ -1,6 +1,6 @@
-"""Ids of a log: which stand for a missing value, which cannot be told apart, which are doubtful.
+"""Check the ids of a log: missing values, rounded numbers, and two spellings of an id.
 
-An id is a text. All checks are of the different ids of a column, not of its rows.
+An id is a text. Each different id of a column is checked once.
 """
 
 import logging
@@ -18,17 +18,17 @@ MISSING = frozenset({
 INFINITE = frozenset({"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"})
 """Texts (in any case) that programs write for an infinite number."""
 LOOKALIKES = 3
-"""Ids of a token's shape that must stand beside it, for it to be an id and no missing value."""
+"""Least number of ids that look like a missing value for it to be read as an id itself."""
 SHORTENED = r"^[+-]?(?:[0-9]\.[0-9]+[eE]\+?|[0-9][eE]\+)(?:1[6-9]|[2-9][0-9]|[0-9]{3,})$"
-"""A number of 17 digits or more as a float is written: its last digits are lost."""
+"""A number of 17 digits or more as a float prints it: its last digits are lost."""
 
 
-def faults(ids: pl.Series, name: str) -> dict[str, str]:
-    """Which of a column's ids are none, and why.
+def invalid(ids: pl.Series, name: str) -> dict[str, str]:
+    """Return the invalid ids of a column, each with the reason.
 
-    A token for a missing value is an id where it is a word and at least half of the column's
-    other ids are words of the same length and case (``NA`` among country codes, ``NAN`` among
-    airports); that is warned of.
+    A token for a missing value is valid if it is a word and at least half of the column's other
+    ids are words of the same length and case (``NA`` among country codes, ``NAN`` among airports).
+    A warning is logged for it.
 
     Args:
         ids: The different ids of a column, as texts.
@@ -39,25 +39,26 @@ def faults(ids: pl.Series, name: str) -> dict[str, str]:
     others = ids.filter(~lower.is_in(list(MISSING)))
     reasons = {}
     for token in missing:
-        alike = _alike(token, others)
-        if alike.len() >= max(LOOKALIKES, others.len() / 2):
+        similar = _similar(token, others)
+        if similar.len() >= max(LOOKALIKES, others.len() / 2):
             log.warning(
-                "%s %s is taken as an id, because most ids there look like it (%s): "
-                "leave the field empty where it stands for a missing value",
-                name, token, ", ".join(alike.sort().head(LOOKALIKES)),
+                "%s %s is read as an id, because most ids of the column look like it (%s): "
+                "leave the field empty where it means a missing value",
+                name, token, ", ".join(similar.sort().head(LOOKALIKES)),
             )  # fmt: skip
         else:
             reasons[token] = f"{name} is {token or 'empty'}"
     infinite = ids.filter(lower.is_in(list(INFINITE)))
-    reasons |= {token: f"{name} is {token}, which is no id" for token in infinite}
+    reasons |= {token: f"{name} is {token}, which is not an id" for token in infinite}
     shortened = ids.filter(ids.str.contains(SHORTENED))
     return reasons | {
-        token: f"{name} is {token}: a float has lost the last digits" for token in shortened
+        token: f"{name} is {token}: the last digits are lost, since it was stored as a float"
+        for token in shortened
     }
 
 
 def warn_of_two_spellings(ids: pl.Series, name: str) -> None:
-    """Warn of ids that are written with and without ``.0``, and are taken for different ones."""
+    """Warn of ids that are written both with and without ``.0``, and count as different ids."""
     spelt = ids.filter(ids.str.contains(r"^[+-]?[0-9]+\.0*$"))
     plain = spelt.str.replace(r"\.0*$", "")
     twice = plain.filter(plain.is_in(ids.implode()))
@@ -65,14 +66,15 @@ def warn_of_two_spellings(ids: pl.Series, name: str) -> None:
         example, count = twice.sort()[0], twice.n_unique()
         other = spelt.filter(plain == example)[0]
         log.warning(
-            "%s: %s in two ways, such as %s and %s, and taken for two: write it in one way",
+            "%s: %s in two ways, such as %s and %s; they count as different ids. Write each id in "
+            "one way",
             name, "1 id is written" if count == 1 else f"{count} ids are each written",
             example, other,
         )  # fmt: skip
 
 
-def _alike(token: str, others: pl.Series) -> pl.Series:
-    """Other ids that are words as the token is: letters alone, as many, of the same case."""
+def _similar(token: str, others: pl.Series) -> pl.Series:
+    """Return the other ids that are words of the same length and case as the token."""
     if not token.isalpha():
         return others.clear()
     case = "[A-Z]" if token.isupper() else "[a-z]" if token.islower() else "[A-Za-z]"

@@ -1,4 +1,4 @@
-"""How a file of a log is laid out: its format, its separator, whether it has a header."""
+"""The layout of a file of a log: its format, its separator, and whether it has a header."""
 
 import csv
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ SEPARATORS = {
     ",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars", "::": "'::'",
     BLANKS: "blanks",
 }  # fmt: skip
-"""What is looked for where no separator is said, and how it is called."""
-USUAL: dict[Format, str] = {"csv": ",", "tsv": "\t", "recbole": "\t"}
-"""Formats with a separator, and the one that is meant where none is said."""
+"""Separators that are detected, and their names in messages."""
+DEFAULT_SEPARATORS: dict[Format, str] = {"csv": ",", "tsv": "\t", "recbole": "\t"}
+"""Formats with a separator, and their default."""
 KINDS: dict[Format, str] = {
     "csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "parquet": "Parquet",
-    "recbole": "RecBole's atomic file", "sequences": "sequences (a user and its items a line)",
+    "recbole": "RecBole's atomic file", "sequences": "sequences (user and items on each line)",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What one file is. Separator and header mean nothing where a format has neither."""
+    """Layout of one file. Formats without separator or header ignore these fields."""
 
     format: Format
     separator: str = ","
@@ -28,21 +28,21 @@ class Layout:
 
     @property
     def delimited(self) -> bool:
-        """Whether rows are cut by a separator."""
-        return self.format in USUAL
+        """Whether rows are split by a separator."""
+        return self.format in DEFAULT_SEPARATORS
 
     @property
     def quoted(self) -> bool:
-        """Whether quotes may stand around a field."""
+        """Whether fields may be quoted."""
         return self.format == "csv" and len(self.separator) == 1 and self.separator != BLANKS
 
     @property
     def kind(self) -> str:
-        """The format as a text calls it."""
+        """Name of the format in messages."""
         return KINDS[self.format]
 
     def fields(self, line: str) -> list[str]:
-        """The fields of one line; raises ``csv.Error`` where its quotes are broken."""
+        """Split a line into fields; raises ``csv.Error`` if its quotes are broken."""
         if self.separator == BLANKS:
             return line.split()
         if self.quoted and '"' in line:
@@ -50,7 +50,7 @@ class Layout:
         return line.split(self.separator)
 
     def __str__(self) -> str:
-        """As in ``CSV, separated by semicolons, without a header``."""
+        """Return for example ``CSV, separated by semicolons, without a header``."""
         if self.format not in ("csv", "tsv"):
             return self.kind
         separator = SEPARATORS.get(self.separator, repr(self.separator))

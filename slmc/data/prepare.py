@@ -1,20 +1,20 @@
 """From an interaction log to a dataset: core, sample, order, split, vocabulary.
 
-What is done, in this order:
+The steps, in this order:
 
-1. Rows without an id or a time are left out and counted (``slmc.data.readers``).
-   Exact repeats are counted, and left out where ``repeats`` is ``drop`` (``slmc.data.repeats``).
-2. k-core: users and items with fewer than ``core`` interactions go, until none is left.
-3. ``users``: a seeded sample of the users that the core kept (sampling first would leave the
-   core nothing); items that no sampled user has taken leave the vocabulary.
-4. Each user's interactions are ordered by time, ties by a seeded hash
-   (:func:`slmc.data.split.tie_keys`); without time stamps by their place in the log.
+1. Rows without an id or a time are skipped and counted (``slmc.data.readers``).
+   Exact duplicates are counted, and dropped if ``repeats`` is ``drop`` (``slmc.data.repeats``).
+2. k-core: users and items with fewer than ``core`` interactions are dropped, repeatedly.
+3. ``users``: a seeded sample of the users in the core (sampling first would leave nothing in the
+   core); items that no sampled user has taken are dropped.
+4. Each user's interactions are sorted by time, ties by a seeded hash
+   (:func:`slmc.data.split.tie_keys`); without time stamps they keep the order of the log.
    An item that a user takes again is kept.
-5. The split sets the last parts of each history apart (``slmc.data.split``).
-6. The vocabulary: row 1 is the item with the most training interactions, and so on; equal
-   counts by id (code points). Items that only targets hold are in it, with a count of 0.
+5. The split cuts validation and test targets off each history (``slmc.data.split``).
+6. The vocabulary: row 1 is the item with the most training interactions, and so on; items with
+   equal counts are sorted by id (code points). Items that occur only as targets have the count 0.
 
-Users are sorted by id, so the order of the log (beyond that of time) changes nothing.
+Users are sorted by id, so the result does not depend on the order of rows with the same time.
 """
 
 import json
@@ -32,8 +32,8 @@ from slmc.data.clock import Clock, literal
 from slmc.data.config import PrepareConfig
 from slmc.data.dataset import Dataset
 from slmc.data.readers import Log, read, read_titles, refuse_malformed, warn_malformed
-from slmc.data.repeats import repeated, warn_of_repeats
-from slmc.data.sources import digest, fetch, say_order
+from slmc.data.repeats import find_repeats, warn_of_repeats
+from slmc.data.sources import digest, fetch, log_file_order
 from slmc.data.split import by_time, id_keys, k_core, leave_one_out, tie_keys
 from slmc.data.times import bounds
 from slmc.errors import DataError
@@ -53,16 +53,16 @@ class Prepared:
     users: pl.DataFrame
     """``user``, ``items`` (list of Int32 rows in time order), ``valid_from``, ``test_from``."""
     metrics: dict[str, Any]
-    """Counts, as in the manifest."""
+    """Metrics of the manifest."""
 
 
 def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Make the dataset of a log; raises :class:`DataError` as the readers do."""
+    """Prepare the dataset of a log; raises :class:`DataError` as the readers do."""
     read_log = fetch_log(config)
     warn_malformed(read_log)
     refuse_malformed(read_log, config.max_malformed)
     prepared = build(config, read_log)
-    with draft(out) as work:  # only now: a log that is refused leaves nothing behind
+    with draft(out) as work:  # only now: a refused log leaves no files
         (work.path / "sequences").mkdir()
         prepared.items.write_parquet(work.path / "items.parquet")
         prepared.users.write_parquet(work.path / "sequences" / "users.parquet")
@@ -82,10 +82,10 @@ def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Ar
 
 
 def fetch_log(config: PrepareConfig) -> Log:
-    """Fetch and read the log, showing the terms of its use.
+    """Fetch and read the log, and log its terms of use.
 
     Raises:
-        DataError: It cannot be read, or has no time stamps and the split needs them.
+        DataError: It cannot be read, or has no time stamps although the split needs them.
     """
     paths = fetch(config.source)
     if config.terms is not None:
@@ -97,23 +97,23 @@ def fetch_log(config: PrepareConfig) -> Log:
             "Set split: {by: leave-one-out}, or name a log with a column of time stamps.",
         )
     if not read_log.timed:
-        say_order(paths)
+        log_file_order(paths)
     return read_log
 
 
 def build(config: PrepareConfig, read_log: Log) -> Prepared:
-    """The dataset of a log that has been read, in memory.
+    """Build the dataset of a log in memory.
 
     Raises:
-        DataError: The core leaves fewer than two users, the split no test target, or a temporal
-            split no validation target.
+        DataError: The core leaves fewer than two users, or the split leaves no test target (a
+            temporal split: no validation target).
     """
     frame, repeats = _without_repeats(config, read_log)
     frame, user_ids, item_ids = _coded(_core(config, frame))
     frame, user_ids = _sampled(frame, user_ids, config)
     frame = _ordered(frame, user_ids, item_ids, read_log.clock, config.seed)
     lengths = frame.group_by("user", maintain_order=True).len()["len"].cast(pl.Int64).to_numpy()
-    valid_from, test_from = _cuts(config, read_log.clock, frame, lengths)
+    valid_from, test_from = _split(config, read_log.clock, frame, lengths)
     starts = np.cumsum(lengths) - lengths
     place = np.arange(frame.height) - np.repeat(starts, lengths)
     frame = frame.with_columns(train=pl.Series(place < np.repeat(valid_from, lengths)))
@@ -133,15 +133,15 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     metrics |= {"duplicates": repeats, "test_users_tied": tied}
     metrics["valid_repeats"] = Dataset(items, sequences, config.history).repeats
     log.info(
-        "%d users, %d items, %d interactions; %d users are tested",
+        "%d users, %d items, %d interactions; %d test users",
         metrics["users"], metrics["items"], metrics["interactions"], metrics["test_users"],
     )  # fmt: skip
     return Prepared(items, sequences, metrics)
 
 
 def _without_repeats(config: PrepareConfig, read_log: Log) -> tuple[pl.DataFrame, int]:
-    """The rows of the log as ``config.repeats`` has them, and how many repeat another exactly."""
-    repeats = repeated(read_log.frame, read_log.timed, read_log.copies)
+    """Return the rows that ``config.repeats`` keeps, and the number of exact duplicates."""
+    repeats = find_repeats(read_log.frame, read_log.timed, read_log.copies)
     count = int(repeats.sum())
     kept = config.repeats == "keep"
     if count:
@@ -151,26 +151,26 @@ def _without_repeats(config: PrepareConfig, read_log: Log) -> tuple[pl.DataFrame
 
 def _core(config: PrepareConfig, frame: pl.DataFrame) -> pl.DataFrame:
     if frame["user"].n_unique() < 2:
-        one = f"one user ({frame['user'][0]})" if frame.height else "no user"
+        users = f"only one user ({frame['user'][0]})" if frame.height else "no user"
         raise DataError(
-            f"{config.source} holds {one}; a recommender needs many.",
-            "Check columns.user, or name a log of more users.",
+            f"{config.source} has {users}; a recommender needs many.",
+            "Check columns.user, or name a log with more users.",
         )
-    users, items = (_dense(frame[name])[0] for name in ("user", "item"))
-    kept = frame.filter(pl.Series(k_core(users, items, config.core)))
+    user_codes, item_codes = (_dense(frame[name])[0] for name in ("user", "item"))
+    kept = frame.filter(pl.Series(k_core(user_codes, item_codes, config.core)))
     left = kept["user"].n_unique()
     if left < 2:
-        what = "drops everything" if left == 0 else "leaves one user"
+        what = "drops all" if left == 0 else "leaves one user of the"
         raise DataError(
-            f"{config.source}: the {config.core}-core {what}, of {frame.height} interactions "
-            f"by {frame['user'].n_unique()} users.",
+            f"{config.source}: the {config.core}-core {what} {frame.height} interactions by "
+            f"{frame['user'].n_unique()} users.",
             "Lower core (1 keeps all), or name a larger log.",
         )
     return kept
 
 
 def _dense(ids: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
-    """``[N]`` each id's place among the different ids, and those, sorted by code points."""
+    """Return the code of each id, ``[N]``, and the different ids, sorted by code points."""
     different = ids.unique()
     texts = different.cast(pl.String)
     order = texts.arg_sort()
@@ -181,7 +181,7 @@ def _dense(ids: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
 
 
 def _coded(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
-    """The log with numbers for ids, and the ids of users and items, sorted."""
+    """Return the log with integer codes for ids, and the sorted ids of users and items."""
     users, user_ids = _dense(frame["user"])
     items, item_ids = _dense(frame["item"])
     codes = [pl.Series("user", users, dtype=pl.UInt32), pl.Series("item", items, dtype=pl.UInt32)]
@@ -191,7 +191,7 @@ def _coded(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
 def _sampled(
     frame: pl.DataFrame, user_ids: pl.Series, config: PrepareConfig
 ) -> tuple[pl.DataFrame, pl.Series]:
-    """The interactions of the ``config.users`` users whose seeded keys are smallest."""
+    """Keep the interactions of the ``config.users`` users with the smallest seeded keys."""
     if config.users is None or config.users >= user_ids.len():
         return frame, user_ids
     order = np.argsort(id_keys(user_ids, config.seed), kind="stable")
@@ -203,7 +203,7 @@ def _sampled(
 def _ordered(
     frame: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series, clock: Clock | None, seed: int
 ) -> pl.DataFrame:
-    """User after user, each in time order."""
+    """Sort by user and time."""
     if clock is None:
         return frame.sort("user", "order")
     user_keys, item_keys = id_keys(user_ids, seed), id_keys(item_ids, seed)
@@ -217,15 +217,15 @@ def _ordered(
     return frame.sort("user", "time", "tie").drop("tie")
 
 
-def _cuts(
+def _split(
     config: PrepareConfig, clock: Clock | None, frame: pl.DataFrame, lengths: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each user's history is cut; raises :class:`DataError` if nobody is tested."""
+    """Return valid_from and test_from; raises :class:`DataError` if nobody has a test target."""
     split = config.split
     if split.by == "leave-one-out":
         valid_from, test_from = leave_one_out(lengths)
-        what = "no user has two interactions, so leave-one-out tests nobody"
-        mend = "Name a log in which users come back, or raise core to 2."
+        what = "no user has two interactions, so leave-one-out has no test target"
+        remedy = "Name a log with several interactions per user, or raise core to 2."
     else:
         clock = _dated(config, clock)
         starts = [literal(clock.at(day)) for day in (split.valid, split.test)]
@@ -233,28 +233,28 @@ def _cuts(
         valid_from, test_from = by_time(before[0], before[1], lengths)
         span = " to ".join(clock.text(time) for time in bounds(frame["time"]))
         what = f"no user has interactions both before and from {split.test} on"
-        mend = f"Set split.test to a day within the log, which goes from {span}."
+        remedy = f"Set split.test to a day within the log, which covers {span}."
     if not ((test_from < lengths) & (test_from > 0)).any():
-        raise DataError(f"{config.source}: {what}.", mend)
+        raise DataError(f"{config.source}: {what}.", remedy)
     if not ((valid_from < test_from) & (valid_from > 0)).any():
         if split.by == "time":
             raise DataError(
                 f"{config.source}: no user has interactions both before {split.valid} and from "
-                f"then until {split.test}, so there is nobody to validate on.",
-                f"Set split.valid and split.test to other days of the log, which goes from {span}.",
+                f"then until {split.test}, so there are no validation targets.",
+                f"Set split.valid and split.test to other days of the log, which covers {span}.",
             )
-        log.warning("No user has three interactions: there is nobody to validate on")
+        log.warning("No user has three interactions: there are no validation targets")
     return valid_from, test_from
 
 
 def _dated(config: PrepareConfig, clock: Clock | None) -> Clock:
-    """The clock of a log that is split by days; raises :class:`DataError` if it knows no days."""
+    """Return the clock for a split by days; raises :class:`DataError` if it has no dates."""
     if clock is None or clock.unit is None:
         raise DataError(
             f"{config.source}: the times in {config.columns.time} are numbers without a unit, "
-            "which no day can split.",
-            "Set columns.time to a column of dates, columns.time_unit to the unit of these, or "
-            "split: {by: leave-one-out}.",
+            "which cannot be split by date.",
+            "Set columns.time to a column of dates, columns.time_unit to the unit of the numbers, "
+            "or split: {by: leave-one-out}.",
         )
     return clock
 
@@ -262,7 +262,7 @@ def _dated(config: PrepareConfig, clock: Clock | None) -> Clock:
 def _vocabulary(
     frame: pl.DataFrame, item_ids: pl.Series, config: PrepareConfig
 ) -> tuple[pl.DataFrame, NDArray[np.int32]]:
-    """The items, and the row of each place of ``item_ids`` (0 where an item is gone)."""
+    """Return the items, and the row of each of ``item_ids`` (0 for a dropped item)."""
     counts = (
         frame.group_by("item")
         .agg(pl.col("train").sum().cast(pl.Int32).alias("count"))
@@ -286,7 +286,7 @@ def _metrics(
     config: PrepareConfig, read_log: Log, frame: pl.DataFrame, items: pl.DataFrame,
     sequences: pl.DataFrame,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the manifest tells of a dataset."""
+    """Return the metrics of the manifest."""
     length, valid, test = pl.col("items").list.len(), pl.col("valid_from"), pl.col("test_from")
     counted = sequences.select(
         valid=((valid > 0) & (valid < test)).sum(), test=((test > 0) & (test < length)).sum()
@@ -310,10 +310,10 @@ def _metrics(
 
 
 def _time_metrics(frame: pl.DataFrame, clock: Clock | None) -> dict[str, Any]:
-    """Unit and span of the times, and how many interactions share one with another."""
+    """Return unit and span of the times, and the share of interactions with tied times."""
     if clock is None:
         return {"time_unit": None, "time_span": None, "tied_share": None}
-    moments = frame.select("user", "time")  # ordered: equal ones stand side by side
+    moments = frame.select("user", "time")  # sorted: equal times are adjacent
     same = moments.select(
         ((pl.col("user") == pl.col("user").shift()) & (pl.col("time") == pl.col("time").shift()))
         .fill_null(False)
@@ -323,7 +323,7 @@ def _time_metrics(frame: pl.DataFrame, clock: Clock | None) -> dict[str, Any]:
     if tied:
         log.info(
             "%d of %d interactions (%.0f %%) share a time stamp with another of the same user; "
-            "a seeded hash orders them", tied, frame.height, 100 * tied / frame.height,
+            "they are sorted by a seeded hash", tied, frame.height, 100 * tied / frame.height,
         )  # fmt: skip
     span = [clock.text(time) for time in bounds(frame["time"])]
     return {"time_unit": clock.unit, "time_span": span, "tied_share": tied / frame.height}
@@ -333,7 +333,7 @@ def _tied_targets(
     frame: pl.DataFrame, starts: NDArray[np.int64], lengths: NDArray[np.int64],
     test_from: NDArray[np.int64],
 ) -> int:  # fmt: skip
-    """Tested users whose target has the time stamp of the interaction before it."""
+    """Count test users whose target has the time stamp of the interaction before it."""
     tested = (test_from > 0) & (test_from < lengths)
     target = pl.Series((starts + test_from)[tested])
     times = frame["time"]

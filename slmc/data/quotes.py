@@ -1,13 +1,13 @@
-"""Rows of a CSV file that has quotes (RFC 4180), block by block, as fast as polars allows.
+"""Read CSV with quotes (RFC 4180) block by block, mostly with polars, which is fast.
 
-Lines whose quotes stand around whole fields, without a separator or quote inside, are as good as
-lines without quotes. Other lines that are whole records are cut by a regular expression. What is
-left (a record over several lines, a broken one) goes through Python's ``csv``, one at a time, and
-may go over several blocks.
+Lines whose quotes enclose whole fields, without a separator or quote inside, are read like lines
+without quotes. Other lines that are whole records are split by a regular expression. The rest
+(records over several lines, broken records) is read by Python's ``csv``, one record at a time; a
+record may span several blocks.
 
-A lone quote (``24" screen`` at the beginning of a field) would take every line up to the next
-one into its field. So the lines of a record are looked at: where they are rows by themselves,
-each of them is a malformed row.
+An unmatched quote (``24" screen`` at the beginning of a field) takes all lines up to the next
+quote into its field. So the lines of a record are checked: if they look like rows themselves, all
+of them are malformed.
 """
 
 import csv
@@ -28,33 +28,33 @@ from slmc.errors import DataError
 log = logging.getLogger("slmc.data")
 
 MANY_LINES = 10
-"""Lines of one quoted field above which it is warned of."""
+"""Lines of one quoted field from which on a warning is logged."""
 BARE, WHOLE, OTHER = range(3)
-"""Lines without quotes or with ones that may be dropped, other whole records, and the rest."""
+"""Lines without quotes or whose quotes may be dropped, other whole records, and the rest."""
 SHOWN = 3
-"""Warnings of a kind that one file gives."""
+"""Warnings that are logged for one file."""
 TYPED = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?|\d{4}-\d\d-\d\d.*")
 """A number, or an ISO date."""
 TYPED_SHARE = 0.9
-"""Share of a column's values that are numbers or dates from which on all should be."""
+"""Share of numbers or dates from which on a column is expected to hold nothing else."""
 SAMPLED = 200
-"""Rows that the types of the columns are told from."""
+"""Rows from which the types of the columns are detected."""
 
 
 @dataclass(frozen=True)
 class Separated:
-    """A block of lines, those with a catch set apart."""
+    """A block of lines, sorted by the way in which they are read."""
 
     lines: pl.DataFrame
-    """``line`` and ``text`` of rows that any separator cuts, their quotes taken away."""
+    """``line`` and ``text``, without quotes, of rows that can be split at every separator."""
     records: pl.DataFrame
-    """``line``, and a column for each role, of the other rows."""
+    """``line`` and a column for each role, of the other rows."""
     malformed: pl.DataFrame
-    """Rows that are none."""
+    """Malformed rows."""
 
 
 def uneven(rows: pl.DataFrame, width: int, header: bool) -> pl.DataFrame:
-    """Rows (``line``, and their ``count`` of fields) as malformed rows."""
+    """Return malformed rows for rows (``line``, ``count`` of fields) of another width."""
     first = "header" if header else "first row"
     fields = pl.when(pl.col("count") == 1).then(pl.lit("field")).otherwise(pl.lit("fields"))
     reason = pl.format(f"{{}} {{}}, the {first} has {width}", "count", fields)
@@ -62,7 +62,7 @@ def uneven(rows: pl.DataFrame, width: int, header: bool) -> pl.DataFrame:
 
 
 class QuotedRows:
-    """Sets the rows of one file apart, and remembers a record that a block leaves open."""
+    """Separates the rows of one file; a record may continue in the next block."""
 
     def __init__(self, path: Path, layout: Layout, width: int, places: Mapping[str, int]) -> None:
         """Start a file.
@@ -71,7 +71,7 @@ class QuotedRows:
             path: The file, for messages.
             layout: Its separator, one character, and its header.
             width: Fields of a row.
-            places: Role -> field that is asked for, from 0.
+            places: Role -> index of its field, from 0.
         """
         self.path, self.layout, self.width, self.places = path, layout, width, places
         separator = re.escape(layout.separator)
@@ -79,14 +79,14 @@ class QuotedRows:
         self._bare = f"^{bare}(?:{separator}{bare}){{{width - 1}}}$"
         self._field = rf'{separator}(?:"(?:[^"]|"")*"|[^"{separator}]*)'
         self._typed: list[int] | None = None
-        self._open: pl.DataFrame | None = None  # the lines of a record that has not ended
-        self._open_from: int | None = None  # its index in the block that is read
-        self._lost_from: int | None = None  # first line of one that is too long to be one
+        self._open: pl.DataFrame | None = None  # lines of a record that continues in the next block
+        self._open_from: int | None = None  # index of its first line in this block
+        self._lost_from: int | None = None  # first line of a field that is too long for csv
         self._faults: list[pl.DataFrame] = []
         self._warnings = 0
 
     def separate(self, lines: pl.DataFrame) -> Separated:
-        """Set the rows of the next lines apart."""
+        """Separate the rows of the next lines."""
         self._faults = [pl.DataFrame(schema=MALFORMED)]
         if self._open is not None:
             lines, self._open = pl.concat([self._open, lines]), None
@@ -102,17 +102,17 @@ class QuotedRows:
             lines, rows = self._read_others(lines)
         bare = lines.filter(pl.col("kind") == BARE).select("line", "text")
         if self._typed is None:
-            self._learn(bare)
+            self._detect_types(bare)
         unquoted = pl.when(quote).then(text.str.replace_all('"', "", literal=True)).otherwise(text)
-        records = [self._extracted(lines.filter(pl.col("kind") == WHOLE)), self._even(rows)]
+        records = [self._fields_of_whole(lines.filter(pl.col("kind") == WHOLE)), self._even(rows)]
         return Separated(
             bare.with_columns(unquoted.alias("text")), pl.concat(records), pl.concat(self._faults)
         )
 
     def _read_others(self, lines: pl.DataFrame) -> tuple[pl.DataFrame, list[tuple[int, list[str]]]]:
-        """Read the records that polars cannot; the lines that are left, and their rows."""
+        """Read the records that polars cannot read; return the other lines, and these rows."""
         if self._typed is None:
-            self._learn(lines.filter(pl.col("kind") == BARE))
+            self._detect_types(lines.filter(pl.col("kind") == BARE))
         numbers, texts = lines["line"].to_list(), lines["text"].to_list()
         left = np.ones(lines.height, dtype=np.bool_)
         rows: list[tuple[int, list[str]]] = []
@@ -130,8 +130,8 @@ class QuotedRows:
             self._open, self._open_from = lines.slice(self._open_from).drop("kind"), None
         return lines.filter(pl.Series(left)), rows
 
-    def _extracted(self, lines: pl.DataFrame) -> pl.DataFrame:
-        """The fields that are asked for, of lines that are whole records."""
+    def _fields_of_whole(self, lines: pl.DataFrame) -> pl.DataFrame:
+        """Return the requested fields of lines that are whole records."""
         fields = (self.layout.separator + pl.col("text")).str.extract_all(self._field)
         cut = lines.select("line", fields.alias("fields")).select(
             "line",
@@ -146,7 +146,7 @@ class QuotedRows:
         return cut.with_columns(pl.when(field.str.starts_with('"')).then(content).otherwise(field))
 
     def _even(self, rows: list[tuple[int, list[str]]]) -> pl.DataFrame:
-        """The fields that are asked for, of the rows that have as many as they should."""
+        """Return the requested fields of rows with the right number of fields."""
         odd = [(number, len(row)) for number, row in rows if len(row) != self.width]
         if odd:
             counts = pl.DataFrame(odd, {"line": pl.Int64, "count": pl.Int64}, orient="row")
@@ -163,19 +163,19 @@ class QuotedRows:
         start = self._open["line"][0] if self._open is not None else self._lost_from
         if start is not None:
             raise DataError(
-                f"{self.path}, line {start}: a quoted field does not end.",
+                f"{self.path}, line {start}: a quoted field is never closed.",
                 "Close the quote, or set format: tsv if the file is tab-separated.",
             )
 
     def _record(
         self, numbers: list[int], texts: list[str], start: int
     ) -> tuple[list[str] | None, int]:
-        """The record that begins at index ``start``, if it is one, and the index after it."""
+        """Return the record at index ``start`` (None if it is malformed), and its end."""
         options: dict[str, Any] = {"delimiter": self.layout.separator, "strict": True}
         try:
             return next(csv.reader((texts[start],), **options)), start + 1
         except csv.Error:
-            pass  # it may go on in the next line
+            pass  # it may continue in the next line
         reader = csv.reader((f"{texts[i]}\n" for i in range(start, len(texts))), **options)
         first = numbers[start]
         try:
@@ -187,37 +187,37 @@ class QuotedRows:
                 return None, len(texts)
             if end == start + 1:
                 self._fault([first], "fields", f"broken CSV: {error}")
-            elif "field larger" in str(error):  # no field is so long: find where it closes
+            elif "field larger" in str(error):  # no field is so long: skip to the closing quote
                 end = self._skip(numbers, texts, start, first)
             else:
-                self._lose(numbers[start:end], first)
+                self._mark_lost(numbers[start:end], first)
             return None, end
         end = start + reader.line_num
-        if self._swallows(texts[start:end]):
-            self._lose(numbers[start:end], first)
+        if self._contains_rows(texts[start:end]):
+            self._mark_lost(numbers[start:end], first)
             return None, end
         last = numbers[end - 1]
         if last - first >= MANY_LINES:
-            self._warn(f"a quoted field goes from line {first} to line {last}; is a quote missing?")
+            self._warn(f"a quoted field spans lines {first} to {last}; is a quote missing?")
         return row, end
 
     def _skip(self, numbers: list[int], texts: list[str], start: int, first: int) -> int:
-        """Lose the lines from ``start`` to the one that closes the quote of line ``first``."""
+        """Skip the lines from ``start`` to the one that closes the quote of line ``first``."""
         self._lost_from, end = first, len(texts)
         for index in range(start, end):
             if numbers[index] > first and '"' in texts[index].replace('""', ""):
                 self._lost_from, end = None, index + 1
                 break
-        self._lose(numbers[start:end], first)
+        self._mark_lost(numbers[start:end], first)
         return end
 
-    def _lose(self, numbers: list[int], first: int) -> None:
-        """Count lines as malformed that the quote of line ``first`` takes in."""
-        self._fault(numbers, "quotes", f"lost in a quoted field that opens in line {first}")
+    def _mark_lost(self, numbers: list[int], first: int) -> None:
+        """Count the lines inside the quotes that open in line ``first`` as malformed."""
+        self._fault(numbers, "quotes", f"inside a quoted field that opens in line {first}")
         if self._lost_from is None:
             self._warn(
-                f"a quote that opens in line {first} and closes in line {numbers[-1]} takes in "
-                "whole rows, which are left out; mend it"
+                f"the quoted field from line {first} to line {numbers[-1]} contains whole rows, "
+                "which are skipped; fix its quotes"
             )
 
     def _fault(self, numbers: list[int], fault: str, reason: str) -> None:
@@ -230,8 +230,8 @@ class QuotedRows:
         if self._warnings <= SHOWN:
             log.warning("%s: %s", self.path, message)
 
-    def _learn(self, lines: pl.DataFrame) -> None:
-        """Note which fields that are asked for hold numbers or dates, in lines without a catch."""
+    def _detect_types(self, lines: pl.DataFrame) -> None:
+        """Detect which requested fields hold numbers or dates, from lines without quotes."""
         rows = [text.split(self.layout.separator) for text in lines["text"].head(SAMPLED)]
         rows = [row for row in rows if len(row) == self.width]
         if rows:
@@ -240,8 +240,8 @@ class QuotedRows:
                 if sum(_is_typed(row[place]) for row in rows) >= TYPED_SHARE * len(rows)
             ]  # fmt: skip
 
-    def _swallows(self, texts: list[str]) -> bool:
-        """Whether the lines of one record are rows by themselves: the ends, or most between."""
+    def _contains_rows(self, texts: list[str]) -> bool:
+        """Return whether first and last line of a record, or most between, look like rows."""
         rows = [self._is_row(text) for text in texts if text.strip()]
         between = rows[1:-1]
         return (rows[0] and rows[-1]) or 2 * sum(between) >= max(len(between), 1)

@@ -1,4 +1,4 @@
-"""Read an interaction log: who took what, when, and in which rows that could not be told."""
+"""Read an interaction log as one table of users, items and times, and its malformed rows."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ import polars as pl
 
 from slmc.config import parse_budget
 from slmc.data import ids
-from slmc.data.clock import EARLIEST, LATEST, Clock, literal, settle
+from slmc.data.clock import EARLIEST, LATEST, Clock, align, literal
 from slmc.data.config import Columns, Format, TimeUnit, Titles
 from slmc.data.files import MALFORMED
 from slmc.data.formats import Table, check_columns, read_table
-from slmc.data.repeats import Copy, copies
-from slmc.data.sniff import Header, layouts_of
-from slmc.data.times import NUMBER, Times, exact, joined, narrowed
+from slmc.data.repeats import Copy, find_copies
+from slmc.data.sniff import Header, detect_layouts
+from slmc.data.times import NUMBER, Times, concatenated, narrowed, parse
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
@@ -26,19 +26,19 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Log:
-    """An interaction log, and what was wrong with it."""
+    """An interaction log, and its malformed rows."""
 
     frame: pl.DataFrame
     """``user``, ``item`` (categories), ``time`` (integers of the clock; null without time
-    stamps), ``order`` (0-based place in the log)."""
+    stamps), ``order`` (0-based position in the log)."""
     malformed: pl.DataFrame
-    """``file``, ``line``, ``fault`` (its kind), ``reason``, in the order of the log."""
+    """``file``, ``line``, ``fault`` (kind of fault), ``reason``, in the order of the log."""
     format: Format
-    """What the files were."""
+    """Format of the files."""
     clock: Clock | None = None
-    """What the times mean; null without time stamps."""
+    """Unit and scale of the times; None without time stamps."""
     copies: tuple[Copy, ...] = ()
-    """Parts of the log that hold the same rows as a part before them."""
+    """Parts of the log with the same rows as an earlier part."""
 
     @property
     def rows(self) -> int:
@@ -47,7 +47,7 @@ class Log:
 
     @property
     def timed(self) -> bool:
-        """Whether the rows have time stamps; else they stand in time order."""
+        """Whether the rows have time stamps; otherwise they are in time order."""
         return self.clock is not None
 
 
@@ -57,8 +57,7 @@ class _Part:
 
     path: Path
     frame: pl.DataFrame
-    """``line``, ``user``, ``item`` and, where there are time stamps, ``time``, null where there
-    is none."""
+    """``line``, ``user``, ``item`` and, in a log with time stamps, ``time`` (null if missing)."""
     times: Times | None
     malformed: list[pl.DataFrame] = field(default_factory=list)
 
@@ -70,21 +69,21 @@ def read(
     separator: str | None = None,
     header: Header = "auto",
 ) -> Log:
-    """Read the files of a log, in the order given.
+    """Read the files of a log, in the order of ``paths``.
 
     Args:
-        paths: Local files, all of one format.
-        format: That format; ``auto`` goes by the files' first lines and names.
-        columns: Which column is what; the sequence format has none.
-        separator: What stands between columns; None goes by the first lines.
+        paths: Local files, all of the same format.
+        format: Their format; ``auto`` detects it from the first lines and the names.
+        columns: Columns of user, item and time; the sequence format has none.
+        separator: Separator of the columns; None detects it from the first lines.
         header: Whether first lines name the columns.
 
     Raises:
-        DataError: A file as a whole cannot be read, or there is no row in the log.
+        DataError: A file as a whole cannot be read, or the log has no rows.
     """
     columns = columns or Columns()
     wanted = columns.roles
-    layouts = layouts_of(paths, wanted, format, separator, header)
+    layouts = detect_layouts(paths, wanted, format, separator, header)
     format = layouts[0].format
     if format == "recbole":
         _refuse_one_column(columns)
@@ -94,14 +93,14 @@ def read(
         for path, layout in zip(paths, layouts, strict=True)
     ]
     clock = _set_clock(parts, names["time"], columns.time_unit) if "time" in names else None
-    _leave_out_ids(parts, names)
-    result = _joined(parts, format, clock)
+    _check_ids(parts, names)
+    result = _concatenated(parts, format, clock)
     if result.rows == 0:
         raise DataError(
-            f"{paths[0]} has a header and no rows."
+            f"{paths[0]} has a header but no rows."
             if format != "jsonl"
             else f"{paths[0]} has no rows.",
-            "Write the log again, or name another file.",
+            "Export the log again, or name another file.",
         )
     return result
 
@@ -113,43 +112,43 @@ def check_head(
     separator: str | None = None,
     header: Header = "auto",
 ) -> None:
-    """See from the first lines of files that they are what is said and have the columns.
+    """Check the format and the columns of files by their first lines.
 
     Args:
-        paths: Local files; pipes, which can be read once, are left out by the caller.
+        paths: Local files, but no pipes, which can be read only once.
         columns: Role -> column.
         format: As for :func:`read`.
-        separator: As there.
-        header: As there.
+        separator: As for :func:`read`.
+        header: As for :func:`read`.
 
     Raises:
-        DataError: As :func:`read` does, as far as the first lines tell.
+        DataError: As :func:`read`, as far as the first lines show.
     """
-    layouts = layouts_of(paths, columns, format, separator, header)
+    layouts = detect_layouts(paths, columns, format, separator, header)
     for path, layout in zip(paths, layouts, strict=True):
         check_columns(path, layout, columns)
 
 
 def _refuse_one_column(columns: Columns) -> None:
-    """Raise :class:`DataError` if two roles are one column, with its type or without."""
+    """Raise :class:`DataError` if two roles name the same column, with or without its type."""
     roles: dict[str, str] = {}
     for role, column in columns.roles.items():
         name = column.partition(":")[0]
         if name in roles:
             raise DataError(
-                f"columns.{roles[name]} and columns.{role} are one column, {name!r}.",
-                "Name a column of its own for each.",
+                f"columns.{roles[name]} and columns.{role} are the same column, {name!r}.",
+                "Name a different column for each.",
             )
         roles[name] = role
 
 
 def read_titles(paths: Sequence[Path], titles: Titles) -> pl.DataFrame:
-    """Titles of items: columns ``item`` and ``title``, one row an item, the first one's.
+    """Read titles of items: columns ``item`` and ``title``, the first title of each item.
 
-    Rows without an id or a title are left out; how many were malformed is logged.
+    Rows without an id or a title are skipped; the number of malformed rows is logged.
     """
     wanted = titles.roles
-    layouts = layouts_of(paths, wanted, titles.format, titles.separator, titles.header)
+    layouts = detect_layouts(paths, wanted, titles.format, titles.separator, titles.header)
     if layouts[0].format == "sequences":
         raise DataError(
             f"{paths[0]} is in the sequence format, which has no titles.",
@@ -159,14 +158,14 @@ def read_titles(paths: Sequence[Path], titles: Titles) -> pl.DataFrame:
     for path, layout in zip(paths, layouts, strict=True):
         table = read_table(path, layout, wanted)
         items = pl.col("item").cast(pl.String)
-        faults = ids.faults(table.frame.select(items)["item"].drop_nulls().unique(), titles.item)
+        faults = ids.invalid(table.frame.select(items)["item"].drop_nulls().unique(), titles.item)
         good = table.frame.filter(items.is_not_null() & ~items.is_in([*faults]))
         lost = table.malformed.height + table.frame.height - good.height
         if lost:
-            log.warning("%s: %d malformed rows, their titles are left out", path, lost)
+            log.warning("%s: %d malformed rows were skipped, with their titles", path, lost)
         frames.append(good.select(items, "title"))
-    found = pl.concat(frames).filter(pl.col("title").str.strip_chars() != "")
-    return found.unique("item", keep="first", maintain_order=True)
+    rows = pl.concat(frames).filter(pl.col("title").str.strip_chars() != "")
+    return rows.unique("item", keep="first", maintain_order=True)
 
 
 def refuse_malformed(log_: Log, budget: str | float) -> None:
@@ -181,45 +180,45 @@ def refuse_malformed(log_: Log, budget: str | float) -> None:
             f"allows; the first: {place(first['file'], first['line'])}: {first['reason']}.",
             "Write all times in one unit; for sequence numbers set columns.time_unit: none."
             if units
-            else "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
+            else "Fix the rows (`slmc data check` lists them), or raise max_malformed.",
         )
 
 
 def warn_malformed(log_: Log) -> None:
-    """Log the first malformed rows, and how many more there are."""
+    """Log the first malformed rows, and the number of the others."""
     for row in log_.malformed.head(SHOWN).iter_rows(named=True):
-        log.warning("%s: %s; left out", place(row["file"], row["line"]), row["reason"])
+        log.warning("%s: %s; skipped", place(row["file"], row["line"]), row["reason"])
     if log_.malformed.height > SHOWN:
         log.warning(
-            "%d more malformed rows were left out, of %d rows",
+            "%d more malformed rows were skipped, of %d rows",
             log_.malformed.height - SHOWN, log_.rows,
         )  # fmt: skip
 
 
 def place(file: str, line: int) -> str:
-    """Where a row stands: a Parquet file has rows, any other lines."""
+    """Return file and line of a row (for Parquet: file and row)."""
     return f"{file}, {'row' if file.endswith(('.parquet', '.pq')) else 'line'} {line}"
 
 
 def _part(path: Path, table: Table, names: dict[str, str]) -> _Part:
-    """A file with ids as categories, its times apart; times that cannot be read are malformed."""
+    """Read the times of a file, and make its ids categories; unreadable times are malformed."""
     frame = table.frame.with_columns(
         pl.col("line").cast(pl.Int64), pl.col("user", "item").cast(pl.Categorical)
     )
     if "time" not in names:
         return _Part(path, frame.select("line", "user", "item"), None, [table.malformed])
-    given, frame = frame["time"].alias(names["time"]), frame.select("line", "user", "item")
-    times = exact(given)
+    column, frame = frame["time"].alias(names["time"]), frame.select("line", "user", "item")
+    times = parse(column)
     unread = times.values.is_null()
-    faults = frame.filter(unread).select("line", given=given.filter(unread).cast(pl.String))
-    text = pl.col("given")
+    faults = frame.filter(unread).select("line", text=column.filter(unread).cast(pl.String))
+    text = pl.col("text")
     reason = (
         pl.when(text.is_null() | (text == "null"))
         .then(pl.lit(" is null"))
         .when(text == "")
         .then(pl.lit(" is empty"))
         .when(text.str.contains(NUMBER))
-        .then(pl.format(" is {}, a number of too many digits", text))
+        .then(pl.format(" is {}, a number with too many digits", text))
         .otherwise(pl.format(" is {}, neither a number nor an ISO date", text))
     )
     bad = faults.select(
@@ -229,15 +228,15 @@ def _part(path: Path, table: Table, names: dict[str, str]) -> _Part:
 
 
 def _set_clock(parts: Sequence[_Part], name: str, unit: TimeUnit) -> Clock:
-    """Give every part its times on one clock, and tell which; those outside are malformed."""
-    settled = settle([part.times for part in parts if part.times is not None], unit)
-    clock = settled.clock
-    for part, values, outside in zip(parts, settled.values, settled.outside, strict=True):
+    """Put the times of all parts on the same clock; times of other units are malformed."""
+    aligned = align([part.times for part in parts if part.times is not None], unit)
+    clock = aligned.clock
+    for part, values, outside in zip(parts, aligned.values, aligned.outside, strict=True):
         bad = part.frame["line"].gather(outside["at"]).to_frame()
         part.malformed.append(
             bad.select(
                 "line", fault=pl.lit("unit"),
-                reason=pl.format(f"{_braces(name)} is {{}}", outside["reason"]),
+                reason=pl.format(f"{_escaped(name)} is {{}}", outside["reason"]),
             )
         )  # fmt: skip
         if not outside.is_empty():
@@ -246,11 +245,13 @@ def _set_clock(parts: Sequence[_Part], name: str, unit: TimeUnit) -> Clock:
         part.times = None
     if any(part.frame["time"].count() for part in parts):
         log.info("Times (%s) are %s", name, clock)
-    if settled.strangers:
+    if aligned.timestamp_like:
         log.warning(
-            "%s: %d of the times %s of a size that dates have, most are small numbers; all are "
-            "ordered as numbers",
-            name, settled.strangers, "is" if settled.strangers == 1 else "are",
+            "%s: %d of the times %s, but most are small numbers; all are sorted as numbers "
+            "without a unit",
+            name, aligned.timestamp_like, "looks like a time stamp"
+            if aligned.timestamp_like == 1
+            else "look like time stamps",
         )  # fmt: skip
     if clock.unit is not None:
         _warn_of_span(parts, clock)
@@ -258,13 +259,13 @@ def _set_clock(parts: Sequence[_Part], name: str, unit: TimeUnit) -> Clock:
 
 
 def _warn_of_span(parts: Sequence[_Part], clock: Clock) -> None:
-    """Warn of times at which nobody can have taken anything."""
+    """Warn of times that are implausible for an interaction."""
     first, last = literal(clock.at(EARLIEST)), literal(clock.at(LATEST))
     outside = ~pl.col("time").is_between(first, last, closed="left")
-    found = [(part.path, part.frame.filter(outside)) for part in parts]
-    count = sum(rows.height for _, rows in found)
+    implausible = [(part.path, part.frame.filter(outside)) for part in parts]
+    count = sum(rows.height for _, rows in implausible)
     if count:
-        path, rows = next((path, rows) for path, rows in found if rows.height)
+        path, rows = next((path, rows) for path, rows in implausible if rows.height)
         line, time = rows.select("line", "time").row(0)
         log.warning(
             "%d %s a time before %d or from %d on; the first: %s: %s",
@@ -273,13 +274,13 @@ def _warn_of_span(parts: Sequence[_Part], clock: Clock) -> None:
         )  # fmt: skip
 
 
-def _leave_out_ids(parts: Sequence[_Part], names: dict[str, str]) -> None:
-    """Set rows without a user or an item apart, and warn of ids that look doubtful."""
+def _check_ids(parts: Sequence[_Part], names: dict[str, str]) -> None:
+    """Make rows without a user or an item malformed, and warn of doubtful ids."""
     faults = {}
     for role in ("user", "item"):
         unique = pl.concat([part.frame[role].unique() for part in parts]).unique()
         texts = unique.cast(pl.String).drop_nulls()
-        faults[role] = ids.faults(texts, names[role])
+        faults[role] = ids.invalid(texts, names[role])
         ids.warn_of_two_spellings(texts, names[role])
     for part in parts:
         reasons = {
@@ -300,14 +301,14 @@ def _leave_out_ids(parts: Sequence[_Part], names: dict[str, str]) -> None:
 
 
 def _reason(role: str, name: str, faults: dict[str, str]) -> pl.Expr:
-    """Why an id of a row is none, or null."""
+    """Return why the id of a row is invalid, null if it is valid."""
     value = pl.col(role)
     known = [pl.when(value == token).then(pl.lit(reason)) for token, reason in faults.items()]
     return pl.coalesce(pl.when(value.is_null()).then(pl.lit(f"{name} is null")), *known)
 
 
-def _joined(parts: Sequence[_Part], format: Format, clock: Clock | None) -> Log:
-    """The log of all files in one."""
+def _concatenated(parts: Sequence[_Part], format: Format, clock: Clock | None) -> Log:
+    """Concatenate all files to one log."""
     frames, faults = [], []
     for part in parts:
         good = part.frame.drop("line")
@@ -316,13 +317,15 @@ def _joined(parts: Sequence[_Part], format: Format, clock: Clock | None) -> Log:
         frames.append(good.filter(pl.col("time").is_not_null()) if clock is not None else good)
         bad = pl.concat(part.malformed).sort("line", maintain_order=True)
         faults.append(bad.select(pl.lit(str(part.path)).alias("file"), *MALFORMED))
-    times = narrowed(joined([frame["time"] for frame in frames]))
+    times = narrowed(concatenated([frame["time"] for frame in frames]))
     frame = pl.concat([frame.select("user", "item") for frame in frames])
     frame = frame.with_columns(times.alias("time"), order=pl.int_range(pl.len(), dtype=pl.UInt32))
-    found = copies([str(part.path) for part in parts], frame, [part.height for part in frames])
-    return Log(frame, pl.concat(faults), format, clock, found)
+    repeated_parts = find_copies(
+        [str(part.path) for part in parts], frame, [part.height for part in frames]
+    )
+    return Log(frame, pl.concat(faults), format, clock, repeated_parts)
 
 
-def _braces(name: str) -> str:
-    """A column's name inside a format string of polars."""
+def _escaped(name: str) -> str:
+    """Escape the name of a column for a format string of polars."""
     return name.replace("{", "{{").replace("}", "}}")

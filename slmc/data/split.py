@@ -1,8 +1,8 @@
-"""The order of a log, its core, and where each history is cut.
+"""The k-core of a log, the order of its rows, and the split of each history.
 
-One rule for every split: a user's items in time order are training up to ``valid_from``; the
-validation target is ``items[valid_from]`` if ``valid_from < test_from``; the test target is
-``items[test_from]`` if there is one; the history of a target is everything before it.
+All splits have the same form: a user's items in time order are training before ``valid_from``;
+the validation target is ``items[valid_from]`` if ``valid_from < test_from``; the test target is
+``items[test_from]`` if it exists; the history of a target is everything before it.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ Keys = NDArray[np.uint64]
 
 
 def k_core(users: Ints, items: Ints, core: int) -> NDArray[np.bool_]:
-    """Which interactions stay when users and items with fewer than ``core`` go, repeatedly.
+    """Return which interactions stay if rare users and items are dropped repeatedly.
 
     Args:
         users: ``[N]`` user of each interaction, from 0.
         items: ``[N]`` item of each interaction, from 0.
-        core: Interactions that a user, and an item, must have at least; repeats count.
+        core: Least number of interactions of a user and of an item; repeats count.
 
     Returns:
-        ``[N]`` the largest subset in which every user and item has that many.
+        ``[N]`` the largest subset in which every user and item has at least ``core``.
     """
     kept = np.ones(users.size, dtype=np.bool_)
     while True:
@@ -38,30 +38,29 @@ def k_core(users: Ints, items: Ints, core: int) -> NDArray[np.bool_]:
 
 
 def id_keys(ids: Iterable[str], seed: int) -> Keys:
-    """A 64-bit BLAKE2b key of each id: the same for an id and seed wherever it stands."""
+    """Return a 64-bit BLAKE2b key of each id, which depends only on the id and the seed."""
     salt = seed.to_bytes(16, "little")
     keys = (hashlib.blake2b(name.encode(), digest_size=8, salt=salt).digest() for name in ids)
     return np.frombuffer(b"".join(keys), dtype="<u8").astype(np.uint64)
 
 
 def tie_keys(user_keys: Keys, item_keys: Keys, numbers: NDArray[np.float64]) -> Keys:
-    """``[N]`` the seeded keys by which interactions of one user and time stamp are ordered.
+    """Return seeded keys, ``[N]``, that sort interactions with the same user and time.
 
-    A hash of (seed, user, item, time): it depends neither on the order of the ids nor on that
-    of the log, and stays the same when other users come or go. (Where time stamps tie, an
-    order by item id would leak popularity: low ids are often the old, popular items.)
+    The key is a hash of (seed, user, item, time): it depends neither on the order of ids or rows,
+    nor on other users. (Sorting ties by item id would leak popularity: low ids are often the old,
+    popular items.)
 
     Args:
         user_keys: ``[N]`` :func:`id_keys` of the users.
-        item_keys: ``[N]`` the same of the items.
-        numbers: ``[N]`` the times as :meth:`slmc.data.clock.Clock.numbers` gives them: what is
-            hashed, never what is ordered by.
+        item_keys: ``[N]`` :func:`id_keys` of the items.
+        numbers: ``[N]`` times from :meth:`slmc.data.clock.Clock.numbers`; they are only hashed.
     """
     return _mix(user_keys ^ _mix(item_keys ^ _mix(numbers.view(np.uint64))))
 
 
 def _mix(keys: Keys) -> Keys:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): each bit depends on all."""
+    """Return the finaliser of SplitMix64 (Steele, Lea & Flood 2014)."""
     keys = keys + np.uint64(0x9E3779B97F4A7C15)
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -69,9 +68,10 @@ def _mix(keys: Keys) -> Keys:
 
 
 def leave_one_out(lengths: Ints) -> tuple[Ints, Ints]:
-    """``[U]`` valid_from and test_from: the last interaction tests, the one before validates.
+    """Return valid_from and test_from, ``[U]``: the last interaction is the test target.
 
-    A user with two has no validation target; a user with one has no target at all.
+    The one before it is the validation target. A user with two interactions has no validation
+    target; a user with one has no target.
     """
     return np.maximum(lengths - 2, 1), np.maximum(lengths - 1, 1)
 
@@ -79,12 +79,12 @@ def leave_one_out(lengths: Ints) -> tuple[Ints, Ints]:
 def by_time(
     before_valid: NDArray[np.bool_], before_test: NDArray[np.bool_], lengths: Ints
 ) -> tuple[Ints, Ints]:
-    """``[U]`` valid_from and test_from: a user's interactions before each period.
+    """Return valid_from and test_from, ``[U]``: a user's interactions before each period.
 
     Args:
-        before_valid: ``[N]`` whether an interaction lies before the validation period, user
-            after user.
-        before_test: ``[N]`` whether it lies before the test period.
+        before_valid: ``[N]`` whether an interaction is before the validation period; rows are
+            sorted by user.
+        before_test: ``[N]`` whether it is before the test period.
         lengths: ``[U]`` interactions of each user.
     """
     ends = np.cumsum(lengths)

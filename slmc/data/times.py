@@ -1,10 +1,9 @@
-"""Times of a log as exact integers: no time passes through a float.
+"""Read times of a log as exact integers; no time is ever a float on the way.
 
 A time is a number (``1700001000``, ``1.7e9``, ``881250949.5``) or a date (ISO 8601 text, or a
-date type of Parquet). A number has the unit that its size tells: seconds, milliseconds,
-microseconds or nanoseconds since 1970; below 10^8 (1973 in seconds) it has none, as sequence
-numbers and ranks. Dates need no unit and are never rescaled. All times of a log become integers
-of one scale (:class:`slmc.data.clock.Clock`); what they are read from is in this module.
+date type of Parquet). The size of a number shows its unit: seconds, milliseconds, microseconds or
+nanoseconds since 1970; below 10^8 (1973 in seconds) it has no unit, like sequence numbers and
+ranks. Dates have no unit. :mod:`slmc.data.clock` puts all times of a log on the same scale.
 """
 
 import logging
@@ -25,11 +24,11 @@ DATE = (
     r"(?: ?(?:[Zz]|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9])?))?)?$"
 )
 DIGITS = 18
-"""Digits after the point that are kept; a number with more is malformed."""
+"""Largest number of digits after the point; a number with more is malformed."""
 WIDEST = 37
-"""Digits of a time, those after the point included: what Int128 holds."""
+"""Largest number of digits in all: those that Int128 holds."""
 PIECE = 1 << 17
-"""Rows whose texts are taken apart at once."""
+"""Rows whose texts are parsed at once."""
 PARTS_OF_A_SECOND = {"ms": 3, "us": 6, "ns": 9}
 
 
@@ -40,30 +39,34 @@ class Times:
     values: pl.Series
     """Int64, or Int128 where that is too short; null where the time cannot be read."""
     digits: int
-    """``10**digits`` of these integers are 1 of what the file holds (of dates: a second)."""
+    """The number 1 in the file (for dates: one second) is ``10**digits`` in these integers."""
     dates: pl.Series
-    """Boolean: whether it was a date, not a number."""
+    """Boolean: whether the time was a date, not a number."""
 
 
-def exact(given: pl.Series) -> Times:
-    """The times of a column: texts, numbers of any type, dates or moments."""
-    dtype = given.dtype
+def parse(column: pl.Series) -> Times:
+    """Read a column of texts, numbers of any type, dates or datetimes."""
+    dtype = column.dtype
     if isinstance(dtype, pl.Datetime):
-        return _shortest(given.to_physical(), PARTS_OF_A_SECOND[dtype.time_unit], dates=True)
+        return _without_trailing_zeros(
+            column.to_physical(), PARTS_OF_A_SECOND[dtype.time_unit], dates=True
+        )
     if dtype == pl.Date:
-        return _shortest(given.to_physical().cast(pl.Int64) * 86400, 0, dates=True)
+        return _without_trailing_zeros(column.to_physical().cast(pl.Int64) * 86400, 0, dates=True)
     if dtype.is_integer():
-        return _shortest(narrowed(given.cast(pl.Int128)) if _wide(given) else given.cast(pl.Int64))
+        return _without_trailing_zeros(
+            narrowed(column.cast(pl.Int128)) if _wide(column) else column.cast(pl.Int64)
+        )
     if dtype.is_float():
         largest = inexact_from(dtype)
-        _doubt(given, largest)
-        if bool(((given == given.floor()) & (given.abs() < largest)).all()):
-            return _shortest(given.cast(pl.Int64))
-    return _texts(given.cast(pl.String))
+        _warn_if_inexact(column, largest)
+        if bool(((column == column.floor()) & (column.abs() < largest)).all()):
+            return _without_trailing_zeros(column.cast(pl.Int64))
+    return _parse_texts(column.cast(pl.String))
 
 
 def scaled(values: pl.Series, power: int) -> pl.Series:
-    """The integers times ``10**power``, in Int64 where they fit, else in Int128."""
+    """Return the integers times ``10**power``, as Int64 if they fit, else as Int128."""
     if power == 0:
         return values
     wide = max(map(abs, bounds(values))) * 10**power >= 2**63
@@ -73,58 +76,58 @@ def scaled(values: pl.Series, power: int) -> pl.Series:
 
 
 def bounds(values: pl.Series) -> tuple[int, int]:
-    """The least and the greatest of some integers; zeros where there are none."""
-    found = values.to_frame("time").select(least=pl.col("time").min(), most=pl.col("time").max())
-    least, most = found.row(0)
+    """Return minimum and maximum of integers; zeros if there are none."""
+    extremes = values.to_frame("time").select(least=pl.col("time").min(), most=pl.col("time").max())
+    least, most = extremes.row(0)
     return int(least or 0), int(most or 0)
 
 
 def narrowed(values: pl.Series) -> pl.Series:
-    """Int128 as Int64 where every value fits."""
+    """Return Int128 values as Int64 if all of them fit."""
     short = values.cast(pl.Int64, strict=False)
     return short if short.null_count() == values.null_count() else values
 
 
-def _wide(given: pl.Series) -> bool:
-    """Whether integers need more than 63 bits."""
-    return given.dtype in (pl.UInt64, pl.Int128, pl.UInt128)
+def _wide(column: pl.Series) -> bool:
+    """Return whether the type has integers of more than 63 bits."""
+    return column.dtype in (pl.UInt64, pl.Int128, pl.UInt128)
 
 
-def _doubt(given: pl.Series, largest: int) -> None:
-    """Warn of floats so large that different times may have become one before we read them."""
-    if (given.is_finite() & (given.abs() >= largest)).any():
+def _warn_if_inexact(column: pl.Series, largest: int) -> None:
+    """Warn if floats are so large that different times may already have been rounded to one."""
+    if (column.is_finite() & (column.abs() >= largest)).any():
         log.warning(
-            "%s holds %s above %d: times that differ little have become one there. "
-            "Write it as integers", given.name or "the time", given.dtype, largest,
+            "%s holds %s above %d, where different times are rounded to the same number. "
+            "Export this column as integers", column.name or "the time", column.dtype, largest,
         )  # fmt: skip
 
 
-def _shortest(values: pl.Series, digits: int = 0, *, dates: bool = False) -> Times:
-    """Without digits after the point that are 0 in every time."""
+def _without_trailing_zeros(values: pl.Series, digits: int = 0, *, dates: bool = False) -> Times:
+    """Drop digits after the point that are 0 in every time."""
     for step in (3, 1):
         while digits >= step and bool((values % 10**step == 0).all()):
             values, digits = values // 10**step, digits - step
     return Times(values, digits, pl.repeat(dates, values.len(), dtype=pl.Boolean, eager=True))
 
 
-def _texts(texts: pl.Series) -> Times:
-    """Integers by a cast; what is left in pieces, so that memory stays small."""
-    pieces = [_piece(texts.slice(start, PIECE)) for start in range(0, texts.len(), PIECE)]
+def _parse_texts(texts: pl.Series) -> Times:
+    """Parse texts piece by piece, so that memory stays small."""
+    pieces = [_parse_piece(texts.slice(start, PIECE)) for start in range(0, texts.len(), PIECE)]
     digits = max((piece.digits for piece in pieces), default=0)
     values = [scaled(piece.values, digits - piece.digits) for piece in pieces]
     if not pieces:
-        return _shortest(pl.Series([], dtype=pl.Int64))
-    return Times(joined(values), digits, pl.concat([piece.dates for piece in pieces]))
+        return _without_trailing_zeros(pl.Series([], dtype=pl.Int64))
+    return Times(concatenated(values), digits, pl.concat([piece.dates for piece in pieces]))
 
 
-def joined(values: Sequence[pl.Series]) -> pl.Series:
-    """Series of Int64 and Int128 as one, of Int128 if any is."""
+def concatenated(values: Sequence[pl.Series]) -> pl.Series:
+    """Concatenate series of Int64 and Int128; the result is Int128 if any of them is."""
     wide = any(part.dtype == pl.Int128 for part in values)
     return pl.concat([part.cast(pl.Int128) if wide else part for part in values])
 
 
-def _piece(texts: pl.Series) -> Times:
-    """Plain integers first, then numbers with a point or an exponent, then dates."""
+def _parse_piece(texts: pl.Series) -> Times:
+    """Parse plain integers first, then numbers with a point or an exponent, then dates."""
     values = texts.cast(pl.Int64, strict=False)
     dates = pl.repeat(False, texts.len(), dtype=pl.Boolean, eager=True)
     left = (values.is_null() & texts.is_not_null()).arg_true()
@@ -135,18 +138,18 @@ def _piece(texts: pl.Series) -> Times:
     number = _number_parts(rest.filter(is_number))
     moment = _date_parts(rest.filter(~is_number))
     digits = max(-bounds(number["shift"])[0], bounds(moment["fraction"].str.len_bytes())[1], 0)
-    found = pl.concat([_number_values(number, digits), _date_values(moment, digits)])
-    whole, others = scaled(values, digits), narrowed(found["value"])
+    parsed = pl.concat([_number_values(number, digits), _date_values(moment, digits)])
+    whole, others = scaled(values, digits), narrowed(parsed["value"])
     if pl.Int128 in (whole.dtype, others.dtype):
         whole, others = whole.cast(pl.Int128), others.cast(pl.Int128)
-    return Times(whole.scatter(found["at"], others), digits, dates.scatter(moment["at"], True))
+    return Times(whole.scatter(parsed["at"], others), digits, dates.scatter(moment["at"], True))
 
 
 def _number_parts(rows: pl.DataFrame) -> pl.DataFrame:
-    """``sign``, ``digits`` and ``shift`` of numbers: each is digits * 10^shift.
+    """Return ``sign``, ``digits`` and ``shift`` of numbers: each is digits * 10^shift.
 
-    The digits are a text without zeros at its ends; a number with more than ``DIGITS`` of them
-    after the point is left out.
+    The digits are a text without zeros at its ends. Numbers with more than ``DIGITS`` digits after
+    the point are left out.
     """
     text, mantissa, digits = pl.col("text").str, pl.col("mantissa").str, pl.col("digits").str
     point = mantissa.find(".", literal=True)
@@ -174,7 +177,7 @@ def _number_parts(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _number_values(number: pl.DataFrame, digits: int) -> pl.DataFrame:
-    """``at`` and ``value``; null where it is too large for Int128."""
+    """Return ``at`` and ``value``, which is null if it is too large for Int128."""
     length = pl.col("digits").str.len_bytes().cast(pl.Int64) + pl.col("shift") + digits
     padded = pl.concat_str("sign", pl.col("digits").str.pad_end(length.clip(0), "0"))
     value = (
@@ -187,7 +190,7 @@ def _number_values(number: pl.DataFrame, digits: int) -> pl.DataFrame:
 
 
 def _date_parts(rows: pl.DataFrame) -> pl.DataFrame:
-    """``at``, ``second`` since 1970 and ``fraction`` (its decimals, as text) of what is a date."""
+    """Return ``at``, ``second`` since 1970 and ``fraction`` (decimals, as text) of dates."""
     usual = pl.col("text").str.contains(DATE)
     text, tail = pl.col("text").str, pl.col("tail").str
     cut = rows.filter(usual).select(
@@ -215,12 +218,12 @@ def _date_parts(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _number(start: int) -> pl.Expr:
-    """The two digits at a place of a text; 0 where it is shorter."""
+    """Return the two-digit number at a position of a text; 0 if the text is shorter."""
     return pl.col("text").str.slice(start, 2).cast(pl.Int64, strict=False).fill_null(0)
 
 
 def _offset(zone: str) -> int:
-    """Seconds that a zone is ahead of UTC: ``+01:00``, ``-0530``, ``+02``, ``Z`` or nothing."""
+    """Return the offset from UTC in seconds of ``+01:00``, ``-0530``, ``+02``, ``Z`` or ""."""
     if zone[:1] not in ("+", "-"):
         return 0
     digits = zone[1:].replace(":", "")
@@ -229,7 +232,7 @@ def _offset(zone: str) -> int:
 
 
 def _rare_dates(rows: pl.DataFrame) -> pl.DataFrame:
-    """ISO 8601 forms that are seldom written (weeks, hours alone, no dashes), one by one."""
+    """Parse rare ISO 8601 forms (weeks, hours alone, no dashes) one by one."""
     texts = rows["text"].unique().drop_nulls()
     moments = {text: moment for text in texts if (moment := _moment(text)) is not None}
     table = pl.DataFrame(
@@ -240,8 +243,8 @@ def _rare_dates(rows: pl.DataFrame) -> pl.DataFrame:
         schema={"text": pl.String, "second": pl.Int64, "fraction": pl.String},
         orient="row",
     )
-    found = rows.select("at", "text").join(table, on="text")
-    return found.select("at", "second", pl.col("fraction").str.strip_chars_end("0"))
+    dates = rows.select("at", "text").join(table, on="text")
+    return dates.select("at", "second", pl.col("fraction").str.strip_chars_end("0"))
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -256,7 +259,7 @@ def _moment(text: str) -> datetime | None:
 
 
 def _date_values(moment: pl.DataFrame, digits: int) -> pl.DataFrame:
-    """``at`` and ``value``: the second and its fraction in one integer."""
+    """Return ``at`` and ``value``: second and fraction as one integer."""
     fraction = pl.col("fraction").str.pad_end(digits, "0")
     fraction = pl.when(fraction == "").then(pl.lit("0")).otherwise(fraction)
     value = pl.col("second").cast(pl.Int128) * pl.lit(10**digits, pl.Int128)

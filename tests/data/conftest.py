@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, and a network that may be used (nothing here does)."""
+    """A cache for each test; the network is allowed but not used."""
     root = tmp_path / "cache"
     monkeypatch.setenv("SLMC_CACHE", str(root))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

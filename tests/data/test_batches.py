@@ -21,8 +21,8 @@ BUDGET_S = 0.05
 
 
 def segments(rows: Rows) -> list[tuple[int, list[int], list[int], list[int]]]:
-    """Each run of equal segment numbers in each row: (number, items, targets, positions)."""
-    found = []
+    """Return each run of equal segment numbers: (number, items, targets, positions)."""
+    runs = []
     for ids, targets, positions, numbers in zip(
         rows.item_ids, rows.targets, rows.positions, rows.segments, strict=True
     ):
@@ -30,7 +30,7 @@ def segments(rows: Rows) -> list[tuple[int, list[int], list[int], list[int]]]:
         for start, end in pairwise(edges):
             if numbers[start]:
                 part = slice(start, end)
-                found.append(
+                runs.append(
                     (
                         int(numbers[start]),
                         ids[part].tolist(),
@@ -38,11 +38,11 @@ def segments(rows: Rows) -> list[tuple[int, list[int], list[int], list[int]]]:
                         positions[part].tolist(),
                     )
                 )
-    return found
+    return runs
 
 
 @given(SEQUENCES, LENGTHS, SEEDS)
-def test_all_has_every_next_item_once_and_no_padding_but_at_the_end(
+def test_all_has_every_next_item_once_and_padding_only_at_the_end(
     sequences: list[NDArray[np.int32]], length: int, seed: int
 ) -> None:
     rows = pack(sequences, length, np.random.default_rng(seed))
@@ -83,12 +83,12 @@ def test_last_never_cuts_and_trains_only_the_last_position(
 ) -> None:
     rows = pack(sequences, length, np.random.default_rng(seed), targets="last")
     expected = sorted((s[:-1][-length:].tolist(), int(s[-1])) for s in sequences if s.size > 1)
-    found = []
+    trained = []
     for _, ids, targets, positions in segments(rows):
         assert positions == list(range(len(ids)))
         assert targets[:-1] == [0] * (len(ids) - 1)
-        found.append((ids, targets[-1]))
-    assert sorted(found) == expected
+        trained.append((ids, targets[-1]))
+    assert sorted(trained) == expected
 
 
 @given(st.lists(st.integers(1, 12), max_size=40), st.integers(12, 20))

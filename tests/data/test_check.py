@@ -15,7 +15,7 @@ LOG = "user_id,item_id,timestamp\n" + "".join(
 )
 
 
-def test_check_tells_what_prepare_would_make_and_writes_nothing(folder: Path) -> None:
+def test_check_returns_the_metrics_of_prepare_and_writes_nothing(folder: Path) -> None:
     Path("log.csv").write_text(LOG)
     config = PrepareConfig(source="log.csv")
     result = check(config)
@@ -40,13 +40,17 @@ def test_check_lists_all_malformed_rows_of_a_log_that_prepare_refuses(folder: Pa
 
 def test_describe(folder: Path) -> None:
     Path("log.csv").write_text(LOG)
-    told = describe(prepare(PrepareConfig(source="log.csv", history=5), {}, folder / "data"))
-    assert (told["users"], told["history"], told["split"]) == (8, 5, {"by": "leave-one-out"})
-    # The 5-core drops i6, which only four users have: six items a user are left.
-    assert set(told["history_lengths"].values()) == {6.0}
+    described = describe(prepare(PrepareConfig(source="log.csv", history=5), {}, folder / "data"))
+    assert (described["users"], described["history"], described["split"]) == (
+        8,
+        5,
+        {"by": "leave-one-out"},
+    )
+    # The 5-core drops i6, which only four users have: six items per user are left.
+    assert set(described["history_lengths"].values()) == {6.0}
     # Training parts are i0 to i3, eight times each; i4 and i5 only validate and test.
     counts = {"min": 0.0, "p25": 0.0, "median": 8.0, "p75": 8.0, "p95": 8.0, "max": 8.0}
-    assert told["item_counts"] == counts
+    assert described["item_counts"] == counts
 
 
 def test_describe_refuses_another_artefact(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Logs that cannot be read: two lines, exact, exit code 2, and nothing left behind."""
+"""Logs that cannot be read: a message of two lines, exit code 2, and no files left."""
 
 import gzip
 from pathlib import Path
@@ -26,15 +26,15 @@ TIMES = TemporalSplit(by="time", valid="2026-09-01", test="2026-10-01")  # type:
 CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
     "empty file": (
         "log.csv", b"", {},
-        "log.csv is empty.", "Write the log again, or name another file.",
+        "log.csv is empty.", "Export the log again, or name another file.",
     ),
     "empty gzip": (
         "log.csv.gz", gzip.compress(b""), {},
-        "log.csv.gz is empty.", "Write the log again, or name another file.",
+        "log.csv.gz is empty.", "Export the log again, or name another file.",
     ),
     "header only": (
         "log.csv", HEADER, {},
-        "log.csv has a header and no rows.", "Write the log again, or name another file.",
+        "log.csv has a header but no rows.", "Export the log again, or name another file.",
     ),
     "wrong column": (
         "log.csv", b"userId,item_id,timestamp\n1,2,3\n", {},
@@ -44,36 +44,36 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
     "no time column": (
         "log.csv", b"user_id,item_id\n1,2\n", {},
         "log.csv has no column 'timestamp'; it has 'user_id', 'item_id'.",
-        "Set columns.time to one of them, or to null if rows already stand in time order.",
+        "Set columns.time to one of them, or to null if the rows are already in time order.",
     ),
     "no separator": (
         "log.csv", b"user_id item_id\n1 2\n", {},
         "log.csv has no column 'user_id'; it has 'user_id item_id'.",
-        "Its first line has no comma in it: set separator, or format to what it is.",
+        "Its first line contains no comma: set separator, or set format.",
     ),
     "another separator than the one that is set": (
         "log.csv", GOOD, {"separator": ";"},
         "log.csv has no column 'user_id'; it has 'user_id,item_id,timestamp'.",
-        "Its first line has no ';' in it: set separator, or format to what it is.",
+        "Its first line contains no ';': set separator, or set format.",
     ),
     "no header": (
         "log.csv", GOOD[len(HEADER):], {},
         "log.csv seems to have no header: its first line is '0,0,0'.",
         "Set header: false and number the columns (columns.user: 1, columns.item: 2, "
-        "columns.time: N or null); or header: true if it has the names.",
+        "columns.time: N or null); or header: true if it names the columns.",
     ),
     "no header, its first row as names": (
         "log.csv", b"7,8,1700000000\n7,9,1700000001\n",
         {"columns": Columns(user="7", item="8", time="1700000000")},
         "log.csv seems to have no header: its first line is '7,8,1700000000'.",
         "Set header: false and number the columns (columns.user: 1, columns.item: 2, "
-        "columns.time: 3); or header: true if it has the names.",
+        "columns.time: 3); or header: true if it names the columns.",
     ),
     "no header, ids that are no numbers": (
         "log.csv", b"ann,tea,x\nann,milk,y\nbob,tea,x\n", {"columns": Columns(time=None)},
         "log.csv seems to have no header: its first line is 'ann,tea,x'.",
         "Set header: false and number the columns (columns.user: 1, columns.item: 2); "
-        "or header: true if it has the names.",
+        "or header: true if it names the columns.",
     ),
     "no header in the titles": (
         "log.csv", GOOD,
@@ -85,13 +85,13 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "u.txt", b"1 17 4 1700000000\n1 12 5 1700000001\n2 17 3 1700000002\n", {},
         "u.txt seems to have no header: its first line is '1 17 4 1700000000'.",
         "Set header: false and number the columns (columns.user: 1, columns.item: 2, "
-        "columns.time: 4); or header: true if it has the names, or format: sequences if it is a "
-        "user and its items.",
+        "columns.time: 4); or header: true if it names the columns, or format: sequences if it is "
+        "a user and its items.",
     ),
-    "a number that is no column": (
+    "a column number that is too large": (
         "log.csv", GOOD, {"header": False, "columns": Columns(user="1", item="2", time="4")},
         "log.csv has no column '4'; it has '1', '2', '3'.",
-        "Set columns.time to one of them, or to null if rows already stand in time order.",
+        "Set columns.time to one of them, or to null if the rows are already in time order.",
     ),
     "a JSON array": (
         "log.json", b'[{"user_id": 1, "item_id": 2, "timestamp": 3},\n{"user_id": 2}]\n', {},
@@ -105,18 +105,18 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
     ),
     "another compression": (
         "log.csv.zst", b"\x28\xb5\x2f\xfd\x24\x00", {},
-        "log.csv.zst is compressed by zstd.",
-        "Unpack it, or pack it with gzip; save a spreadsheet as CSV.",
+        "log.csv.zst is compressed with zstd.",
+        "Decompress it, or use gzip; save a spreadsheet as CSV.",
     ),
-    "carriage returns alone": (
+    "only carriage returns": (
         "log.csv", GOOD.replace(b"\n", b"\r"), {},
-        "The lines of log.csv end in a carriage return alone.",
+        "The lines of log.csv end with a carriage return only.",
         "Save it with line feeds: `tr '\\r' '\\n' < FILE`.",
     ),
     "a column twice": (
         "log.csv", b"user_id,item_id,item_id,timestamp\n1,2,2,3\n", {},
         "log.csv has 2 columns named 'item_id'.",
-        "Give each column of its header a name of its own.",
+        "Give each column of the header a different name.",
     ),
     "no such column in JSON": (
         "log.jsonl", b'{"user_id": 1, "item": 2, "timestamp": 3}\n', {},
@@ -127,23 +127,23 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "log.csv", HEADER + b"1,nan,3\n" + GOOD[len(HEADER):], {},
         "1 of 37 rows are malformed, more than max_malformed (1%) allows; the first: "
         "log.csv, line 2: item_id is nan.",
-        "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
+        "Fix the rows (`slmc data check` lists them), or raise max_malformed.",
     ),
     "more malformed rows than a number": (
         "log.csv", GOOD + b"1\n2\n3\n", {"max_malformed": "2"},
         "3 of 39 rows are malformed, more than max_malformed (2) allows; the first: "
         "log.csv, line 38: 1 field, the header has 3.",
-        "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
+        "Fix the rows (`slmc data check` lists them), or raise max_malformed.",
     ),
-    "times that are none": (
+    "invalid times": (
         "log.csv", b"user_id,item_id,timestamp\n1,2,yesterday\n", {},
         "1 of 1 rows are malformed, more than max_malformed (1%) allows; the first: "
         "log.csv, line 2: timestamp is yesterday, neither a number nor an ISO date.",
-        "Mend the rows (`slmc data check` lists them), or raise max_malformed.",
+        "Fix the rows (`slmc data check` lists them), or raise max_malformed.",
     ),
     "binary garbage": (
         "log.csv", b"user_id,item\n\x07\x00\x9c\xff", {},
-        "log.csv is not text: it has a zero byte in line 2.",
+        "log.csv is not text: line 2 contains a zero byte.",
         "Name a text file, or set format: parquet if it is one.",
     ),
     "another encoding": (
@@ -161,63 +161,64 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
     ),
     "no gzip": (
         "log.csv.gz", GOOD, {},
-        "log.csv.gz is not gzip data, though it is named .gz.",
+        "log.csv.gz is not gzip data, although it is named .gz.",
         "Rename it, or compress it with gzip.",
     ),
     "no Parquet": (
         "log.parquet", b"\x07\x00\x9c\xff" * 9, {},
-        "log.parquet is not a Parquet file.", "Set format to what it is.",
+        "log.parquet is not a Parquet file.", "Set format to its real format.",
     ),
     "truncated Parquet": (
         "log.parquet", b"PAR1" + b"\x07\x00\x9c\xff" * 9, {},
-        "log.parquet is a Parquet file cut short.", "Copy the file again.",
+        "log.parquet is an incomplete Parquet file.", "Copy the file again.",
     ),
     "an open quote": (
         "log.csv", HEADER + b'1,2,3\n1,"2,3\n1,2,3\n', {},
-        "log.csv, line 3: a quoted field does not end.",
+        "log.csv, line 3: a quoted field is never closed.",
         "Close the quote, or set format: tsv if the file is tab-separated.",
     ),
     "a header with an open quote": (
         "log.csv", b'user_id,"item_id\n1,2\n', {},
         "log.csv: the header is broken CSV: unexpected end of data.",
-        "Mend its quotes, or set format: tsv if the file is tab-separated.",
+        "Fix its quotes, or set format: tsv if the file is tab-separated.",
     ),
     "one user": (
         "log.csv", HEADER + b"7,1,1\n7,2,2\n", {},
-        "log.csv holds one user (7); a recommender needs many.",
-        "Check columns.user, or name a log of more users.",
+        "log.csv has only one user (7); a recommender needs many.",
+        "Check columns.user, or name a log with more users.",
     ),
     "nothing in the core": (
         "log.csv", HEADER + b"1,1,1\n2,2,2\n", {},
-        "log.csv: the 5-core drops everything, of 2 interactions by 2 users.",
+        "log.csv: the 5-core drops all 2 interactions by 2 users.",
         "Lower core (1 keeps all), or name a larger log.",
     ),
     "one user in the core": (
         "log.csv", HEADER + b"1,1,1\n1,1,2\n2,2,2\n", {"core": 2},
-        "log.csv: the 2-core leaves one user, of 3 interactions by 2 users.",
+        "log.csv: the 2-core leaves one user of the 3 interactions by 2 users.",
         "Lower core (1 keeps all), or name a larger log.",
     ),
-    "nobody to test": (
+    "no test target": (
         "log.csv", HEADER + b"1,1,1\n2,2,2\n", {"core": 1},
-        "log.csv: no user has two interactions, so leave-one-out tests nobody.",
-        "Name a log in which users come back, or raise core to 2.",
+        "log.csv: no user has two interactions, so leave-one-out has no test target.",
+        "Name a log with several interactions per user, or raise core to 2.",
     ),
     "a split outside the log": (
         "log.csv", dated("2026-05-01", "2026-09-02", "2026-09-03"), {"split": TIMES, "core": 1},
         "log.csv: no user has interactions both before and from 2026-10-01 on.",
-        "Set split.test to a day within the log, which goes from 2026-05-01 to 2026-09-03.",
+        "Set split.test to a day within the log, which covers 2026-05-01 to 2026-09-03.",
     ),
     "a split without validation": (
         "log.csv", dated("2026-05-01", "2026-08-31", "2026-10-02"), {"split": TIMES, "core": 1},
         "log.csv: no user has interactions both before 2026-09-01 and from then until 2026-10-01, "
-        "so there is nobody to validate on.",
-        "Set split.valid and split.test to other days of the log, which goes from 2026-05-01 to "
+        "so there are no validation targets.",
+        "Set split.valid and split.test to other days of the log, which covers 2026-05-01 to "
         "2026-10-02.",
     ),
     "a temporal split of sequence numbers": (
         "log.csv", GOOD, {"split": TIMES, "core": 1},
-        "log.csv: the times in timestamp are numbers without a unit, which no day can split.",
-        "Set columns.time to a column of dates, columns.time_unit to the unit of these, or "
+        "log.csv: the times in timestamp are numbers without a unit, which cannot be split by "
+        "date.",
+        "Set columns.time to a column of dates, columns.time_unit to the unit of the numbers, or "
         "split: {by: leave-one-out}.",
     ),
     "a temporal split of sequences": (
@@ -225,9 +226,9 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "log.txt is in the sequence format, which has no time stamps to split by.",
         "Set split: {by: leave-one-out}, or name a log with a column of time stamps.",
     ),
-    "a name that tells nothing": (
+    "an unknown name and format": (
         "log.dat", b"Ann bought tea.\nBob did not.\n", {},
-        "Neither the name nor the first lines of log.dat tell its format.",
+        "Neither the name nor the first lines of log.dat show its format.",
         "Set format to csv, tsv, jsonl, parquet, recbole or sequences.",
     ),
     "no titles in the titles": (
@@ -253,7 +254,9 @@ def test_parquet_columns_of_another_type(folder: Path) -> None:
     pl.DataFrame({"user_id": [[1]], "item_id": [1], "timestamp": [True]}).write_parquet("l.pq")
     with pytest.raises(DataError) as caught:
         prepare(PrepareConfig(source="l.pq"), {}, Path("out"))
-    assert caught.value.what == "Column 'user_id' of l.pq holds List(Int64), which are no ids."
+    assert caught.value.what == (
+        "Column 'user_id' of l.pq has the type List(Int64), which cannot hold ids."
+    )
     assert caught.value.remedy == "Set columns.user to a column of texts or integers."
 
 
@@ -267,13 +270,13 @@ def test_a_parquet_file_damaged_inside(folder: Path) -> None:
     ) as caught:
         prepare(PrepareConfig(source="log.parquet"), {}, Path("out"))
     assert "\n" not in caught.value.what
-    assert caught.value.remedy == "Copy the file again, or set format to what it is."
+    assert caught.value.remedy == "Copy the file again, or set format to its real format."
 
 
 def test_files_of_two_formats(folder: Path) -> None:
     Path("a.csv").write_bytes(GOOD)
     Path("b.txt").write_text("1 2 3\n")
-    with pytest.raises(DataError, match=r"^a\.csv is csv and b\.txt is sequences\.\n"):
+    with pytest.raises(DataError, match=r"^a\.csv is csv, but b\.txt is sequences\.\n"):
         prepare(PrepareConfig(source="*.*"), {}, Path("out"))
 
 
@@ -285,7 +288,7 @@ def test_files_of_two_formats(folder: Path) -> None:
 def test_a_temporal_split_without_times_is_refused_in_the_config(
     settings: dict[str, object], why: str
 ) -> None:
-    with pytest.raises(ValidationError, match=f"split.by: time needs time stamps, and {why}"):
+    with pytest.raises(ValidationError, match=f"split.by: time needs time stamps, but {why}"):
         PrepareConfig(source="log", split=TIMES, **settings)  # type: ignore[arg-type]
 
 
@@ -302,11 +305,11 @@ def test_a_temporal_split_without_times_is_refused_in_the_config(
     ],
 )  # fmt: skip
 def test_columns_without_a_header_are_numbers(settings: dict[str, object], why: str) -> None:
-    with pytest.raises(ValidationError, match=f"columns are numbers from 1, and {why}"):
+    with pytest.raises(ValidationError, match=f"columns are numbers from 1, but {why}"):
         PrepareConfig(**{"source": "log", "header": False} | settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("separator", ["", '"', "a\nb"])
 def test_what_is_no_separator(separator: str) -> None:
-    with pytest.raises(ValidationError, match="a separator has one or more characters"):
+    with pytest.raises(ValidationError, match="a separator is one or more characters"):
         PrepareConfig(source="log", separator=separator)

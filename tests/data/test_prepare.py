@@ -31,13 +31,13 @@ def write(rows: list[tuple[object, ...]], name: str = "log.csv") -> str:
 
 
 def random_rows(seed: int = 0, users: int = 60, items: int = 25) -> list[tuple[object, ...]]:
-    """Twelve interactions a user, three at each time stamp."""
+    """Twelve interactions per user, three at each time stamp."""
     rng = random.Random(seed)
     return [(f"u{u}", f"i{rng.randrange(items)}", t // 3) for u in range(users) for t in range(12)]
 
 
 def histories(dataset: Dataset) -> dict[str, list[str]]:
-    """Original ids in the order of the dataset."""
+    """Return the original ids of each user, in the order of the dataset."""
     names = ["", *dataset.items["item"]]
     rows = dataset.sequences.select("user", "items").rows()
     return {user: [names[row] for row in items] for user, items in rows}
@@ -142,7 +142,7 @@ def test_the_seed_orders_ties_and_nothing_else(folder: Path) -> None:
             assert sorted(items[start : start + 3]) == sorted(other[user][start : start + 3])
 
 
-def test_without_a_time_column_rows_stand_in_time_order(folder: Path) -> None:
+def test_without_a_time_column_rows_keep_their_order(folder: Path) -> None:
     rows = [(u, i, 9 - t) for t, i in enumerate("qrst") for u in "ab"]
     config = PrepareConfig(source=write(rows), core=1, columns=Columns(time=None))
     artefact = prepare(config, {}, folder / "data")
@@ -166,17 +166,17 @@ def test_a_sample_is_drawn_after_the_core_and_shrinks_the_vocabulary(folder: Pat
     ] == len(histories(whole))
 
 
-def test_malformed_rows_within_the_budget_are_left_out_and_counted(
+def test_malformed_rows_within_the_budget_are_skipped_and_counted(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write([*random_rows(), ("", "i1", 1), ("u1", "i1", "x"), ("u1", "i1", "x")])
     artefact = prepare(PrepareConfig(source=source), {}, folder / "data")
     assert artefact.manifest.metrics["malformed"] == {"rows": 3, "time": 2, "user": 1}
     assert artefact.manifest.metrics["rows"] == 723
-    assert "log.csv, line 722: user_id is empty; left out" in caplog.messages
+    assert "log.csv, line 722: user_id is empty; skipped" in caplog.messages
 
 
-def test_the_terms_and_the_ties_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_terms_and_the_ties_are_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "slmc.data"):
         config = PrepareConfig(source=write(random_rows()), terms="Research only.\nCite us.")
         prepare(config, {}, folder / "data")
@@ -187,8 +187,8 @@ def test_the_terms_and_the_ties_are_told(folder: Path, caplog: pytest.LogCapture
     assert caplog.messages[1] == "log.csv: read as CSV, separated by commas"
     assert caplog.messages[4:] == [
         "720 of 720 interactions (100 %) share a time stamp with another of the same user; "
-        "a seeded hash orders them",
-        "60 users, 25 items, 720 interactions; 60 users are tested",
+        "they are sorted by a seeded hash",
+        "60 users, 25 items, 720 interactions; 60 test users",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Quotes in CSV: fields over several lines, quotes that stand alone, files larger than a block."""
+"""Quotes in CSV: fields over several lines, unmatched quotes, files larger than a block."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ HEADER = "user_id,item_id,timestamp,note\n"
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged, but for the unit of times."""
+    """Return the logged messages, without the one about the unit of times."""
     return [one for one in caplog.messages if "Times (" not in one]
 
 
@@ -39,11 +39,11 @@ def test_two_lone_quotes_far_apart(folder: Path, caplog: pytest.LogCaptureFixtur
     assert log.rows == 50 and log.frame.height == 19
     assert log.malformed["line"].to_list() == [*range(12, 43)]
     assert log.malformed.row(0)[1:] == (
-        12, "quotes", "lost in a quoted field that opens in line 12",
+        12, "quotes", "inside a quoted field that opens in line 12",
     )  # fmt: skip
     assert messages(caplog) == [
-        "log.csv: a quote that opens in line 12 and closes in line 42 takes in whole rows, which "
-        "are left out; mend it"
+        "log.csv: the quoted field from line 12 to line 42 contains whole rows, which are skipped; "
+        "fix its quotes"
     ]
 
 
@@ -78,9 +78,7 @@ def test_a_field_over_lines_is_read(folder: Path, caplog: pytest.LogCaptureFixtu
     log = log_of(HEADER + plain(range(2)) + f'1,5,1700000007,"{review}"\n' + plain(range(2)))
     assert log.malformed.height == 0 and log.frame.height == 5
     assert rows(log)[2] == ("1", "5", 1700000007)
-    assert messages(caplog) == [
-        "log.csv: a quoted field goes from line 4 to line 15; is a quote missing?"
-    ]
+    assert messages(caplog) == ["log.csv: a quoted field spans lines 4 to 15; is a quote missing?"]
     caplog.clear()
     log = log_of('item_id,user_id,timestamp\n"a\nb",c,1\nd,"e\n\nf",2\n')
     assert rows(log) == [("c", "a\nb", 1.0), ("e\n\nf", "d", 2.0)] and not messages(caplog)
@@ -89,7 +87,7 @@ def test_a_field_over_lines_is_read(folder: Path, caplog: pytest.LogCaptureFixtu
 def test_a_quote_left_open_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 14)
     text = HEADER + plain(range(10)) + '1,5,1700000010,"24 inch\n' + plain(range(9000))
-    with pytest.raises(DataError, match=r"^log\.csv, line 12: a quoted field does not end\.\n"):
+    with pytest.raises(DataError, match=r"^log\.csv, line 12: a quoted field is never closed\.\n"):
         log_of(text)
 
 

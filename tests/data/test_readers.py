@@ -37,7 +37,7 @@ def test_text_formats(folder: Path, name: str, packed: bool, newline: str) -> No
     assert rows(log) == ROWS and log.timed and log.rows == 3
 
 
-def test_a_byte_order_mark_is_no_part_of_a_name(folder: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_name(folder: Path) -> None:
     Path("log.csv").write_bytes(b"\xef\xbb\xbf" + TEXTS["log.csv"].encode())
     assert rows(read([Path("log.csv")])) == ROWS
 
@@ -85,7 +85,7 @@ def test_sequences_in_the_order_of_the_file(folder: Path) -> None:
     assert not log.timed
 
 
-def test_files_are_joined_in_the_order_given(folder: Path) -> None:
+def test_files_are_concatenated_in_order(folder: Path) -> None:
     for name, item in (("b.csv", 1), ("a.csv", 2)):
         Path(name).write_text(f"user_id,item_id\n5,{item}\n")
     log = read([Path("a.csv"), Path("b.csv")], columns=Columns(time=None))
@@ -116,7 +116,7 @@ def test_times(folder: Path, text: str, seconds: int) -> None:
     assert rows(read([Path("log.csv")])) == [("a", "b", seconds)]
 
 
-def test_every_malformed_row_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_malformed_row_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     Path("log.csv").write_bytes(
         b"user_id,item_id,timestamp\na,b,1\na,b\na,b,1,2\n,b,1\na,nan,1\na,b,soon\na,b,\n"
         b"a,b\xff,1\na,b,inf\nNULL,b,1\n"
@@ -136,9 +136,9 @@ def test_every_malformed_row_is_told(folder: Path, caplog: pytest.LogCaptureFixt
     ]
     with caplog.at_level(logging.WARNING, "slmc.data"):
         warn_malformed(log)
-    assert caplog.messages[0] == "log.csv, line 3: 2 fields, the header has 3; left out"
+    assert caplog.messages[0] == "log.csv, line 3: 2 fields, the header has 3; skipped"
     assert len(caplog.messages) == 6
-    assert caplog.messages[-1] == "4 more malformed rows were left out, of 10 rows"
+    assert caplog.messages[-1] == "4 more malformed rows were skipped, of 10 rows"
 
 
 def test_malformed_json(folder: Path) -> None:
@@ -160,7 +160,7 @@ def test_malformed_json(folder: Path) -> None:
         (6, "user_id is nan"),
         (7, "timestamp is null"),
         (8, "broken JSON: nested too deeply, or a number too long"),
-        (9, "item_id has \\ud83d, half of a character"),
+        (9, "item_id contains \\ud83d, half of a character"),
     ]
 
 
@@ -180,4 +180,4 @@ def test_titles(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     )
     titles = read_titles([Path("log.item")], Titles(source="log.item", title="movie_title"))
     assert titles.rows() == [("1", "Toy Story")]
-    assert caplog.messages == ["log.item: 2 malformed rows, their titles are left out"]
+    assert caplog.messages == ["log.item: 2 malformed rows were skipped, with their titles"]

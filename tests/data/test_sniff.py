@@ -1,4 +1,4 @@
-"""What a file is, told from its lines: names can be wrong, separators unsaid, headers missing."""
+"""Detect the layout of a file from its lines: wrong names, unknown separators, no header."""
 
 import gzip
 import logging
@@ -10,7 +10,7 @@ import pytest
 from slmc.data.config import Columns
 from slmc.data.layout import Layout
 from slmc.data.readers import read
-from slmc.data.sniff import layout_of
+from slmc.data.sniff import detect_layout
 from slmc.errors import DataError
 
 COLUMNS = {"user": "user_id", "item": "item_id", "time": "timestamp"}
@@ -45,31 +45,31 @@ CASES = {
     "json.dat": (JSONL, Layout("jsonl"), False),
     "commas.log": (CSV, Layout("csv"), False),
     "no-suffix": (SEQUENCES, Layout("sequences"), False),
-    # The separator that cuts out the columns is taken, however often another one is there.
+    # The separator that gives the columns is taken, even if another one is more frequent.
     "more.csv": ("item_id;user_id;a,b,c\n1;2;x,y,z\n", Layout("csv", ";"), False),
     "genres.csv": ("user_id,item_id,genres\n1,2,a|b\n1,3,c|d\n", Layout("csv"), False),
-    # Columns that a table without names gets from pandas.
+    # Names that pandas writes for unnamed columns.
     "numbers.csv": ("0,1,2\n7,17,1700000000\n", Layout("csv"), False),
 }
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged, but for the unit of times."""
+    """Return the logged messages, without the one about the unit of times."""
     return [one for one in caplog.messages if "Times (" not in one]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_lines_tell_the_format(folder: Path, name: str) -> None:
-    text, layout, doubted = CASES[name]
+def test_the_lines_show_the_format(folder: Path, name: str) -> None:
+    text, expected, warned = CASES[name]
     Path(name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     columns = {"user": "0", "item": "1"} if name == "numbers.csv" else dict(COLUMNS)
     if "timestamp" not in text:
         columns.pop("time", None)
-    found, doubt = layout_of(Path(name), columns)
-    assert (found, doubt is not None) == (layout, doubted)
+    layout, warning = detect_layout(Path(name), columns)
+    assert (layout, warning is not None) == (expected, warned)
 
 
-def test_what_is_read_and_doubted_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_layouts_and_mismatches_are_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2, 3):
         Path(f"{number}.txt").write_text(CSV)
     with caplog.at_level(logging.INFO, "slmc.data"):
@@ -77,31 +77,31 @@ def test_what_is_read_and_doubted_is_said(folder: Path, caplog: pytest.LogCaptur
     assert log.frame.height == 6 and log.format == "csv"
     assert messages(caplog) == [
         "1.txt and 2 more files: read as CSV, separated by commas",
-        "1.txt and 2 more files: the name says sequences (a user and its items a line), but the "
-        "lines look like CSV, separated by commas; set format if they are not",
+        "1.txt and 2 more files: the name suggests sequences (user and items on each line), but "
+        "the lines look like CSV, separated by commas; set format if this is wrong",
     ]
 
 
-def test_a_format_that_is_set_holds_and_is_doubted(
+def test_a_format_that_is_set_is_used_with_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Path("u.data").write_text("1 17 4 1700000000\n1 12 5 1700000001\n")
     log = read([Path("u.data")], "sequences")
     assert log.frame.height == 6
     assert messages(caplog) == [
-        "u.data: format says sequences (a user and its items a line), but the lines look like "
+        "u.data: format is set to sequences (user and items on each line), but the lines look like "
         "CSV, separated by blanks"
     ]
 
 
-def test_users_that_come_back_make_sequences_doubtful(
+def test_users_on_several_lines_give_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Path("log.txt").write_text("".join(f"{n % 3} {n} 4\n" for n in range(12)))
     assert read([Path("log.txt")]).format == "sequences"
     assert messages(caplog) == [
-        "log.txt: all lines have as many entries and users come back; if it is a table, set "
-        "separator: space"
+        "log.txt: all lines have the same number of entries, and users have several lines; if it "
+        "is a table, set separator: space"
     ]
 
 
@@ -142,5 +142,6 @@ def test_parquet_under_another_name(folder: Path, caplog: pytest.LogCaptureFixtu
     pl.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [3]}).write_parquet("log.csv")
     assert read([Path("log.csv")]).format == "parquet"
     assert messages(caplog) == [
-        "log.csv: the name says CSV, but the lines look like Parquet; set format if they are not"
+        "log.csv: the name suggests CSV, but the lines look like Parquet; set format if this is "
+        "wrong"
     ]

@@ -73,10 +73,10 @@ def test_a_wheel_with_another_hash_is_not_opened(wheel: Path, cache: Path) -> No
     with pytest.raises(DataError) as caught:
         fetch(f"pypi://toylog==1.0/toylog/data/toy.inter#sha256={wrong}")
     assert caught.value.what == (
-        f"toylog-1.0-py3-none-any.whl has SHA-256 {sha256(wheel)}, not {wrong} as the source says."
+        f"toylog-1.0-py3-none-any.whl has SHA-256 {sha256(wheel)}, but the source expects {wrong}."
     )
     assert caught.value.remedy == (
-        "Do not use the file; if you know it to be right, put its hash into the source."
+        "Do not use the file; if you are sure that it is right, put its hash into the source."
     )
     assert not [path for path in cache.rglob("*") if path.suffix in (".whl", ".inter")]
 
@@ -100,7 +100,7 @@ def test_offline(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert fetch(toy(wheel)) == path
 
 
-def test_what_pip_says_last_is_passed_on(wheel: Path) -> None:
+def test_the_last_line_of_pip_is_shown(wheel: Path) -> None:
     with pytest.raises(MissingError) as caught:
         fetch(toy(wheel, version="9"))
     assert caught.value.what == (
@@ -121,10 +121,10 @@ def test_an_interpreter_without_pip(
         fetch(toy(wheel))
 
 
-def test_a_member_that_is_not_there(wheel: Path) -> None:
+def test_a_missing_member(wheel: Path) -> None:
     with pytest.raises(DataError) as caught:
         fetch(toy(wheel, member="toylog/toy.inter"))
-    assert caught.value.what == "toylog-1.0-py3-none-any.whl has no member toylog/toy.inter."
+    assert caught.value.what == "toylog-1.0-py3-none-any.whl contains no file toylog/toy.inter."
     assert caught.value.remedy == (
         "Name a member as `unzip -l` lists it, perhaps toylog/data/toy.inter."
     )
@@ -163,16 +163,16 @@ def test_paths_and_globs(folder: Path) -> None:
     ("source", "what", "remedy"),
     [
         ("rating.csv", "rating.csv does not exist.",
-         "Check the path; the nearest there is ratings.csv."),
+         "Check the path; a similar one is ratings.csv."),
         ("none/x.csv", "none/x.csv does not exist.", "Check the path."),
         (".", ". is a directory, not a log.", "Name its files, for instance *.parquet."),
-        ("*.pq", "No file matches *.pq.", "Check the pattern; it is read from {cwd}."),
-        ("odd://x", "odd://x: there is no protocol odd://.",
+        ("*.pq", "No file matches *.pq.", "Check the pattern; it starts at {cwd}."),
+        ("odd://x", "odd://x: the protocol odd:// is unknown.",
          "Name a path, or a URL that fsspec reads: https://, s3://, gs://, hf:// and others."),
-        ("memory://none.csv", "No file is at memory://none.csv.", "Check the URL."),
+        ("memory://none.csv", "There is no file at memory://none.csv.", "Check the URL."),
     ],
 )  # fmt: skip
-def test_what_is_not_there(folder: Path, source: str, what: str, remedy: str) -> None:
+def test_missing_files(folder: Path, source: str, what: str, remedy: str) -> None:
     Path("ratings.csv").write_text("x")
     with pytest.raises(DataError) as caught:
         fetch(source)
@@ -225,8 +225,8 @@ def test_numbers_in_names_count(folder: Path, caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO, "slmc.data"):
         fetch_log(PrepareConfig(source="**/*.csv", columns=Columns(time=None)))
     assert caplog.messages[-1] == (
-        "Without time stamps rows stand in time order; 6 files in this order: part-1.csv, "
-        "part-2.csv, part-10.csv, x/2/1.csv, …, y.csv"
+        "Without time stamps, rows are taken to be in time order; 6 files in this order: "
+        "part-1.csv, part-2.csv, part-10.csv, x/2/1.csv, …, y.csv"
     )
 
 
@@ -246,9 +246,9 @@ def test_a_pipe_is_a_source(folder: Path, cache: Path, packed: bool, through: st
         "from slmc.data.sources import fingerprint\nfrom slmc.data.config import PrepareConfig\n"
         "from slmc.data.prepare import prepare\nfrom pathlib import Path\n"
         f"config = PrepareConfig(source={source!r})\nbefore = fingerprint(config)\n"
-        "made = prepare(config, {}, Path('out'))\n"
-        "assert made.manifest.metrics['fingerprint'] == {'source': before['source']}\n"
-        "print(before['source'], made.manifest.metrics['rows'])\n"
+        "dataset = prepare(config, {}, Path('out'))\n"
+        "assert dataset.manifest.metrics['fingerprint'] == {'source': before['source']}\n"
+        "print(before['source'], dataset.manifest.metrics['rows'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], stdin=reader, pass_fds=[reader], capture_output=True,

@@ -1,4 +1,4 @@
-"""The unit of numeric times, decided by most rows and said; what is outside is malformed."""
+"""The unit of numeric times, decided by most rows and logged; other times are malformed."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ SECOND = 1_700_001_000
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged, but for the layout of files."""
+    """Return the logged messages, without those about the layout of files."""
     return [one for one in caplog.messages if ": read as " not in one]
 
 
@@ -30,7 +30,7 @@ def read_times(times: list[object], unit: str = "auto", name: str = "log.csv") -
     [(1, "s", "seconds"), (10**3, "ms", "milliseconds"), (10**6, "us", "microseconds"),
      (10**9, "ns", "nanoseconds")],
 )  # fmt: skip
-def test_the_unit_is_told_by_the_size(
+def test_the_size_shows_the_unit(
     folder: Path, caplog: pytest.LogCaptureFixture, factor: int, unit: str, name: str
 ) -> None:
     with caplog.at_level(logging.INFO, "slmc.data"):
@@ -105,21 +105,23 @@ def test_the_unit_can_be_set(folder: Path) -> None:
     ]
 
 
-def test_a_span_that_cannot_be_is_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_implausible_time_gives_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     read_times([SECOND, SECOND, 0])
     assert messages(caplog) == [
         "1 row has a time before 1980 or from 2100 on; the first: log.csv, line 4: 1970-01-01"
     ]
 
 
-def test_dates_among_small_numbers_are_warned_of(
+def test_time_stamps_among_small_numbers_give_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = read_times([1, 2, 3, SECOND])
     assert log.frame["time"].to_list() == [1, 2, 3, SECOND]
     assert messages(caplog) == [
-        "timestamp: 1 of the times is of a size that dates have, most are small numbers; all are "
-        "ordered as numbers"
+        "timestamp: 1 of the times looks like a time stamp, but most are small numbers; all are "
+        "sorted as numbers without a unit"
     ]
 
 
@@ -136,7 +138,7 @@ def test_the_manifest_holds_the_unit_and_the_exact_span(folder: Path) -> None:
     assert metrics["tied_share"] == 0
 
 
-def test_a_sentinel_moves_nothing(folder: Path) -> None:
+def test_a_sentinel_does_not_move_the_split(folder: Path) -> None:
     days = [f"2023-11-1{day}" for day in (4, 5, 6, 7)]
     rows = [f"{user},{day},{day}\n" for user in "abc" for day in days]
     Path("log.csv").write_text("user_id,item_id,timestamp\na,x,9999-12-31\n" + "".join(rows))

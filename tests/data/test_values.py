@@ -1,4 +1,4 @@
-"""Ids and times keep their value: what no float, null token or unit may change."""
+"""Ids and times keep their exact value, whatever their type and spelling."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,12 +15,12 @@ from slmc.data.readers import Log, read, refuse_malformed
 from slmc.errors import DataError
 
 BIG = 1_800_000_000_000_000_000
-"""Beyond 2^53, where neighbouring integers are one float64."""
+"""Beyond 2^53, where float64 cannot hold every integer."""
 SECOND = 1_700_001_000
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged, but for the layout of files."""
+    """Return the logged messages, without those about the layout of files."""
     return [one for one in caplog.messages if ": read as " not in one]
 
 
@@ -38,7 +38,7 @@ def parquet(columns: Mapping[str, object], name: str = "log.parquet") -> Path:
 
 
 def items_in_order(log: Log) -> list[str]:
-    """The items of a log of two users, by the order that ``prepare`` gives the first of them."""
+    """Return the items of a log of two users, in the order of the first user."""
     prepared = build(PrepareConfig(source="log.parquet", core=1), log)
     names = ["", *prepared.items["item"]]
     return [names[row] for row in prepared.users["items"][0]]
@@ -70,7 +70,7 @@ def test_big_numbers_of_json(folder: Path) -> None:
         (str(2**64), str(BIG + 1), BIG + 1), ("7", str(BIG + 2), BIG + 2),
     ]  # fmt: skip
     assert log.malformed["reason"].to_list() == [
-        "item_id is 1.8E+18: a float has lost the last digits"
+        "item_id is 1.8E+18: the last digits are lost, since it was stored as a float"
     ]
 
 
@@ -86,10 +86,10 @@ def test_floats_that_cannot_be_ids(
         read([path])
     assert caught.value.what == (
         f"Column 'user_id' of log.parquet holds ids as {dtype()!r}, up to {shown}: from {limit} "
-        "on, different ids become one there."
+        f"on, {dtype()!r} rounds different ids to the same number."
     )
     assert caught.value.remedy == (
-        "Write the ids again, as integers or texts, from where they are still exact; or set "
+        "Export the ids again as integers or texts, from a source that has them exactly; or set "
         "columns.user to another column."
     )
 
@@ -138,8 +138,8 @@ def test_floats_too_coarse_for_times_are_warned_of(
 ) -> None:
     read([parquet({"timestamp": pl.Series([1.7e9, 1.7e9], dtype=pl.Float32)})])
     assert messages(caplog) == [
-        "timestamp holds Float32 above 16777216: times that differ little have become one there. "
-        "Write it as integers"
+        "timestamp holds Float32 above 16777216, where different times are rounded to the same "
+        "number. Export this column as integers"
     ]
 
 
@@ -164,15 +164,15 @@ def test_a_token_among_words_of_its_shape_is_an_id(
     log = read([csv([(1, item, 1) for item in [token, *others]])])
     assert token in log.frame["item"].to_list() and log.malformed.is_empty()
     assert messages(caplog) == [
-        f"item_id {token} is taken as an id, because most ids there look like it "
-        f"({', '.join(others[:3])}): leave the field empty where it stands for a missing value"
+        f"item_id {token} is read as an id, because most ids of the column look like it "
+        f"({', '.join(others[:3])}): leave the field empty where it means a missing value"
     ]
 
 
 def test_infinite_ids_are_refused(folder: Path) -> None:
     log = read([parquet({"item_id": [float("inf"), 7.0]})])
     assert log.frame["item"].to_list() == ["7"]
-    assert log.malformed["reason"].to_list() == ["item_id is inf, which is no id"]
+    assert log.malformed["reason"].to_list() == ["item_id is inf, which is not an id"]
     with pytest.raises(DataError, match=r"the first: log\.parquet, row 1: item_id is inf"):
         refuse_malformed(log, "1%")
 
@@ -183,8 +183,8 @@ def test_two_spellings_of_an_id_are_warned_of(
     parts = [csv([(7, 1, 1)], "a.csv"), csv([("7.0", 1, 1), ("8.0", 1, 1)], "b.csv")]
     assert read(parts).frame["user"].to_list() == ["7", "7.0", "8.0"]
     assert messages(caplog) == [
-        "user_id: 1 id is written in two ways, such as 7 and 7.0, and taken for two: write it "
-        "in one way"
+        "user_id: 1 id is written in two ways, such as 7 and 7.0; they count as different ids. "
+        "Write each id in one way"
     ]
 
 
@@ -203,7 +203,7 @@ def test_a_column_has_one_role(columns: dict[str, str], why: str) -> None:
 
 def test_a_typed_name_of_recbole_is_the_same_column(folder: Path) -> None:
     Path("log.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\t2\t3\n")
-    with pytest.raises(DataError, match=r"^columns\.user and columns\.item are one column"):
+    with pytest.raises(DataError, match=r"^columns\.user and columns\.item are the same column"):
         read([Path("log.inter")], columns=Columns(item="user_id:token"))
 
 
