@@ -14,8 +14,8 @@ from slmc.errors import UsageError
 from slmc.model import decoders, selfcheck
 from slmc.model.loading import check_decoder
 from slmc.model.quantized import is_quantized
-from slmc.model.quieting import quiet
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.silence import silence_transformers
 from slmc.model.weights import INDEX, SINGLE, Weights
 
 VOCABULARY = "items.parquet"
@@ -62,7 +62,7 @@ def check(directory: Path, history: int | None = None) -> PreTrainedModel:
         )
     try:
         config = RecommenderConfig.from_pretrained(directory, local_files_only=True)
-        with quiet(), torch.device("meta"), no_init_weights():
+        with silence_transformers(), torch.device("meta"), no_init_weights():
             model = SequentialRecommender(config)
     except decoders.BUILDING as error:
         raise UsageError(
@@ -88,7 +88,7 @@ def read(directory: Path, data: Dataset) -> SequentialRecommender:
     """
     check(directory, data.history)
     label = f"backbone {directory}"
-    with quiet():
+    with silence_transformers():
         model = SequentialRecommender.from_pretrained(directory, dtype=torch.float32)
     selfcheck.check(model.backbone, label)
     rows = _rows(directory, label, model.config.num_items)

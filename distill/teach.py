@@ -79,7 +79,7 @@ def _untrained(
     if existing.is_recommender(directory):
         model = existing.read(directory, data)
         # Its item table is reordered to this dataset's vocabulary.
-        return model, Origin.of_files(directory, leaving_out="item_embeddings.")
+        return model, Origin.of_files(directory, excluded="item_embeddings.")
     if config.epochs == 0:
         raise UsageError(
             f"epochs: 0 trains nothing, but {config.backbone} is a plain LLM "

@@ -25,7 +25,7 @@ from slmc.export.reference.precision import in_precision, rounds_tokens
 from slmc.export.runtime.engine import GRAPH, MASKED, SERVING, Histories, needed, providers
 from slmc.export.tensorrt.build import planned
 from slmc.export.triton import repository as triton
-from slmc.model.codes import Codes, stored
+from slmc.model.codes import Codes, load_codes
 from slmc.model.loading import Recommender, load_model
 from slmc.model.quantized_table import QuantizedTable
 from slmc.model.recommender import SequentialRecommender
@@ -91,7 +91,7 @@ def _order(config: ExportConfig, inputs: dict[str, Artefact]) -> _Order:
         needed(module)
     vocabulary.check_same(inputs["model"], inputs["data"])
     data, model = Dataset.open(inputs["data"]), load_model(inputs["model"])
-    own = stored(inputs["model"])
+    own = load_codes(inputs["model"])
     source = source_of(model, own)
     for refused in refusals(config, source):
         raise refused.error()

@@ -1,4 +1,4 @@
-"""What every test has: a cache of its own, and one tiny chain of artefacts for all that ask."""
+"""Fixtures of all tests: a separate cache, and a small chain of artefacts."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from slmc import artefact
 from slmc.artefact import Artefact
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # A worker has one core; torch, which is imported later, would start a thread for every core.
+    # A worker has one core; torch, which is imported later, would start one thread per core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("shared machine", deadline=None)
@@ -34,7 +34,7 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 @pytest.fixture(scope="session")
 def log_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log in which an item mostly tells the next: 80 users, 30 items, 20 rows each."""
+    """A log in which an item mostly decides the next one: 80 users, 30 items, 20 rows each."""
     rng = np.random.default_rng(0)
     rows = ["user_id,item_id,timestamp"]
     for user in range(80):
@@ -132,7 +132,7 @@ def sealed(tmp_path: Path) -> artefact.Artefact:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the tracked files alone, so that nothing that lies about can get into it."""
+    """A wheel built from the tracked files only, so that it contains no other files."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached"], cwd=ROOT, check=True, capture_output=True, text=True

@@ -16,8 +16,8 @@ from slmc.compress.prune.sizes import Kept, resize, resized
 from slmc.compress.prune.units import ROWS, Units, channels, kv_groups, refusal
 from slmc.errors import BrokenRunError, MissingError
 from slmc.model.decoders import BUILDING
-from slmc.model.quieting import quiet
 from slmc.model.recommender import SequentialRecommender
+from slmc.model.silence import silence_transformers
 
 SAME = 1e-4
 """Largest allowed difference of user vectors between the pruned and the masked model, as a share
@@ -41,7 +41,7 @@ def check_cuttable(backbone: PreTrainedModel, field: str) -> None:
     config = copy.deepcopy(backbone.config)
     try:
         resize(config, Kept(tuple(range(len(units))), {field: [(0,)] * len(units)}))
-        with quiet(), torch.device("meta"), no_init_weights():
+        with silence_transformers(), torch.device("meta"), no_init_weights():
             small: Any = AutoModel.from_config(config)
     except BUILDING:
         raise refusal(field, backbone.config) from None

@@ -37,7 +37,7 @@ def gptq(weight: Tensor, hessian: Tensor, grid: Grid, *, act_order: bool) -> tup
         MissingError: llm-compressor is not installed.
     """
     quantized.require("llmcompressor", otherwise=", or use --method rtn")
-    with quantized.quiet(), _one_thread():
+    with quantized.silence_libraries(), _one_thread():
         from compressed_tensors.quantization import QuantizationArgs
         from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from slmc.artefact import Artefact
 from slmc.compress.quantize.layer_report import Quantized
 from slmc.model import quantized
-from slmc.model.saving import forget_source, tell_how_to_load
+from slmc.model.saving import add_loading_hint, clear_source_paths
 
 
 def save(
@@ -48,8 +48,8 @@ def save(
             del state[f"{layer.name}.weight"]
             for name, tensor in _compressed(layer).items():
                 state[f"{layer.name}.{name}"] = tensor
-    forget_source(config)
-    tell_how_to_load(config)
+    clear_source_paths(config)
+    add_loading_hint(config)
     config.save_pretrained(out)
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(contiguous, out / "model.safetensors", metadata={"format": "pt"})
@@ -60,7 +60,7 @@ def save(
 def _schemes(layers: Sequence[Quantized], group_size: int) -> dict[int, Any]:
     """Return one quantization scheme per bit width."""
     quantized.require()
-    with quantized.quiet():
+    with quantized.silence_libraries():
         from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
         return {

@@ -13,8 +13,9 @@ from slmc.export.graph import interface
 from slmc.export.graph.item_table import share_table
 from slmc.export.graph.rotary import known_positions
 from slmc.export.reference.precision import known_prefix
-from slmc.model.loading import Recommender, quiet
+from slmc.model.loading import Recommender
 from slmc.model.quantized_table import QuantizedTable
+from slmc.model.silence import silence_transformers
 
 
 def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
@@ -23,7 +24,7 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=2)}
     with (
         _silence(),
-        quiet(),
+        silence_transformers(),
         _float_table(model),
         known_prefix(model),
         known_positions(model),

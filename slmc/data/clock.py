@@ -106,7 +106,7 @@ def align(parts: Sequence[Times], unit: TimeUnit = "auto") -> AlignedTimes:
         _outside(times, part.dates, Clock(chosen, digits), unit, as_dates if mixed else None)
         for part, times in zip(parts, values, strict=True)
     ]
-    if mixed and chosen is not None:  # dates and numbers in the same part of a second
+    if mixed and chosen is not None:  # dates get the unit of the numbers
         power = UNITS[chosen]
         values = [
             times if not part.dates.any() else _with_dates(times, part.dates, power)

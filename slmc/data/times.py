@@ -1,4 +1,4 @@
-"""Read times of a log as exact integers; no time is ever a float on the way.
+"""Read times of a log as exact integers, never through floats.
 
 A time is a number (``1700001000``, ``1.7e9``, ``881250949.5``) or a date (ISO 8601 text, or a
 date type of Parquet). The size of a number shows its unit: seconds, milliseconds, microseconds or

@@ -1,7 +1,8 @@
-"""The sequential recommender on an LLM's layers, and SASRec.
+"""The sequential recommender on the layers of an LLM, and SASRec.
 
-Read ``recommender``, ``packing`` (its attention), ``sasrec``; then where weights come from:
-``sources``, ``backbone``, ``weights``, ``decoders`` (which are refused), ``selfcheck``, ``origin``;
-then ``loading`` and ``saving``; then quantized weights: ``codes``, ``quantized``,
-``quantized_table``. Imported by everything that trains, measures, compresses or exports.
+Read ``recommender``, ``packing`` (its attention) and ``sasrec``; then the sources of weights:
+``sources``, ``backbone``, ``weights``, ``decoders`` (which of them are refused), ``selfcheck``,
+``origin``; then ``loading`` and ``saving``; then quantized weights: ``codes``, ``quantized``,
+``quantized_table``. ``random_models`` builds small models for tests and benchmarks. Imported by
+everything that trains, evaluates, compresses or exports.
 """

@@ -1,4 +1,4 @@
-"""The first layers of an LLM, read without the rest."""
+"""Load the first layers of an LLM, without reading the others."""
 
 import copy
 import json
@@ -23,38 +23,38 @@ from slmc.errors import UsageError
 from slmc.model import decoders, selfcheck, sources
 from slmc.model.decoders import EMBEDDING
 from slmc.model.origin import Origin, digest
-from slmc.model.quieting import quiet
+from slmc.model.silence import silence_transformers
 from slmc.model.weights import QUANTIZED, Weights
 
 RMS_ROWS = 4096
-"""Rows of the token table that its scale is estimated from."""
+"""Rows of the token table from which its scale is estimated."""
 SMALL = 20_000_000
-"""Parameters of its first layers up to which a decoder is checked with drawn weights too."""
+"""Largest decoder, in parameters of its first layers, that is also checked with random weights."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Decoder layers in float32 without a token table, and what was learned of that table."""
+    """Decoder layers in float32 without a token table, and the scale of that table."""
 
     model: PreTrainedModel
     token_rms: float
-    """Root mean square of the token embeddings: the scale of inputs that the LLM is used to."""
+    """Root mean square of the token embeddings: the scale of inputs the LLM was trained with."""
     directory: Path | None
-    """Where the weights came from; ``None`` for random ones."""
+    """Directory of the weights; ``None`` for random ones."""
     origin: Origin | None = None
-    """The tensors as they stand in the files; ``None`` for random ones."""
+    """Digests of the tensors in the files; ``None`` for random weights."""
     label: str = "backbone"
-    """What messages call it."""
+    """Its name in messages."""
     prefix: str = ""
-    """What stands before the decoder's names in the files, e.g. ``model.``."""
+    """Prefix of the decoder's tensor names in the files, e.g. ``model.``."""
 
     def randomised(self) -> "Backbone":
-        """Random weights in the same shape, for inputs of the same scale."""
+        """Return a backbone of the same shape with random weights, for inputs of the same scale."""
         model = AutoModel.from_config(self.model.config, dtype=torch.float32)
         return replace(self, model=model.eval(), origin=None)
 
     def prompt(self, text: str) -> Tensor:
-        """Embeddings ``[P, H]`` of a text's tokens, as the LLM would see them."""
+        """Return the LLM's input embeddings ``[P, H]`` of the tokens of a text."""
         if not text:
             return torch.zeros(0, self.model.config.hidden_size)
         if self.directory is None:
@@ -74,8 +74,8 @@ def load(name: str, *, revision: str | None = None, layers: int | None = None) -
     """Read the first ``layers`` decoder layers (all if ``None``) and the final norm.
 
     Raises:
-        UsageError: The backbone is no decoder that fits, has fewer layers, or its files are
-            not its weights.
+        UsageError: The backbone is not a supported decoder, has fewer layers, or its weights do
+            not match its config.
         MissingError: It cannot be fetched.
     """
     label = f"backbone {name}"
@@ -83,11 +83,11 @@ def load(name: str, *, revision: str | None = None, layers: int | None = None) -
         return _random(name, layers)
     directory = sources.locate(name, revision)
     config = truncated(decoder_config(directory, name), layers, name)
-    _check_kind(decoders.sketch(config, label), label)
+    _check_kind(decoders.build_on_meta(config, label), label)
     with no_init_weights():
         model = AutoModel.from_config(config, dtype=torch.float32)
     with Weights.open(directory, label) as weights:
-        prefix, origin = _fill(model, weights, name)
+        prefix, origin = _copy_weights(model, weights, name)
         token_rms = _token_rms(weights, prefix, config.hidden_size)
     selfcheck.check(model.eval(), label, token_rms)
     return Backbone(model, token_rms, directory, origin, label, prefix)
@@ -100,42 +100,42 @@ def check(
     layers: int | None = None,
     history: int | None = None,
 ) -> PreTrainedModel:
-    """Find out what :func:`load` would refuse, with the memory of a few layers.
+    """Refuse what :func:`load` would refuse, with the memory of a few layers.
 
     Args:
         name: A directory or ``random://…``.
         revision: As in :func:`load`.
         layers: As in :func:`load`.
-        history: Items of a history, at most; ``None`` if not known.
+        history: Longest history in items; ``None`` if not known.
 
     Returns:
-        The decoder without its numbers, on the meta device.
+        The decoder without weights, on the meta device.
 
     Raises:
-        UsageError: As :func:`load`, or its positions do not hold for so long a history.
+        UsageError: As :func:`load`, or its rotary positions change within such a history.
     """
     label = f"backbone {name}"
-    drawn = name.startswith(sources.RANDOM)
-    directory = Path() if drawn else sources.locate(name, revision)
-    config = _config_of_name(name) if drawn else decoder_config(directory, name)
-    model = decoders.sketch(truncated(config, layers, name), label)
+    is_random = name.startswith(sources.RANDOM)
+    directory = Path() if is_random else sources.locate(name, revision)
+    config = _config_of_name(name) if is_random else decoder_config(directory, name)
+    model = decoders.build_on_meta(truncated(config, layers, name), label)
     if history is not None:
         decoders.check_length(model.config, history, label)
     _check_kind(model, label)
-    if not drawn:
+    if not is_random:
         with Weights.open(directory, label) as weights:
-            prefix, wanted = _wanted(model, weights)
-            for key, tensor in wanted.items():
+            prefix, tensors = _decoder_tensors(model, weights)
+            for key, tensor in tensors.items():
                 weights.read(prefix + key, tensor.shape)
         load(name, revision=revision, layers=decoders.needed_layers(model))
     return model
 
 
 def decoder_config(directory: Path, name: str) -> PreTrainedConfig:
-    """The text decoder's config of a directory; raises ``UsageError`` if there is none."""
+    """Return the config of the text decoder of a directory; raises ``UsageError``."""
     try:
         _refuse_quantized(json.loads((directory / "config.json").read_text()), name)
-        with quiet():
+        with silence_transformers():
             config: Any = AutoConfig.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
@@ -143,33 +143,33 @@ def decoder_config(directory: Path, name: str) -> PreTrainedConfig:
     except (*decoders.BUILDING, OSError) as error:
         raise UsageError(
             f"backbone {name}: its config.json cannot be read ({decoders.one_line(error)}).",
-            "Name a decoder that transformers knows without code of its own.",
+            "Name a decoder that transformers supports without custom code.",
         ) from None
     return text
 
 
 def _refuse_quantized(config: Any, name: str) -> None:
-    """Refuse weights that are codes: read without their scales they are other numbers."""
+    """Refuse quantized weights: without their scales, the codes are other numbers."""
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for part in parts:
         settings = part.get("quantization_config") or part.get("compression_config")
         if settings:
-            method = settings.get("quant_method") or settings.get("format") or "of some method"
+            method = settings.get("quant_method") or settings.get("format") or "unknown method"
             raise UsageError(
-                f"backbone {name}: its weights are quantized ({method}), says its config.json, and "
-                "are not read without their scales.",
+                f"backbone {name}: its config.json says that its weights are quantized ({method}), "
+                "but only float weights can be read.",
                 QUANTIZED,
             )
 
 
 def truncated(config: PreTrainedConfig, layers: int | None, name: str) -> PreTrainedConfig:
-    """``config`` with the first ``layers`` layers and no token table."""
+    """Cut ``config`` to its first ``layers`` layers and a token table of one row."""
     depth = config.num_hidden_layers
     layers = depth if layers is None else layers
     if layers > depth:
         raise UsageError(
-            f"layers: {layers} are asked for, but backbone {name} has {depth}.",
-            f"Ask for at most {depth}.",
+            f"layers: {layers} are requested, but backbone {name} has {depth}.",
+            f"Set layers to at most {depth}.",
         )
     decoders.check_kinds(config, layers, f"backbone {name}")
     try:
@@ -189,7 +189,7 @@ def truncated(config: PreTrainedConfig, layers: int | None, name: str) -> PreTra
 
 
 def _check_kind(model: PreTrainedModel, label: str) -> None:
-    """Let packing be compared with the decoder's own attention, on weights drawn for it."""
+    """Compare packed attention with the decoder's own, on random weights."""
     few = decoders.needed_layers(model)
     layers = cast(nn.ModuleList, model.layers)[:few]
     if sum(p.numel() for p in layers.parameters()) <= SMALL:
@@ -197,56 +197,56 @@ def _check_kind(model: PreTrainedModel, label: str) -> None:
         selfcheck.check_kind(config, label)
 
 
-def _wanted(model: PreTrainedModel, weights: Weights) -> tuple[str, dict[str, Tensor]]:
-    """The prefix of the decoder's names in the files, and the tensors that it takes from them."""
-    wanted: dict[str, Tensor] = model.state_dict()
-    wanted.pop(EMBEDDING)
-    prefix = weights.prefix(wanted, EMBEDDING)
+def _decoder_tensors(model: PreTrainedModel, weights: Weights) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix of the tensor names in the files, and the decoder's tensors to read."""
+    tensors: dict[str, Tensor] = model.state_dict()
+    tensors.pop(EMBEDDING)
+    prefix = weights.prefix(tensors, EMBEDDING)
     depth = model.config.num_hidden_layers
-    held = frozenset(prefix + key for key in wanted)
-    weights.refuse_others(tuple(f"{prefix}layers.{i}." for i in range(depth)), held)
-    return prefix, wanted
+    names = frozenset(prefix + key for key in tensors)
+    weights.refuse_others(tuple(f"{prefix}layers.{i}." for i in range(depth)), names)
+    return prefix, tensors
 
 
-def _fill(model: PreTrainedModel, weights: Weights, name: str) -> tuple[str, Origin]:
-    """Copy the weights of the layers that ``model`` has, and of those alone."""
-    prefix, wanted = _wanted(model, weights)
+def _copy_weights(model: PreTrainedModel, weights: Weights, name: str) -> tuple[str, Origin]:
+    """Copy the weights of the layers of ``model`` from the files."""
+    prefix, tensors = _decoder_tensors(model, weights)
     digests = {}
-    for key, tensor in wanted.items():
-        stored = weights.read(prefix + key, tensor.shape)
-        tensor.copy_(stored)
-        digests[key] = digest(stored)
+    for key, tensor in tensors.items():
+        source = weights.read(prefix + key, tensor.shape)
+        tensor.copy_(source)
+        digests[key] = digest(source)
     with torch.no_grad():
         model.get_parameter(EMBEDDING).zero_()
     return prefix, Origin(name, digests)
 
 
 def _token_rms(weights: Weights, prefix: str, width: int) -> float:
-    """Root mean square of the token table, estimated from its first rows."""
+    """Return the root mean square of the token table, estimated from its first rows."""
     rows = weights.rows(prefix + EMBEDDING, width, slice(RMS_ROWS))
     rms = rows.square().mean().sqrt().item()
     if not rms:
         raise UsageError(
-            f"{weights.label}: {prefix + EMBEDDING} is 0 everywhere: it was never filled.",
-            "Download it again, or make it again from the LLM.",
+            f"{weights.label}: {prefix + EMBEDDING} holds only zeros: it was never initialised.",
+            "Download it again, or create it again from the LLM.",
         )
     return rms
 
 
 def _random(name: str, layers: int | None) -> Backbone:
     config, label = truncated(_config_of_name(name), layers, name), f"backbone {name}"
-    _check_kind(decoders.sketch(config, label), label)
+    _check_kind(decoders.build_on_meta(config, label), label)
     model = AutoModel.from_config(config).eval()
     return Backbone(model, token_rms=0.02, directory=None, label=label)
 
 
 def _config_of_name(name: str) -> PreTrainedConfig:
-    """The config of a ``random://`` backbone."""
+    """Return the config of a ``random://`` backbone."""
     return random_config(*sources.random_shape(name), name)
 
 
 def random_config(kind: str, fields: Mapping[str, Any], name: str) -> PreTrainedConfig:
-    """The config of a decoder of a kind.
+    """Return the config of a decoder of a kind.
 
     Args:
         kind: Model type of transformers.
@@ -258,7 +258,7 @@ def random_config(kind: str, fields: Mapping[str, Any], name: str) -> PreTrained
     """
     if kind not in CONFIG_MAPPING:
         raise UsageError(
-            f"backbone {name}: transformers knows no model type {kind!r}.",
+            f"backbone {name}: transformers has no model type {kind!r}.",
             "Name one such as llama, qwen3, gemma2 or mistral.",
         )
     try:
@@ -266,12 +266,13 @@ def random_config(kind: str, fields: Mapping[str, Any], name: str) -> PreTrained
         text: Any = config.get_text_config(decoder=True)
     except decoders.BUILDING as error:
         raise UsageError(
-            f"backbone {name}: {kind} cannot have these sizes ({decoders.one_line(error)}).",
+            f"backbone {name}: {kind} cannot be built with these sizes "
+            f"({decoders.one_line(error)}).",
             "Change its sizes, or name one such as llama, qwen3, gemma2 or mistral.",
         ) from None
     if text is not config:
         raise UsageError(
-            f"backbone {name}: {kind} has parts besides its decoder, which is {text.model_type}.",
+            f"backbone {name}: {kind} is more than a decoder: its decoder is {text.model_type}.",
             f"Name random://{text.model_type}?… instead.",
         )
     return config

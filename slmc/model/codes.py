@@ -14,7 +14,7 @@ from safetensors import safe_open
 from slmc.artefact import Artefact
 from slmc.model import quantized
 
-PACKED = ".weight_packed"
+PACKED_SUFFIX = ".weight_packed"
 
 
 @dataclass(frozen=True)
@@ -28,29 +28,29 @@ class Codes:
     scale: NDArray[np.float32]
     """``[N, G]``, ``G = ceil(K / group_size)``."""
     zero_point: NDArray[np.uint8] | None = None
-    """``[N, G]``; ``2^(b-1)`` everywhere if none."""
+    """``[N, G]``; None means ``2^(b-1)`` for all groups."""
 
     @property
     def weight(self) -> NDArray[np.float32]:
-        """The weight that the codes stand for, ``[N, K]``."""
+        """The dequantized weight, ``[N, K]``."""
         inputs = self.codes.shape[1]
         middle = np.float32(2 ** (self.bits - 1))
-        zero = middle if self.zero_point is None else self._spread(self.zero_point, inputs)
-        found: NDArray[np.float32] = (self.codes - zero) * self._spread(self.scale, inputs)
-        return found
+        zero = middle if self.zero_point is None else self._expanded(self.zero_point, inputs)
+        weight: NDArray[np.float32] = (self.codes - zero) * self._expanded(self.scale, inputs)
+        return weight
 
     def outputs(self, first: int, end: int) -> "Codes":
-        """The codes of some of the outputs."""
+        """Return the codes of the outputs from ``first`` to before ``end``."""
         kept = slice(first, end)
         zero = None if self.zero_point is None else self.zero_point[kept]
         return Codes(self.bits, self.group_size, self.codes[kept], self.scale[kept], zero)
 
-    def _spread(self, values: NDArray[np.generic], inputs: int) -> NDArray[np.float32]:
+    def _expanded(self, values: NDArray[np.generic], inputs: int) -> NDArray[np.float32]:
         return np.repeat(values.astype(np.float32), self.group_size, axis=1)[:, :inputs]
 
 
-def stored(artefact: Artefact) -> dict[str, Codes]:
-    """The codes of a quantized model, by the name of the layer; empty for a float model.
+def load_codes(artefact: Artefact) -> dict[str, Codes]:
+    """Return the codes of a quantized model, by name of the layer; empty for a float model.
 
     Raises:
         MissingError: compressed-tensors is not installed.
@@ -62,12 +62,16 @@ def stored(artefact: Artefact) -> dict[str, Codes]:
     groups = config["quantization_config"]["config_groups"].values()
     schemes = {name: group["weights"] for group in groups for name in group["targets"]}
     with safe_open(artefact.file("model.safetensors"), framework="pt") as file:
-        names = [key.removesuffix(PACKED) for key in list(file.keys()) if key.endswith(PACKED)]
-        return {name: _stored(file, name, schemes[name]) for name in names}
+        names = [
+            key.removesuffix(PACKED_SUFFIX)
+            for key in list(file.keys())
+            if key.endswith(PACKED_SUFFIX)
+        ]
+        return {name: _codes_of_layer(file, name, schemes[name]) for name in names}
 
 
 def rounded(weight: NDArray[np.float32], *, bits: int, group_size: int) -> Codes:
-    """Round a weight to the nearest codes, symmetric around the middle one.
+    """Quantize a weight to the nearest codes, symmetrically.
 
     Args:
         weight: ``[N, K]``; the last group may be short.
@@ -87,7 +91,7 @@ def rounded(weight: NDArray[np.float32], *, bits: int, group_size: int) -> Codes
     return Codes(bits, group_size, flat, scale.astype(np.float32))
 
 
-def _stored(file: safe_open, name: str, scheme: dict[str, object]) -> Codes:
+def _codes_of_layer(file: safe_open, name: str, scheme: dict[str, object]) -> Codes:
     from compressed_tensors.compressors.pack_quantized import unpack_from_int32
 
     bits, group_size = int(str(scheme["num_bits"])), int(str(scheme["group_size"]))
@@ -97,11 +101,11 @@ def _stored(file: safe_open, name: str, scheme: dict[str, object]) -> Codes:
 
     def unpacked(tensor: torch.Tensor, size: torch.Size, dim: int) -> NDArray[np.uint8]:
         codes = unpack_from_int32(tensor, bits, size, packed_dim=dim)
-        found: NDArray[np.uint8] = (codes.int() + middle).to(torch.uint8).numpy()
-        return found
+        unsigned: NDArray[np.uint8] = (codes.int() + middle).to(torch.uint8).numpy()
+        return unsigned
 
     zero = None
     if not scheme["symmetric"]:
         zero = unpacked(file.get_tensor(f"{name}.weight_zero_point"), scale.shape, 0)
-    codes = unpacked(file.get_tensor(f"{name}{PACKED}"), shape, 1)
+    codes = unpacked(file.get_tensor(f"{name}{PACKED_SUFFIX}"), shape, 1)
     return Codes(bits, group_size, codes, scale.numpy(), zero)

@@ -1,7 +1,7 @@
-"""Which decoders can be a backbone: attention alone, with rotary positions, no experts.
+"""Which decoders can be a backbone: only attention, with rotary positions, no experts.
 
-Everything is told from the modules, on the meta device, before a weight is read. What the
-modules do not tell is left to :mod:`slmc.model.selfcheck`.
+The modules are inspected on the meta device, before any weight is read. What they do not show is
+checked by :mod:`slmc.model.selfcheck`.
 """
 
 import re
@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from slmc.errors import UsageError
-from slmc.model.quieting import quiet
+from slmc.model.silence import silence_transformers
 
 EMBEDDING = "embed_tokens.weight"
 ATTENTION = frozenset({"full_attention", "sliding_attention", "attention"})
@@ -24,47 +24,47 @@ ATTENTION = frozenset({"full_attention", "sliding_attention", "attention"})
 OTHER_MIXERS = re.compile(
     r"Mamba|Mixer|Conv\d?d?$|ShortConv|Recurrent|RgLru|LinearAttention|Lightning|Delta|Rwkv|LSTM|SSM"
 )
-"""Modules that carry something from one token to the next and are not attention."""
+"""Modules, other than attention, that mix tokens."""
 EXPERTS = re.compile(r"(Experts?|Router|MoE|Moe|MoeBlock|MoELayer|MoA)$")
 LENGTH_BOUND = ("dynamic", "longrope")
-"""Rotary positions that are others once a sequence is longer than a bound."""
-REMEDY = "Name a decoder of attention alone, such as Llama, Qwen 3, Gemma, Mistral, Phi or SmolLM."
+"""Kinds of rotary positions that change if a sequence is longer than a bound."""
+REMEDY = "Name an attention-only decoder such as Llama, Qwen 3, Gemma, Mistral, Phi or SmolLM."
 BUILDING = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
     NotImplementedError, RuntimeError, StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
-"""What transformers raises of a config that it cannot make a model of."""
+"""Errors that transformers raises if it cannot build a model of a config."""
 
 
-def sketch(config: PreTrainedConfig, label: str) -> PreTrainedModel:
-    """The decoder of a config without its numbers, on the meta device.
+def build_on_meta(config: PreTrainedConfig, label: str) -> PreTrainedModel:
+    """Build the decoder of a config without weights, on the meta device.
 
     Args:
-        config: Of the decoder.
-        label: What messages call it.
+        config: Config of the decoder.
+        label: Its name in messages.
 
     Raises:
         UsageError: transformers cannot build it, or it cannot be a backbone.
     """
     if config.model_type not in MODEL_MAPPING_NAMES:
-        raise UsageError(f"{label}: transformers has no decoder of {config.model_type}.", REMEDY)
+        raise UsageError(f"{label}: transformers has no decoder {config.model_type}.", REMEDY)
     try:
-        with quiet(), torch.device("meta"), no_init_weights():
+        with silence_transformers(), torch.device("meta"), no_init_weights():
             model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)
     except BUILDING as error:
         raise UsageError(
             f"{label}: transformers cannot build this {config.model_type} ({one_line(error)}).",
-            "Check its config.json or its sizes, and how many layers are asked for.",
+            "Check its config.json or its sizes, and the number of layers.",
         ) from None
     check(model, label)
     return model
 
 
 def check(model: PreTrainedModel, label: str) -> None:
-    """Refuse, by its kind, a decoder that packed attention does not compute.
+    """Refuse a decoder of a kind that packed attention does not support.
 
     Raises:
-        UsageError: It is of such a kind.
+        UsageError: The decoder is of such a kind.
     """
     kind = model.config.model_type
     check_kinds(model.config, model.config.num_hidden_layers, label)
@@ -79,18 +79,18 @@ def check(model: PreTrainedModel, label: str) -> None:
 
 
 def check_length(config: Any, longest: int, label: str) -> None:
-    """Refuse rotary positions that one long history would change for all beside it.
+    """Refuse rotary positions that a long history would change for its whole batch.
 
     Args:
-        config: Of the decoder.
-        longest: Tokens of the longest history, its prompt included.
-        label: What messages call the decoder.
+        config: Config of the decoder.
+        longest: Tokens of the longest history, with its prompt.
+        label: Name of the decoder in messages.
 
     Raises:
         UsageError: Its positions change at a length that histories exceed.
     """
-    given = getattr(config, "rope_parameters", None) or {}
-    for rope in [given, *(part for part in given.values() if isinstance(part, dict))]:
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in [ropes, *(part for part in ropes.values() if isinstance(part, dict))]:
         kind = rope.get("rope_type")
         if kind not in LENGTH_BOUND:
             continue
@@ -99,7 +99,7 @@ def check_length(config: Any, longest: int, label: str) -> None:
             bound = rope.get("original_max_position_embeddings") or bound
         if longest > bound:
             raise UsageError(
-                f"{label}: its rotary positions ({kind}) are others beyond {bound} tokens, and "
+                f"{label}: its rotary positions ({kind}) change beyond {bound} tokens, and "
                 f"histories have up to {longest}: a long one would change the scores of others.",
                 f"Set data.history so that a history with its prompt has at most {bound} tokens, "
                 "or name another backbone.",
@@ -107,7 +107,7 @@ def check_length(config: Any, longest: int, label: str) -> None:
 
 
 def needed_layers(model: PreTrainedModel) -> int:
-    """How many layers, from the first, hold one of each kind that there is; at least two."""
+    """Return how many of the first layers contain one of each kind; at least two."""
     seen: dict[Any, int] = {}
     types = getattr(model.config, "layer_types", None) or ()
     layers = cast(nn.ModuleList, model.layers)
@@ -125,22 +125,23 @@ PER_LAYER = ("sliding_window", "use_rope", "is_sliding", "use_sliding_window")
 
 
 def check_kinds(config: Any, layers: int, label: str) -> None:
-    """Refuse layers that are not attention, as the config names them.
+    """Refuse layers that are not attention, by their kind in the config.
 
     Args:
-        config: Of the decoder.
-        layers: How many of its layers count, from the first.
-        label: What messages call it.
+        config: Config of the decoder.
+        layers: Number of layers, from the first, that are checked.
+        label: Name of the decoder in messages.
 
     Raises:
-        UsageError: One is of another kind.
+        UsageError: A layer is of another kind.
     """
     for field in ("layer_types", "layers_block_type"):
         kinds = getattr(config, field, None) or ()
         other = next((kind for kind in kinds[:layers] if kind not in ATTENTION), None)
         if other is not None:
             raise UsageError(
-                f"{label}: {config.model_type} has layers of {other}, not of attention alone.",
+                f"{label}: {config.model_type} has layers of {other}, but only attention is "
+                "supported.",
                 REMEDY,
             )
 
@@ -148,18 +149,20 @@ def check_kinds(config: Any, layers: int, label: str) -> None:
 def _check_mixers(model: PreTrainedModel, what: str) -> None:
     mixer = next(_matching(model, OTHER_MIXERS), None)
     if mixer is not None:
-        raise UsageError(f"{what} mixes tokens by {mixer}, not by attention alone.", REMEDY)
+        raise UsageError(
+            f"{what} mixes tokens by {mixer}, but only attention is supported.", REMEDY
+        )
 
 
 def _check_rotary(model: PreTrainedModel, what: str) -> None:
-    """Refuse a decoder whose positions are not turned into its queries and keys.
+    """Refuse a decoder without rotary positions.
 
-    Learned positions and biases by distance are added where packed attention does not see them.
+    Packed attention does not support learned positions or biases by distance.
     """
     rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
     if not rotary or not hasattr(model, "layers"):
         raise UsageError(
-            f"{what} is no decoder with rotary positions.",
+            f"{what} is not a decoder with rotary positions.",
             "Name one such as Llama, Qwen, Gemma, Mistral, Phi or SmolLM.",
         )
     if EMBEDDING not in dict(model.named_parameters()):
@@ -167,7 +170,7 @@ def _check_rotary(model: PreTrainedModel, what: str) -> None:
 
 
 def _matching(model: PreTrainedModel, pattern: re.Pattern[str], *names: str) -> Iterator[str]:
-    """Classes of the layers' modules that match, or whose names are among ``names``."""
+    """Yield the classes of modules of the layers that match, or that are named in ``names``."""
     for name, module in model.named_modules():
         kind = type(module).__name__
         if "layers." in name and (pattern.search(kind) or name.rsplit(".", 1)[-1] in names):
@@ -175,5 +178,5 @@ def _matching(model: PreTrainedModel, pattern: re.Pattern[str], *names: str) -> 
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one short line."""
+    """Return the message of an error as one short line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

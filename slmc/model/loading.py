@@ -1,4 +1,4 @@
-"""Open the model of an artefact."""
+"""Load the model of an artefact."""
 
 import json
 import logging
@@ -10,28 +10,28 @@ from transformers import AutoModel, PreTrainedModel
 from slmc.artefact import Artefact
 from slmc.errors import ArtefactError, UsageError
 from slmc.model import decoders, quantized
-from slmc.model.quieting import quiet as quiet
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
+from slmc.model.silence import silence_transformers
 
 Recommender = SequentialRecommender | Sasrec
-"""What can be scored and exported. Both have ``item_vectors`` and ``user_vectors``, packed and
-padded, ``layers``, ``prefix_states`` of a prompt, if there is one, and ``serving``."""
+"""Models that can be evaluated and exported. Both have ``item_vectors``, ``user_vectors`` (packed
+and padded), ``layers``, ``prefix_states`` and ``serving``."""
 MODEL_TYPES = (RecommenderConfig.model_type, SasrecModelConfig.model_type)
 """``model_type`` of the models that slmc saves."""
 SERVING = ("config.json", "model.safetensors", "items.parquet", "preprocessor.json")
-"""Files that serving a model needs: what ``size_mb`` counts."""
+"""Files that are needed to serve a model; ``size_mb`` is their size."""
 
 log = logging.getLogger("slmc.model")
 
 
 def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recommender:
-    """The model of an artefact in evaluation mode, float32.
+    """Load the model of an artefact in evaluation mode, in float32.
 
-    Quantized weights become floats of the same values; a quantized item table stays as stored.
+    Quantized weights are dequantized; a quantized item table stays quantized.
 
     Raises:
-        ArtefactError: The artefact holds no recommender that this slmc can load.
+        ArtefactError: The artefact has no recommender that this slmc can load.
         MissingError: It is quantized, and compressed-tensors is not installed.
     """
     config = json.loads(artefact.file("config.json").read_text())
@@ -39,12 +39,12 @@ def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recomm
         raise ArtefactError(
             f"{artefact.path / 'config.json'}: model_type is {config.get('model_type')!r}, "
             "not a sequential recommender.",
-            "Make one of an LLM with `slmc teach --backbone DIRECTORY`.",
+            "Build one on an LLM with `slmc teach --backbone DIRECTORY`.",
         )
     compressed = "quantization_config" in config
     if compressed:
         quantized.require()
-    with quiet(), quantized.quiet() if compressed else nullcontext():
+    with silence_transformers(), quantized.silence_libraries() if compressed else nullcontext():
         loaded = AutoModel.from_pretrained(
             artefact.path, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
@@ -54,7 +54,7 @@ def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recomm
             raise ArtefactError(
                 f"{artefact.path / 'model.safetensors'}: it lacks {lacking[0]}"
                 + (f" and {len(lacking) - 1} other tensors." if len(lacking) > 1 else "."),
-                "Make the model again: what is missing would be random numbers.",
+                "Make the model again: missing weights would be random.",
             )
         if compressed:
             quantized.as_floats(model)
@@ -67,7 +67,7 @@ def load_model(artefact: Artefact, device: torch.device | str = "cpu") -> Recomm
 def load_recommender(
     artefact: Artefact, device: torch.device | str = "cpu"
 ) -> SequentialRecommender:
-    """The recommender on an LLM of an artefact, loaded as :func:`load_model` does.
+    """As :func:`load_model`, for stages that need a recommender on an LLM.
 
     Raises:
         UsageError: The model is a SASRec.
@@ -82,14 +82,14 @@ def load_recommender(
 
 
 def check_decoder(model: SequentialRecommender, label: str) -> None:
-    """Refuse a recommender whose decoder gives a user other scores beside other users.
+    """Refuse a recommender whose scores for a user would depend on the rest of the batch.
 
     Args:
         model: The recommender.
-        label: What messages call it.
+        label: Its name in messages.
 
     Raises:
-        UsageError: Its decoder is of a kind that packing does not compute, or its rotary
+        UsageError: Its decoder is of a kind that packed attention does not support, or its rotary
             positions change within the length of its histories.
     """
     decoders.check(model.backbone, label)

@@ -1,14 +1,13 @@
-"""Attention over packed tokens: one form for training, scoring and export.
+"""Attention over packed tokens, the same for training, scoring and export.
 
-Histories of different lengths stand one behind the other in a single stream of ``T`` tokens,
-so that every linear layer works on real tokens alone. Attention is computed in windows: each
-window holds ``C`` queries and the ``S`` keys that they can see, under a mask that is causal
-and keeps histories apart.
+Histories of different lengths are concatenated to a single stream of ``T`` tokens, so that linear
+layers compute no padding. Attention is computed in windows: each window has ``C`` queries and the
+``S`` keys that they may attend to, under a mask that is causal and separates histories.
 
 - :func:`stream` cuts a ragged batch into windows (scoring, ONNX Runtime),
-- :func:`rows` takes each row of a rectangle as a window (training rows, padded export).
+- :func:`rows` makes each row of a rectangle a window (training rows, padded export).
 
-It plugs into every rotary decoder of transformers through ``AttentionInterface``.
+It works with every rotary decoder of transformers, through ``AttentionInterface``.
 """
 
 from dataclasses import dataclass, replace
@@ -21,75 +20,75 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from slmc.errors import UsageError
 
 IMPLEMENTATION = "slmc_packed"
-WITHOUT_EFFECT = frozenset(
+IGNORED = frozenset(
     {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
 )
-"""Arguments of a decoder's attention that change nothing of what it computes."""
+"""Arguments of a decoder's attention that do not change its result."""
 WINDOW = 32
-"""Queries of a window: smaller computes fewer masked scores, larger gathers fewer keys twice."""
+"""Queries of a window: smaller ones compute fewer masked scores, larger ones gather fewer keys."""
 SERVING_WINDOW = 16
-"""The same for engines, whose batches may be one short history."""
+"""Queries of a window in engines, whose batches may be one short history."""
 
 
 Prefix = tuple[tuple[Tensor, Tensor], ...]
-"""By layer, keys and values ``[kv_heads, P, D]`` of tokens that stand before every history."""
+"""For each layer, keys and values ``[kv_heads, P, D]`` of tokens before every history."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Which tokens see which: ``N`` windows of ``C`` queries and ``S`` keys over ``T`` tokens."""
+    """Which tokens attend to which: ``N`` windows of ``C`` queries and ``S`` keys, ``T`` tokens."""
 
     mask: Tensor
-    """``[N, 1, C, S]`` float32: 0 where a query sees a key, the lowest float elsewhere."""
+    """``[N, 1, C, S]`` float32: 0 where a query attends to a key, the lowest float elsewhere."""
     distance: Tensor
     """``[N, 1, C, S]`` int64: tokens between query and key, for sliding windows."""
     positions: Tensor
-    """``[1, T]`` int64: place of each token within its history."""
+    """``[1, T]`` int64: position of each token in its history."""
     query_index: Tensor | None = None
     """``[N, C]`` token of each query; ``None`` if windows are consecutive tokens."""
     key_index: Tensor | None = None
     """``[N, S]`` token of each key; ``None`` if a window's keys are its queries' tokens."""
     prefix: Prefix = ()
-    """What every query sees besides: the first P of the S keys that mask and distance tell of."""
-    ending: "Ending | None" = None
-    """What the last layer computes instead, where nothing but the last tokens is asked for."""
+    """Keys and values that all queries attend to: the first P of the S keys of the mask."""
+    last_layer: "LastLayer | None" = None
+    """Attention of the last layer, if only the states of last tokens are needed."""
     dropout: float = 0.0
-    """Share of the attention weights that training drops."""
+    """Share of the attention weights that is dropped in training."""
 
 
 @dataclass(frozen=True)
-class Ending:
-    """The last layer's attention of each history's last token alone."""
+class LastLayer:
+    """Attention of the last layer, for the last token of each history only."""
 
     layer: int
-    """Number of the last layer."""
+    """Index of the last layer."""
     packing: Packing
-    """A window of one query for each history."""
+    """One window of one query for each history."""
     row_of_token: Tensor
-    """``[T]`` int64: every token is given what its history's last one is."""
+    """``[T]`` int64, the history of each token: all its tokens get the result of the last one."""
 
 
 def real_items(item_ids: Tensor) -> Tensor:
-    """Which of histories ``[B, L]``, padded with 0 on the left, are items: bool ``[B, L]``.
+    """Return which tokens of histories ``[B, L]``, padded with 0 on the left, are not padding.
 
-    The last place always counts, so that an empty history has the answer of one padding item.
+    The last token always counts, so that an empty history is scored as one padding item.
     """
     real = item_ids != 0
     return torch.cat([real[:, :-1], torch.ones_like(real[:, -1:])], dim=1)
 
 
 def rows(segments: Tensor, positions: Tensor) -> Packing:
-    """Take each row as a window.
+    """Make each row a window.
 
     Args:
-        segments: ``[R, L]`` int64; tokens see the earlier tokens of their row that have the
-            same number.
+        segments: ``[R, L]`` int64; tokens attend to themselves and to earlier tokens of their row
+            with the same number.
         positions: ``[R, L]`` int64.
     """
     place = torch.arange(segments.shape[1], device=segments.device)
     causal = place[:, None] >= place[None, :]
     seen = (segments[:, :, None] == segments[:, None, :]) & causal
-    # Padding may stand between two tokens of a history: only positions tell their distance.
+    # There may be padding between two tokens of a history: distances are those of positions.
     distance = positions[:, :, None] - positions[:, None, :]
     return Packing(
         mask=_additive(seen)[:, None],
@@ -99,12 +98,12 @@ def rows(segments: Tensor, positions: Tensor) -> Packing:
 
 
 def stream(lengths: Tensor, row_of_token: Tensor, longest: int, window: int = WINDOW) -> Packing:
-    """Cut a stream of histories, one behind the other, into windows of queries.
+    """Cut a stream of concatenated histories into windows of queries.
 
     Args:
-        lengths: ``[B]`` int64 tokens of each history, none of them 0.
-        row_of_token: ``[T]`` int64, the history that each token belongs to, ascending.
-        longest: An upper bound of ``lengths``; a window sees ``longest - 1`` tokens back.
+        lengths: ``[B]`` int64 tokens of each history, at least 1.
+        row_of_token: ``[T]`` int64, the history of each token, ascending.
+        longest: Upper bound of ``lengths``; a window reaches ``longest - 1`` tokens back.
         window: Queries of a window.
     """
     device, tokens = lengths.device, row_of_token.shape[0]
@@ -112,7 +111,7 @@ def stream(lengths: Tensor, row_of_token: Tensor, longest: int, window: int = WI
     token = torch.arange(tokens, device=device)
     first = torch.arange((tokens + window - 1) // window, device=device)[:, None] * window
     query = first + torch.arange(window, device=device)
-    # No window sees more than all tokens: those of one short history are few.
+    # A window has at most all tokens as keys, which are few for one short history.
     keys = torch.sym_min(window + longest - 1, tokens)
     newest = (first + (window - 1)).clamp(max=tokens - 1)
     key = newest + torch.arange(keys, device=device) - (keys - 1)
@@ -129,29 +128,29 @@ def stream(lengths: Tensor, row_of_token: Tensor, longest: int, window: int = WI
 
 
 def serving(lengths: Tensor, row_of_token: Tensor, longest: int, layers: int) -> Packing:
-    """As :func:`stream`, in an engine: nothing but the last token of each history is asked for.
+    """As :func:`stream`, for an engine, which needs only the last token of each history.
 
     Args:
-        lengths: As there.
-        row_of_token: As there.
-        longest: As there.
-        layers: Of the decoder.
+        lengths: As for :func:`stream`.
+        row_of_token: As for :func:`stream`.
+        longest: As for :func:`stream`.
+        layers: Number of layers of the decoder.
     """
     layout = stream(lengths, row_of_token, longest, SERVING_WINDOW)
-    return ending(layout, lengths, row_of_token, longest, layers - 1)
+    return with_last_layer(layout, lengths, row_of_token, longest, layers - 1)
 
 
-def ending(
+def with_last_layer(
     layout: Packing, lengths: Tensor, row_of_token: Tensor, longest: int, layer: int
 ) -> Packing:
-    """The same histories, of which the last layer computes the last tokens alone.
+    """Let the last layer compute only the last token of each history.
 
     Args:
-        layout: As :func:`stream` gave it for the other arguments.
-        lengths: As there.
-        row_of_token: As there.
-        longest: As there.
-        layer: Number of the last layer.
+        layout: Result of :func:`stream` for the other arguments.
+        lengths: As for :func:`stream`.
+        row_of_token: As for :func:`stream`.
+        longest: As for :func:`stream`.
+        layer: Index of the last layer.
     """
     last = (lengths.cumsum(0) - 1)[:, None]
     key = last + torch.arange(longest, device=lengths.device) - (longest - 1)
@@ -163,13 +162,13 @@ def ending(
         query_index=last,
         key_index=key.clamp(min=0),
     )
-    return replace(layout, ending=Ending(layer, only, row_of_token))
+    return replace(layout, last_layer=LastLayer(layer, only, row_of_token))
 
 
-def behind(layout: Packing, prefix: Prefix) -> Packing:
-    """The same histories, each behind tokens whose keys and values are known already.
+def after_prefix(layout: Packing, prefix: Prefix) -> Packing:
+    """Put tokens with known keys and values before each history.
 
-    Those tokens need not be computed: in a causal decoder nothing that follows changes them.
+    These tokens are not computed: in a causal decoder, later tokens do not change them.
     """
     length, size = prefix[0][0].shape[1], layout.mask.shape[2]
     positions = layout.positions + length
@@ -177,10 +176,10 @@ def behind(layout: Packing, prefix: Prefix) -> Packing:
     query = positions.reshape(-1, size) if index is None else positions[0][index]
     known = torch.arange(length, device=positions.device)
     distance = query[:, None, :, None] - known
-    end = layout.ending
+    last = layout.last_layer
     return replace(
         layout,
-        ending=end and replace(end, packing=behind(end.packing, prefix)),
+        last_layer=last and replace(last, packing=after_prefix(last.packing, prefix)),
         mask=nn.functional.pad(layout.mask, (length, 0)),
         distance=torch.cat([distance, layout.distance], dim=-1),
         positions=positions,
@@ -202,34 +201,36 @@ def packed_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a decoder layer within the windows of ``packing``.
+    """Compute the attention of a decoder layer within the windows of ``packing``.
 
     Args:
         module: The attention module, for its training flag.
         query: ``[1, heads, T, D]``.
         key: ``[1, kv_heads, T, D]``; each serves ``heads / kv_heads`` query heads.
         value: ``[1, kv_heads, T, D]``.
-        attention_mask: ``None``: the mask is part of ``packing``.
+        attention_mask: ``None``, since the mask is part of ``packing``.
         packing: Windows and masks.
-        scaling: Factor of the scores, ``D ** -0.5`` if none.
-        dropout: Of the attention weights, in training; ``packing.dropout`` if that is more.
-        sliding_window: Tokens that a query sees, itself included.
-        softcap: Bound of the scores, as Gemma 2.
-        others: What else the decoder hands to its attention.
+        scaling: Factor of the scores, ``D ** -0.5`` by default.
+        dropout: Dropout of the attention weights in training; ``packing.dropout`` if larger.
+        sliding_window: Tokens that a query attends to, including itself.
+        softcap: Bound of the scores, as in Gemma 2.
+        others: Other arguments that the decoder passes to its attention.
 
     Returns:
-        ``[1, T, heads, D]`` and no weights.
+        ``[1, T, heads, D]``, and ``None`` for the attention weights.
 
     Raises:
-        UsageError: An argument would change the attention in a way that is not known here.
+        UsageError: An argument would change the attention, and is not supported here.
     """
     _refuse_unknown(others, attention_mask, query, value)
     layer: Any = getattr(module, "layer_idx", None)
-    end = packing.ending if packing.ending is not None and packing.ending.layer == layer else None
-    packing = packing if end is None else end.packing
+    last = packing.last_layer
+    if last is not None and last.layer != layer:
+        last = None
+    packing = packing if last is None else last.packing
     heads, tokens, width = query.shape[1:]
     kv_heads, size = key.shape[1], packing.mask.shape[2]
-    # Query heads of a kv head are laid along the queries, so that no key is repeated.
+    # The query heads of a kv head are stacked along the queries, so that no key is repeated.
     group = heads // kv_heads
     q = _windows(query, packing.query_index, size, kv_heads)
     k = _windows(key, packing.key_index, size, kv_heads)
@@ -254,8 +255,8 @@ def packed_attention(
         out = out.reshape(-1, heads, size, width).transpose(1, 2)
         return out.reshape(1, -1, heads, width), None
     of_token = _first_heads(mask.shape[0], size, heads, out.device)[:tokens]
-    if end is not None:
-        of_token = of_token[end.row_of_token]
+    if last is not None:
+        of_token = of_token[last.row_of_token]
     head = torch.arange(heads, device=out.device) * size
     return nn.functional.embedding(of_token[None, :, None] + head, out.reshape(-1, width)), None
 
@@ -265,10 +266,10 @@ def _refuse_unknown(
 ) -> None:
     changing = sorted(
         name
-        for name, given in others.items()
-        if given is not None
-        and name not in WITHOUT_EFFECT
-        and not (name == "is_causal" and given is True)
+        for name, argument in others.items()
+        if argument is not None
+        and name not in IGNORED
+        and not (name == "is_causal" and argument is True)
     )
     if attention_mask is not None:
         changing.insert(0, "attention_mask")
@@ -276,16 +277,17 @@ def _refuse_unknown(
         changing.append("values of another width than queries")
     if changing:
         raise UsageError(
-            f"gives its attention {', '.join(changing)}, which packed attention does not know.",
+            f"passes {', '.join(changing)} to its attention, which packed attention does not "
+            "support.",
             "Name a decoder such as Llama, Qwen 3, Gemma, Mistral, Phi or SmolLM.",
         )
 
 
 def _windows(x: Tensor, index: Tensor | None, size: int, groups: int) -> Tensor:
-    """``[1, heads, T, D]`` as ``[N, groups, heads / groups * size, D]``.
+    """Reshape ``[1, heads, T, D]`` to ``[N, groups, heads / groups * size, D]``.
 
-    Windows are consecutive tokens, or those of ``index``. Rows are gathered by token and head at
-    once, straight into the order of the products.
+    Windows are consecutive tokens, or those of ``index``. Rows are gathered by token and head in
+    one step, in the order that the matmuls need.
     """
     heads, _, width = x.shape[1:]
     x = x.transpose(1, 2)
@@ -302,13 +304,13 @@ def _windows(x: Tensor, index: Tensor | None, size: int, groups: int) -> Tensor:
 
 
 def _first_heads(windows: int, size: int, heads: int, device: torch.device) -> Tensor:
-    """Where each query's first head lies in ``[windows, heads, size]``, one after the other."""
+    """Return the flat index of each query's first head in ``[windows, heads, size]``."""
     window = torch.arange(windows, device=device)[:, None] * (heads * size)
     return (window + torch.arange(size, device=device)).reshape(-1)
 
 
 def _additive(seen: Tensor) -> Tensor:
-    """0 where ``seen``, the lowest float32 elsewhere."""
+    """Return 0 where ``seen`` is true, the lowest float32 elsewhere."""
     lowest = torch.finfo(torch.float32).min
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, lowest)
 

@@ -1,7 +1,7 @@
-"""Models whose weights are stored as integers, in the form of compressed-tensors.
+"""Models with integer weights in the format of compressed-tensors.
 
-They load with plain ``from_pretrained`` wherever compressed-tensors is installed. slmc opens
-them as float models of the same values, which whatever comes next can take as any other.
+``from_pretrained`` loads them if compressed-tensors is installed. slmc dequantizes them when it
+loads them, so that later stages see a float model.
 """
 
 import contextlib
@@ -24,31 +24,31 @@ BARS = (
     "compressed_tensors.compressors.model_compressors.model_compressor",
     "compressed_tensors.offload.dispatch",
 )
-"""Modules that draw a bar whether anybody looks or not."""
+"""Modules that always draw progress bars."""
 METRIC = "METRIC"
-"""A level that llm-compressor logs on, and makes only together with its own log on stdout."""
+"""A log level of llm-compressor, which it defines only if it logs to stdout itself."""
 LIBRARIES = ("compressed_tensors", "llmcompressor")
 SILENCE = {"LLM_COMPRESSOR_LOG_DISABLED": "true"}
-"""Keeps llm-compressor from putting its own log on stdout when it is imported."""
+"""Keeps llm-compressor from logging to stdout when it is imported."""
 
 log = logging.getLogger("slmc.quantize")
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Whether a model's ``config.json`` says that weights or item table are integers."""
+    """Return whether a model's ``config.json`` describes integer weights or item table."""
     return "quantization_config" in config or config.get("item_bits") is not None
 
 
 def installed(module: str) -> bool:
-    """Whether a library can be imported."""
+    """Return whether a library can be imported."""
     return find_spec(module) is not None
 
 
 def require(module: str = "compressed_tensors", *, otherwise: str = "") -> None:
-    """See that a library of the extra is installed, without importing it.
+    """Check that a library of the extra is installed, without importing it.
 
     Raises:
-        MissingError: It is not; ``otherwise`` says another way out.
+        MissingError: It is not; ``otherwise`` is appended to the remedy.
     """
     if not installed(module):
         raise MissingError(
@@ -58,19 +58,19 @@ def require(module: str = "compressed_tensors", *, otherwise: str = "") -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep these libraries off the terminal: what they log goes to ``slmc.quantize``, debug."""
-    _route()
+def silence_libraries() -> Iterator[None]:
+    """Turn off terminal output of these libraries; log it to ``slmc.quantize`` at level debug."""
+    _forward_logs()
     before = {name: os.environ.get(name) for name in SILENCE}
     os.environ.update(SILENCE)
-    drawn = [importlib.import_module(name) for name in BARS]
-    bars: list[Any] = [module.tqdm for module in drawn]
-    for module, bar in zip(drawn, bars, strict=True):
-        module.__dict__["tqdm"] = partial(_unseen, bar)
+    modules = [importlib.import_module(name) for name in BARS]
+    bars: list[Any] = [module.tqdm for module in modules]
+    for module, bar in zip(modules, bars, strict=True):
+        module.__dict__["tqdm"] = partial(_hidden_bar, bar)
     try:
         yield
     finally:
-        for module, bar in zip(drawn, bars, strict=True):
+        for module, bar in zip(modules, bars, strict=True):
             module.__dict__["tqdm"] = bar
         for name, value in before.items():
             if value is None:
@@ -79,13 +79,13 @@ def quiet() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _unseen(bar: Any, *args: Any, **settings: Any) -> Any:
-    """A bar that is not drawn, whatever its caller says."""
+def _hidden_bar(bar: Any, *args: Any, **settings: Any) -> Any:
+    """Create a progress bar that is not drawn."""
     return bar(*args, **settings | {"disable": True})
 
 
-def _route() -> None:
-    """Hand what the libraries say through loguru on to logging, once."""
+def _forward_logs() -> None:
+    """Forward the loguru messages of the libraries to logging."""
     from loguru import logger
 
     with contextlib.suppress(ValueError):
@@ -96,25 +96,25 @@ def _route() -> None:
         logger.level(METRIC, no=38)
     for name in LIBRARIES:
         logger.enable(name)
-    if not _routed:
-        number = logger.add(_hand_on, filter=_from_libraries, format="{message}")
-        _routed.append(number)
+    if not _handlers:
+        number = logger.add(_forward, filter=_from_libraries, format="{message}")
+        _handlers.append(number)
 
 
-_routed: list[int] = []
-"""Number of our handler, once there is one."""
+_handlers: list[int] = []
+"""Id of our loguru handler, once it is added."""
 
 
 def _from_libraries(record: Any) -> bool:
     return str(record["name"]).split(".")[0] in LIBRARIES
 
 
-def _hand_on(message: Any) -> None:
+def _forward(message: Any) -> None:
     log.debug("%s", str(message).rstrip())
 
 
 def as_floats(model: PreTrainedModel) -> None:
-    """Turn the compressed layers of a loaded model into plain ones of the same values."""
+    """Replace the compressed layers of a loaded model by dequantized ``nn.Linear`` layers."""
     from compressed_tensors.offload import remove_dispatch
 
     loaded: Any = model
@@ -129,8 +129,8 @@ def as_floats(model: PreTrainedModel) -> None:
 
 def _plain(module: nn.Linear) -> nn.Linear:
     outputs, inputs = module.weight.shape
-    made = nn.Linear(inputs, outputs, bias=module.bias is not None, device="meta")
-    made.weight = nn.Parameter(module.weight.detach())
+    linear = nn.Linear(inputs, outputs, bias=module.bias is not None, device="meta")
+    linear.weight = nn.Parameter(module.weight.detach())
     if module.bias is not None:
-        made.bias = nn.Parameter(module.bias.detach())
-    return made
+        linear.bias = nn.Parameter(module.bias.detach())
+    return linear

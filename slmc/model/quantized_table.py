@@ -1,6 +1,6 @@
-"""An item table whose rows are stored as integers with a scale each.
+"""An item table with integer codes and one scale per row.
 
-Only the rows that are asked for become floats. Letters: ``R`` rows, ``d`` item width.
+Only rows that are looked up are dequantized. Letters: ``R`` rows, ``d`` item width.
 """
 
 import torch
@@ -8,41 +8,41 @@ from torch import Tensor, nn
 
 
 class QuantizedTable(nn.Module):
-    """Stands in for the ``nn.Embedding`` of a recommender; codes are no parameters."""
+    """Replaces the ``nn.Embedding`` of a recommender; its codes are buffers, not parameters."""
 
     codes: Tensor
-    """``[R, d]`` int8, or ``[R, ceil(d / 2)]`` uint8: two codes + 8 a byte, the first one low."""
+    """``[R, d]`` int8, or ``[R, ceil(d / 2)]`` uint8: two codes + 8 per byte, the first one low."""
     scale: Tensor
-    """``[R, 1]`` float32: a row is its codes times this."""
+    """``[R, 1]`` float32: a row is its codes times its scale."""
 
     def __init__(self, rows: int, width: int, bits: int) -> None:
-        """Make an empty table, to be filled by loading.
+        """Make a table of zeros, to be filled by loading.
 
         Args:
-            rows: R, the padding row included.
+            rows: R, including the padding row.
             width: d.
             bits: 8 or 4.
         """
         super().__init__()
         self.rows, self.width, self.bits = rows, width, bits
-        stored = (width, torch.int8) if bits == 8 else ((width + 1) // 2, torch.uint8)
-        self.register_buffer("codes", torch.zeros(rows, stored[0], dtype=stored[1]))
+        columns = (width, torch.int8) if bits == 8 else ((width + 1) // 2, torch.uint8)
+        self.register_buffer("codes", torch.zeros(rows, columns[0], dtype=columns[1]))
         self.register_buffer("scale", torch.zeros(rows, 1))
 
     @property
     def weight(self) -> Tensor:
-        """The whole table as floats, ``[R, d]``."""
-        return self._floats(self.codes, self.scale)
+        """The whole table, dequantized, ``[R, d]``."""
+        return self._dequantized(self.codes, self.scale)
 
     def signed_codes(self) -> Tensor:
-        """The codes around 0, ``[R, d]`` int8."""
+        """Return the signed codes, ``[R, d]`` int8."""
         return self._signed(self.codes)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Vectors ``[..., d]`` of rows ``[...]``."""
-        return self._floats(self.codes[rows], self.scale[rows])
+        """Return vectors ``[..., d]`` of rows ``[...]``."""
+        return self._dequantized(self.codes[rows], self.scale[rows])
 
-    def _floats(self, codes: Tensor, scale: Tensor) -> Tensor:
+    def _dequantized(self, codes: Tensor, scale: Tensor) -> Tensor:
         return self._signed(codes).float() * scale
 
     def _signed(self, codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sequential recommender: item vectors in, an LLM's decoder layers, a user vector out.
+"""The sequential recommender: item vectors, decoder layers of an LLM, and a user vector.
 
 E4SRec (Li et al. 2023, arXiv 2312.02443), the model that SLMRec distils. Letters: ``B``
 histories, ``L`` their length, ``V`` items, ``d`` item width, ``H`` backbone width, ``T``
@@ -26,7 +26,7 @@ from slmc.model.quantized_table import QuantizedTable
 
 
 class RecommenderConfig(PreTrainedConfig):
-    """Shape of a :class:`SequentialRecommender`; ``backbone_config`` is any decoder's."""
+    """Config of a :class:`SequentialRecommender`; ``backbone_config`` is that of its decoder."""
 
     model_type = "slmc"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
@@ -45,12 +45,12 @@ class RecommenderConfig(PreTrainedConfig):
         item_bits: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the shape; a ``dict`` backbone names its ``model_type``.
+        """Store the fields; ``backbone_config`` as a ``dict`` needs a ``model_type``.
 
-        ``dropout`` comes after input_proj and before output_proj, ``residual_dropout`` after
-        each attention and MLP of the backbone, ``attention_dropout`` on attention weights; all
-        act in training alone. ``item_bits`` is the width of the item table's codes, ``None``
-        where it is float.
+        ``dropout`` is applied after input_proj and before output_proj, ``residual_dropout`` after
+        each attention and MLP of the backbone, ``attention_dropout`` to attention weights; all
+        three only in training. ``item_bits`` is the width of the item table's codes, ``None`` for
+        a float table.
         """
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
@@ -76,9 +76,9 @@ class SequentialRecommender(PreTrainedModel):
     config: RecommenderConfig
     prompt: Tensor
     prefix: Prefix = ()
-    """What :meth:`prefix_states` gave: set where weights stay as they are, else empty."""
+    """Result of :meth:`prefix_states` if the weights do not change any more, else empty."""
     serving: bool = False
-    """Whether :meth:`user_vectors` computes nothing besides, not even states of other tokens."""
+    """Whether :meth:`user_vectors` computes the last layer for last tokens only."""
 
     def __init__(self, config: RecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
         """Build the modules around ``decoder``, or around a new one of the config's shape."""
@@ -88,9 +88,11 @@ class SequentialRecommender(PreTrainedModel):
             raise ValueError("a recommender needs a backbone_config")
         self.item_embeddings = _item_table(config)
         self.input_proj = nn.Linear(config.item_dim, backbone.hidden_size)
-        self.backbone = AutoModel.from_config(backbone) if decoder is None else _loaded(decoder)
+        self.backbone = (
+            AutoModel.from_config(backbone) if decoder is None else _marked_as_loaded(decoder)
+        )
         self.backbone.set_attn_implementation(packing.IMPLEMENTATION)
-        # Its token table is a stub of one row: items take the place of tokens.
+        # Its token table has one unused row: the inputs are items, not tokens.
         self.backbone.get_input_embeddings().requires_grad_(False)
         self.output_proj = nn.Linear(backbone.hidden_size, config.item_dim, bias=False)
         prompt = config.prefix_length + config.suffix_length
@@ -109,7 +111,7 @@ class SequentialRecommender(PreTrainedModel):
                 nn.init.zeros_(module.bias)
 
     def set_dropout(self, dropout: float, residual: float, attention: float) -> None:
-        """Set what :class:`RecommenderConfig` says of dropout, for the training that follows."""
+        """Set the dropout of :class:`RecommenderConfig` for the following training."""
         self.config.dropout = self.dropout.p = dropout
         self.config.residual_dropout, self.config.attention_dropout = residual, attention
 
@@ -119,7 +121,7 @@ class SequentialRecommender(PreTrainedModel):
         return cast(nn.ModuleList, self.backbone.layers)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Inputs of the backbone for tokens ``[T]``: an item's row, or -1 - j for prompt j."""
+        """Return inputs of the backbone for tokens ``[T]``: item rows, or -1 - j for prompt j."""
         items = self.dropout(self.input_proj(self.item_embeddings(tokens.clamp(min=0))))
         if not len(self.prompt):
             return items
@@ -127,7 +129,7 @@ class SequentialRecommender(PreTrainedModel):
         return torch.where((tokens < 0)[:, None], prompts, items)
 
     def hidden_states(self, tokens: Tensor, layout: Packing) -> Tensor:
-        """States after the final norm, ``[T, H]``, for packed tokens ``[T]``."""
+        """Return hidden states after the final norm, ``[T, H]``, of packed tokens ``[T]``."""
         if self.training and self.config.attention_dropout:
             layout = replace(layout, dropout=self.config.attention_dropout)
         with self._residual_dropout():
@@ -142,7 +144,7 @@ class SequentialRecommender(PreTrainedModel):
 
     @contextmanager
     def _residual_dropout(self) -> Iterator[None]:
-        """In training, drop parts of what each attention and MLP adds to the residual stream."""
+        """In training, apply dropout to the outputs of each attention and MLP."""
         share = self.config.residual_dropout if self.training else 0.0
         handles = []
 
@@ -161,44 +163,43 @@ class SequentialRecommender(PreTrainedModel):
                 handle.remove()
 
     def head(self, states: Tensor) -> Tensor:
-        """User vectors ``[..., d]`` of final states ``[..., H]``."""
+        """Return user vectors ``[..., d]`` of final hidden states ``[..., H]``."""
         return self.output_proj(self.dropout(states))
 
     def user_vectors(self, item_ids: Tensor) -> Tensor:
-        """User vectors ``[B, d]`` of histories ``[B, L]``, padded with 0 on the left.
+        """Return user vectors ``[B, d]`` of histories ``[B, L]``, padded with 0 on the left.
 
-        No padding is computed. A row of padding only stands for an empty history, and has
-        the answer that one padding item gives.
+        Padding is not computed. An empty history, a row of padding, is scored as one padding item.
         """
         ids, real = self._with_prompt(item_ids)
         place = real.nonzero()
         if torch.compiler.is_exporting():
-            # torch.export specialises sizes 0 and 1; ONNX itself is free of the bound.
+            # torch.export specialises sizes 0 and 1; the ONNX graph does not have this bound.
             torch._check(place.shape[0] >= 2)
         lengths = real.sum(dim=1)
-        layout = self._behind_prefix(self._stream(lengths, place[:, 0], ids.shape[1]))
+        layout = self._after_prefix(self._stream(lengths, place[:, 0], ids.shape[1]))
         states = self.hidden_states(ids[place[:, 0], place[:, 1]], layout)
         return self.head(states[lengths.cumsum(0) - 1])
 
     def padded_user_vectors(self, item_ids: Tensor) -> Tensor:
-        """As :meth:`user_vectors`, computing the padding too: standard operators only."""
+        """As :meth:`user_vectors`, but computes padding too, with standard operators only."""
         ids, real = self._with_prompt(item_ids)
         positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
-        layout = self._behind_prefix(packing.rows(real.long(), positions))
+        layout = self._after_prefix(packing.rows(real.long(), positions))
         states = self.hidden_states(ids.reshape(-1), layout)
         return self.head(states.reshape(*ids.shape, -1)[:, -1])
 
     @torch.no_grad()
     def prefix_states(self) -> Prefix:
-        """Keys and values of the prompt before the items, the same for every history.
+        """Return keys and values of the prompt before the items, the same for all histories.
 
-        As :attr:`prefix` they take the place of its tokens; empty without such a prompt.
+        Stored as :attr:`prefix`, they replace the tokens of the prompt; empty without a prompt.
         """
         length = self.config.prefix_length
         if not length:
             return ()
         place = torch.arange(length, device=self.prompt.device)[None]
-        cache = DynamicCache()  # of whole layers, also where a layer sees a window only
+        cache = DynamicCache()  # keeps all tokens, also for layers with a sliding window
         self.backbone(
             inputs_embeds=self.prompt[None, :length],
             position_ids=place,
@@ -214,13 +215,13 @@ class SequentialRecommender(PreTrainedModel):
             return packing.stream(lengths, row_of_token, longest)
         return packing.serving(lengths, row_of_token, longest, len(self.layers))
 
-    def _behind_prefix(self, layout: Packing) -> Packing:
-        return packing.behind(layout, self.prefix) if self.prefix else layout
+    def _after_prefix(self, layout: Packing) -> Packing:
+        return packing.after_prefix(layout, self.prefix) if self.prefix else layout
 
     def _with_prompt(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, P + L + S]`` tokens with the prompt around the items, and which are real.
+        """Return tokens ``[B, P + L + S]`` with the prompt, and which of them are not padding.
 
-        P is 0 where the states of the prompt before the items are known.
+        P is 0 if the keys and values of the prompt before the items are known.
         """
         real = packing.real_items(item_ids)
         prefix, suffix = self.config.prefix_length, self.config.suffix_length
@@ -234,20 +235,20 @@ class SequentialRecommender(PreTrainedModel):
         return ids, torch.cat([part.bool() for part in parts], dim=1)
 
     def item_vectors(self) -> Tensor:
-        """``[V + 1, d]``; row 0 is padding and is never ranked."""
+        """Return item vectors ``[V + 1, d]``; row 0 is padding and is never ranked."""
         return self.item_embeddings.weight
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Scores ``[B, V + 1]`` of every item for histories ``[B, L]``; row 0 is -inf."""
+        """Return scores ``[B, V + 1]`` of all items for histories ``[B, L]``; row 0 is -inf."""
         scores = self.user_vectors(item_ids) @ self.item_vectors()[1:].T
         return nn.functional.pad(scores, (1, 0), value=float("-inf"))
 
     @contextmanager
     def block_states(self, ends: tuple[int, ...]) -> Iterator[list[Tensor]]:
-        """Collect the states ``[T, H]`` after each of the layers ``ends``, before any norm.
+        """Collect the hidden states ``[T, H]`` after each of the layers ``ends``, before any norm.
 
-        All blocks are compared at the same point: the residual stream right after the block's
-        last layer, also for the last block.
+        All blocks are compared at the same point: the residual stream after the last layer of the
+        block, also for the last block.
         """
         states: list[Tensor] = []
 
@@ -263,15 +264,15 @@ class SequentialRecommender(PreTrainedModel):
                 handle.remove()
 
 
-def _loaded(decoder: PreTrainedModel) -> PreTrainedModel:
-    """The decoder, its modules marked so that transformers does not initialise them again."""
+def _marked_as_loaded(decoder: PreTrainedModel) -> PreTrainedModel:
+    """Mark the modules of a decoder, so that transformers does not initialise them again."""
     for module in decoder.modules():
         setattr(module, "_is_hf_initialized", True)  # noqa: B010 - no attribute of nn.Module
     return decoder
 
 
 def _has_linear(module: nn.Module) -> bool:
-    """Whether it is an attention or an MLP, and not a norm."""
+    """Return whether a module is an attention or an MLP, not a norm."""
     return any(isinstance(part, nn.Linear) for part in module.modules())
 
 

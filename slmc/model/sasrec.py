@@ -1,7 +1,7 @@
 """SASRec (Kang & McAuley 2018, arXiv 1808.09781) with cross-entropy over the whole catalogue.
 
 The baseline that a recommender on an LLM has to beat, and the source of its item table. With
-the full softmax it is a far stronger opponent than with the sampled loss of the paper (Klenitskiy
+the full softmax it is a much stronger baseline than with the sampled loss of the paper (Klenitskiy
 & Vasilev 2023, arXiv 2309.07602). Pre-norm, GELU, learned positions; letters as in
 :mod:`slmc.model.recommender`.
 """
@@ -17,7 +17,7 @@ from slmc.model.packing import Packing, Prefix
 
 
 class SasrecModelConfig(PreTrainedConfig):
-    """Shape of a :class:`Sasrec`."""
+    """Config of a :class:`Sasrec`."""
 
     model_type = "slmc_sasrec"
 
@@ -31,7 +31,7 @@ class SasrecModelConfig(PreTrainedConfig):
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        """Keep the shape."""
+        """Store the fields."""
         self.num_items = num_items
         self.item_dim = item_dim
         self.history = history
@@ -60,7 +60,7 @@ class SasrecLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, layout: Packing) -> Tensor:
-        """``[1, T, d]`` to ``[1, T, d]``."""
+        """Return hidden states ``[1, T, d]`` after the layer."""
         q, k, v = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed, _ = packing.packed_attention(self, q, k, v, None, packing=layout)
@@ -76,9 +76,9 @@ class Sasrec(PreTrainedModel):
     main_input_name = "item_ids"
     config: SasrecModelConfig
     prefix: Prefix = ()
-    """Keys and values of tokens before every history; a SASRec has none."""
+    """Keys and values of a prompt; a SASRec has none."""
     serving: bool = False
-    """Whether :meth:`user_vectors` computes nothing besides, not even states of other tokens."""
+    """Whether :meth:`user_vectors` computes the last layer for last tokens only."""
 
     def __init__(self, config: SasrecModelConfig) -> None:
         """Build the modules."""
@@ -102,7 +102,7 @@ class Sasrec(PreTrainedModel):
                     module.weight[module.padding_idx].zero_()
 
     def hidden_states(self, tokens: Tensor, layout: Packing) -> Tensor:
-        """States after the final norm, ``[T, d]``, for packed item rows ``[T]``."""
+        """Return hidden states after the final norm, ``[T, d]``, of packed item rows ``[T]``."""
         x = self.item_embeddings(tokens)[None] + self.position_embeddings(layout.positions)
         x = self.dropout(x)
         for layer in self.layers:
@@ -111,33 +111,32 @@ class Sasrec(PreTrainedModel):
         return states
 
     def head(self, states: Tensor) -> Tensor:
-        """User vectors of final states: themselves."""
+        """Return user vectors, which are the final hidden states."""
         return states
 
     def user_vectors(self, item_ids: Tensor) -> Tensor:
-        """User vectors ``[B, d]`` of histories ``[B, L]``, padded with 0 on the left.
+        """Return user vectors ``[B, d]`` of histories ``[B, L]``, padded with 0 on the left.
 
-        No padding is computed. A row of padding only stands for an empty history, and has the
-        answer that one padding item gives.
+        Padding is not computed. An empty history, a row of padding, is scored as one padding item.
         """
         real = packing.real_items(item_ids)
         place, lengths = real.nonzero(), real.sum(dim=1)
         if torch.compiler.is_exporting():
-            # torch.export specialises sizes 0 and 1; ONNX itself is free of the bound.
+            # torch.export specialises sizes 0 and 1; the ONNX graph does not have this bound.
             torch._check(place.shape[0] >= 2)
         layout = self._stream(lengths, place[:, 0], item_ids.shape[1])
         states = self.hidden_states(item_ids[place[:, 0], place[:, 1]], layout)
         return self.head(states[lengths.cumsum(0) - 1])
 
     def padded_user_vectors(self, item_ids: Tensor) -> Tensor:
-        """As :meth:`user_vectors`, computing the padding too: standard operators only."""
+        """As :meth:`user_vectors`, but computes padding too, with standard operators only."""
         real = packing.real_items(item_ids).long()
         positions = (real.cumsum(dim=1) - 1).clamp(min=0)
         states = self.hidden_states(item_ids.reshape(-1), packing.rows(real, positions))
         return self.head(states.reshape(*item_ids.shape, -1)[:, -1])
 
     def prefix_states(self) -> Prefix:
-        """Keys and values of a prompt before the items: a SASRec has none."""
+        """Return no keys and values: a SASRec has no prompt."""
         return ()
 
     def _stream(self, lengths: Tensor, row_of_token: Tensor, longest: int) -> Packing:
@@ -146,11 +145,11 @@ class Sasrec(PreTrainedModel):
         return packing.serving(lengths, row_of_token, longest, len(self.layers))
 
     def item_vectors(self) -> Tensor:
-        """``[V + 1, d]``; row 0 is padding and is never ranked."""
+        """Return item vectors ``[V + 1, d]``; row 0 is padding and is never ranked."""
         return self.item_embeddings.weight
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Scores ``[B, V + 1]`` of every item for histories ``[B, L]``; row 0 is -inf."""
+        """Return scores ``[B, V + 1]`` of all items for histories ``[B, L]``; row 0 is -inf."""
         scores = self.user_vectors(item_ids) @ self.item_vectors()[1:].T
         return nn.functional.pad(scores, (1, 0), value=float("-inf"))
 

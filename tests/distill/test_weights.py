@@ -22,7 +22,8 @@ from slmc.distill import teach as teaching
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.errors import BrokenRunError, UsageError
 from slmc.model import random_models, recommender, sources
-from slmc.model.loading import load_model, quiet
+from slmc.model.loading import load_model
+from slmc.model.silence import silence_transformers
 from slmc.training.types import Outcome
 
 FAST = {"epochs": 1, "rows": 8, "warmup": 2, "dtype": "fp32"}
@@ -38,7 +39,7 @@ def save_llm(out: Path, *, seed: int, hidden: int = 32) -> Path:
     """A decoder whose weights differ from any initialisation, and its tokenizer."""
     torch.manual_seed(seed)
     config = random_models.llm_config(layers=3, hidden=hidden, intermediate=64, vocab_size=8)
-    with quiet(), torch.no_grad():
+    with silence_transformers(), torch.no_grad():
         llm = transformers.LlamaForCausalLM(config)
         for parameter in llm.parameters():
             parameter.copy_(0.3 * torch.randn_like(parameter) + 0.1)

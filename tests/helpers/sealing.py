@@ -1,4 +1,4 @@
-"""Seal a model that a test has made, as a stage would."""
+"""Seal a model of a test as an artefact, like a stage does."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from slmc.model.saving import describe, save_model
 
 
 def seal_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> Artefact:
-    """A model artefact that ranks the items of ``dataset``."""
+    """Return a model artefact that ranks the items of ``dataset``."""
     with draft(out) as work:
         save_model(model, dataset, work.path)
         return work.seal(

@@ -1,4 +1,4 @@
-"""Backbones: only the first layers are read, and every wrong name has its message."""
+"""Backbones: only the first layers are read, and wrong names give clear messages."""
 
 from pathlib import Path
 
@@ -19,17 +19,17 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_first_layers_are_those_of_the_llm(llm: Path) -> None:
-    found = backbone.load(str(llm), layers=2)
+    loaded = backbone.load(str(llm), layers=2)
     stored = load_file(llm / "model.safetensors")
-    for name, tensor in found.model.state_dict().items():
+    for name, tensor in loaded.model.state_dict().items():
         if name != backbone.EMBEDDING:
             assert torch.equal(tensor, stored[f"model.{name}"])
-    assert found.model.config.num_hidden_layers == 2
+    assert loaded.model.config.num_hidden_layers == 2
     rms = stored["model.embed_tokens.weight"].square().mean().sqrt().item()
-    assert found.token_rms == pytest.approx(rms, rel=1e-5)
+    assert loaded.token_rms == pytest.approx(rms, rel=1e-5)
 
 
-def test_layers_beyond_those_asked_for_are_not_read(llm: Path, tmp_path: Path) -> None:
+def test_layers_that_are_not_requested_are_not_read(llm: Path, tmp_path: Path) -> None:
     kept = {k: v for k, v in load_file(llm / "model.safetensors").items() if "layers.3" not in k}
     save_file(kept, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((llm / "config.json").read_text())
@@ -39,10 +39,10 @@ def test_layers_beyond_those_asked_for_are_not_read(llm: Path, tmp_path: Path) -
     assert str(caught.value).startswith(f"backbone {tmp_path}: its weights lack model.layers.3.")
 
 
-def test_more_layers_than_there_are(llm: Path) -> None:
+def test_too_many_layers(llm: Path) -> None:
     with pytest.raises(UsageError) as caught:
         backbone.load(str(llm), layers=9)
-    assert caught.value.what == f"layers: 9 are asked for, but backbone {llm} has 4."
+    assert caught.value.what == f"layers: 9 are requested, but backbone {llm} has 4."
 
 
 def test_a_directory_of_a_decoder_without_rotary_positions(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_directory_of_a_decoder_without_rotary_positions(tmp_path: Path) -> No
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UsageError) as caught:
         backbone.load(str(tmp_path))
-    assert caught.value.what.endswith("opt is no decoder with rotary positions.")
+    assert caught.value.what.endswith("opt is not a decoder with rotary positions.")
 
 
 def test_pickled_weights_are_not_opened(llm: Path, tmp_path: Path) -> None:
@@ -64,12 +64,12 @@ def test_pickled_weights_are_not_opened(llm: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./nowhere/at/all", "there is no such directory, and it is no hub id"),
-        ("random://nonsense?layers=2", "transformers knows no model type 'nonsense'"),
-        ("random://opt?layers=2&hidden=32&heads=2", "opt is no decoder with rotary positions"),
-        ("random://gpt2?layers=2&hidden=32&heads=2", "gpt2 is no decoder with rotary positions"),
-        ("random://bert?layers=2&hidden=32&heads=2", "bert is no decoder with rotary positions"),
-        ("random://llama?depth=2", "'depth' is not one of its sizes, or no whole number"),
+        ("./nowhere/at/all", "there is no such directory, and it is not a hub id"),
+        ("random://nonsense?layers=2", "transformers has no model type 'nonsense'"),
+        ("random://opt?layers=2&hidden=32&heads=2", "opt is not a decoder with rotary positions"),
+        ("random://gpt2?layers=2&hidden=32&heads=2", "gpt2 is not a decoder with rotary positions"),
+        ("random://bert?layers=2&hidden=32&heads=2", "bert is not a decoder with rotary positions"),
+        ("random://llama?depth=2", "'depth' is not the name of a size, or not a whole number"),
     ],
 )
 def test_wrong_names(name: str, message: str) -> None:
@@ -90,10 +90,10 @@ def test_a_hub_id_while_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_directory_without_config(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         backbone.load(str(tmp_path))
-    assert caught.value.what == f"backbone {tmp_path}: there is no config.json in it."
+    assert caught.value.what == f"backbone {tmp_path}: it contains no config.json."
 
 
-def test_fingerprint_follows_the_weights(llm: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_weights(llm: Path, tmp_path: Path) -> None:
     class Names:
         backbone = str(tmp_path)
         revision = None

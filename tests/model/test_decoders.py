@@ -1,4 +1,4 @@
-"""Decoders that are refused: those whose users would change each other's scores."""
+"""Decoders that are refused, since histories of a batch would change each other's scores."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,28 +12,32 @@ from transformers import AutoModel, PreTrainedModel
 from slmc.errors import UsageError
 from slmc.model import backbone, decoders, packing, random_models, selfcheck
 from slmc.model.loading import check_decoder
-from slmc.model.quieting import quiet
+from slmc.model.silence import silence_transformers
 
 SIZES: dict[str, Any] = {
     "hidden": 32, "intermediate": 64, "vocab_size": 8, "pad_token_id": None,
 }  # fmt: skip
-NAMED = "layers=2&hidden=32&heads=4&kv_heads=2&intermediate=64"
-LIKE = "Name a decoder of attention alone, such as Llama, Qwen 3, Gemma, Mistral, Phi or SmolLM."
+SHAPE = "layers=2&hidden=32&heads=4&kv_heads=2&intermediate=64"
+REMEDY = "Name an attention-only decoder such as Llama, Qwen 3, Gemma, Mistral, Phi or SmolLM."
 
 OTHER_KINDS: list[tuple[str, dict[str, Any], str]] = [
-    ("lfm2", {"layer_types": ["conv", "full_attention"]}, "has layers of conv, not of attention"),
-    ("qwen3_5_text", {}, "has layers of linear_attention, not of attention alone."),
-    ("qwen3_next", {}, "has layers of linear_attention, not of attention alone."),
-    ("olmo_hybrid", {}, "has layers of linear_attention, not of attention alone."),
-    ("minimax", {}, "has layers of linear_attention, not of attention alone."),
+    ("lfm2", {"layer_types": ["conv", "full_attention"]}, "has layers of conv, but only attention"),
+    ("qwen3_5_text", {}, "has layers of linear_attention, but only attention is supported."),
+    ("qwen3_next", {}, "has layers of linear_attention, but only attention is supported."),
+    ("olmo_hybrid", {}, "has layers of linear_attention, but only attention is supported."),
+    ("minimax", {}, "has layers of linear_attention, but only attention is supported."),
     (
         "recurrent_gemma",
         {"layers": 3},
-        "has layers of recurrent, not of attention alone.",
+        "has layers of recurrent, but only attention is supported.",
     ),
-    ("falcon_h1", {}, "has layers of hybrid, not of attention alone."),
-    ("bamba", {"mamba_n_heads": 8}, "has layers of linear_attention, not of attention alone."),
-    ("llama4_text", {}, "has layers of chunked_attention, not of attention alone."),
+    ("falcon_h1", {}, "has layers of hybrid, but only attention is supported."),
+    (
+        "bamba",
+        {"mamba_n_heads": 8},
+        "has layers of linear_attention, but only attention is supported.",
+    ),
+    ("llama4_text", {}, "has layers of chunked_attention, but only attention is supported."),
     ("mixtral", {}, "is a mixture of experts (MixtralSparseMoeBlock), which is not supported."),
     ("qwen3_moe", {}, "is a mixture of experts (Qwen3MoeSparseMoeBlock), which is not supported."),
     ("jetmoe", {}, "is a mixture of experts (JetMoeMoE), which is not supported."),
@@ -42,27 +46,27 @@ OTHER_KINDS: list[tuple[str, dict[str, Any], str]] = [
     ("gpt_neox", {}, "has no token table named embed_tokens."),
 ]
 BY_SELF_CHECK: list[tuple[str, str]] = [
-    ("doge", "gives its attention attention_mask, which packed attention does not know."),
-    ("granite_swa", "gives its attention s_aux, which packed attention does not know."),
-    ("nemotron", "cannot compute packed histories (it does not tell its attention how they are"),
-    ("stablelm", "cannot compute packed histories (it does not tell its attention how they are"),
+    ("doge", "passes attention_mask to its attention, which packed attention does not support."),
+    ("granite_swa", "passes s_aux to its attention, which packed attention does not support."),
+    ("nemotron", "cannot compute packed histories (it does not pass the packing to its attention"),
+    ("stablelm", "cannot compute packed histories (it does not pass the packing to its attention"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "options", "message"), OTHER_KINDS)
-def test_a_decoder_that_is_not_attention_alone(
+def test_a_decoder_with_other_layers_than_attention(
     kind: str, options: dict[str, Any], message: str
 ) -> None:
     config = random_models.llm_config(kind, **SIZES | options)
     with pytest.raises(UsageError) as caught:
-        decoders.sketch(backbone.truncated(config, 2, kind), f"backbone {kind}")
+        decoders.build_on_meta(backbone.truncated(config, 2, kind), f"backbone {kind}")
     assert message in caught.value.what and caught.value.what.startswith(f"backbone {kind}: ")
-    assert caught.value.remedy == LIKE and caught.value.exit_code == 2
+    assert caught.value.remedy == REMEDY and caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(("kind", "message"), BY_SELF_CHECK)
-def test_attention_that_gets_what_packing_does_not_know(kind: str, message: str) -> None:
-    name = f"random://{kind}?{NAMED}"
+def test_arguments_that_packed_attention_does_not_support(kind: str, message: str) -> None:
+    name = f"random://{kind}?{SHAPE}"
     for find in (backbone.load, backbone.check):
         with pytest.raises(UsageError) as caught:
             find(name)
@@ -71,21 +75,24 @@ def test_attention_that_gets_what_packing_does_not_know(kind: str, message: str)
 
 def test_the_sinks_of_a_dense_decoder_are_refused_from_a_directory(tmp_path: Path) -> None:
     config = random_models.llm_config("granite_swa", **SIZES)
-    with quiet():
+    with silence_transformers():
         AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="gives its attention s_aux"):
+    with pytest.raises(UsageError, match="passes s_aux to its attention"):
         backbone.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("random://llama?layers=2&hidden=33&heads=4", "llama cannot have these sizes (Class valid"),
-        ("random://gemma3?layers=2", "gemma3 has parts besides its decoder, which is gemma3_text"),
+        (
+            "random://llama?layers=2&hidden=33&heads=4",
+            "llama cannot be built with these sizes (Class valid",
+        ),
+        ("random://gemma3?layers=2", "gemma3 is more than a decoder: its decoder is gemma3_text"),
         ("random://gemma3n_text?layers=2&hidden=32", "gemma3n_text"),
     ],
 )
-def test_sizes_that_transformers_does_not_take(name: str, message: str) -> None:
+def test_invalid_sizes(name: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         backbone.load(name)
     assert message in caught.value.what
@@ -102,7 +109,7 @@ def decoder(kind: str = "llama", **options: Any) -> PreTrainedModel:
     return model.eval()
 
 
-SOUND: list[tuple[str, dict[str, Any]]] = [
+SUPPORTED: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("mistral", {"sliding_window": 4096}),
     ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4096}),
@@ -110,15 +117,15 @@ SOUND: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options"), SOUND)
-def test_a_sound_decoder_passes_and_stays_as_it_is(kind: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("kind", "options"), SUPPORTED)
+def test_a_supported_decoder_passes_and_is_not_changed(kind: str, options: dict[str, Any]) -> None:
     model = decoder(kind, **options)
     settings, layers = model.config.to_dict(), list(model.layers)
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
     selfcheck.check(model, "it")
-    assert torch.equal(torch.rand(2), expected)  # no random number of the caller is taken
+    assert torch.equal(torch.rand(2), expected)  # the random state of the caller is unchanged
     assert model.config.to_dict() == settings and list(model.layers) == layers
     assert model.config._attn_implementation != packing.IMPLEMENTATION
 
@@ -127,7 +134,7 @@ Change = Callable[[PreTrainedModel], None]
 
 
 def carry_over(model: PreTrainedModel) -> None:
-    """Add to each token a part of the one before it."""
+    """Add to each token a part of the previous one."""
 
     def mixed(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return output + 0.01 * output.roll(1, dims=1)
@@ -136,7 +143,7 @@ def carry_over(model: PreTrainedModel) -> None:
 
 
 def scale_later(model: PreTrainedModel) -> None:
-    """Scale queries by the token's place in the whole stream."""
+    """Scale queries by the position of the token in the stream."""
 
     def scaled(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return output * (1 + 0.01 * torch.arange(output.shape[1])[:, None])
@@ -147,29 +154,39 @@ def scale_later(model: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (carry_over, "llama", "llama cannot be packed: a history changes the states of the one"),
-        (scale_later, "llama", "llama cannot be packed: a history changes the states of the one"),
+        (
+            carry_over,
+            "llama",
+            "llama cannot be packed: a history changes the states of the next one",
+        ),
+        (
+            scale_later,
+            "llama",
+            "llama cannot be packed: a history changes the states of the next one",
+        ),
     ],
 )
-def test_a_fault_that_nobody_thought_of(change: Change, kind: str, message: str) -> None:
+def test_tokens_mixed_outside_attention_are_detected(
+    change: Change, kind: str, message: str
+) -> None:
     model = decoder(kind)
     change(model)
     with pytest.raises(UsageError) as caught:
         selfcheck.check(model, "it")
-    assert caught.value.what.startswith(f"it: {message}") and caught.value.remedy == LIKE
+    assert caught.value.what.startswith(f"it: {message}") and caught.value.remedy == REMEDY
 
 
-def test_a_window_that_packed_attention_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sliding_window_that_packed_attention_ignores(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder("gemma2", head_dim=8, query_pre_attn_scalar=8, sliding_window=4096)
     plain = packing.packed_attention
 
-    def deaf(*given: Any, sliding_window: int | None = None, **others: Any) -> Any:
-        return plain(*given, **others)
+    def without_window(*args: Any, sliding_window: int | None = None, **others: Any) -> Any:
+        return plain(*args, **others)
 
     monkeypatch.setitem(
-        selfcheck.packing.AttentionInterface._global_mapping, packing.IMPLEMENTATION, deaf
+        selfcheck.packing.AttentionInterface._global_mapping, packing.IMPLEMENTATION, without_window
     )
-    with pytest.raises(UsageError, match="its attention is not the one that packed histories"):
+    with pytest.raises(UsageError, match="its attention differs from packed"):
         selfcheck.check(model, "it")
 
 
@@ -194,21 +211,21 @@ def test_rotary_positions_that_change_within_the_history(rope: dict[str, Any], b
     with pytest.raises(UsageError) as caught:
         check_decoder(model, "it")
     assert caught.value.what == (
-        f"it: its rotary positions ({rope['rope_type']}) are others beyond 12 tokens, and "
+        f"it: its rotary positions ({rope['rope_type']}) change beyond 12 tokens, and "
         "histories have up to 13: a long one would change the scores of others."
     )
     for parameter in model.backbone.parameters():
         parameter.data *= 8
-    # It is so: the same short history, alone and beside a long one.
+    # The refusal is right: a long history changes the scores of a short one in its batch.
     short, long = torch.zeros(1, 20, dtype=torch.long), torch.full((1, 20), 3)
     short[0, -4:] = torch.tensor([1, 2, 3, 4])
     with torch.no_grad():
         alone = model.user_vectors(short)[0]
-        beside = model.user_vectors(torch.cat([short, long]))[0]
-    assert (alone - beside).abs().max() > 1e-4 * alone.abs().max()
+        together = model.user_vectors(torch.cat([short, long]))[0]
+    assert (alone - together).abs().max() > 1e-4 * alone.abs().max()
 
 
-def test_attention_arguments_that_change_nothing_are_let_through() -> None:
+def test_attention_arguments_without_effect_are_accepted() -> None:
     q = torch.randn(1, 2, 3, 4)
     place = torch.arange(3)[None]
     layout = packing.rows(torch.ones_like(place), place)
@@ -217,7 +234,7 @@ def test_attention_arguments_that_change_nothing_are_let_through() -> None:
     same = packing.packed_attention(nn.Module(), q, q, q, None, packing=layout, **more)[0]
     assert torch.equal(plain, same)
     for other in ({"s_aux": torch.zeros(2)}, {"is_causal": False}, {"bias": 1}):
-        with pytest.raises(UsageError, match=rf"gives its attention {next(iter(other))}, which"):
+        with pytest.raises(UsageError, match=f"passes {next(iter(other))} to its attention"):
             packing.packed_attention(nn.Module(), q, q, q, None, packing=layout, **other)
 
 

@@ -22,7 +22,7 @@ def test_an_old_processor_computes_in_float32(machine: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("feature", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
-def test_a_processor_that_multiplies_bf16_does(machine: pytest.MonkeyPatch, feature: str) -> None:
+def test_a_processor_with_bf16_uses_it(machine: pytest.MonkeyPatch, feature: str) -> None:
     machine.setattr(torch.cpu, feature, lambda: True)
     machine.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert device.choose().dtype is torch.bfloat16
@@ -32,7 +32,7 @@ def test_a_processor_that_multiplies_bf16_does(machine: pytest.MonkeyPatch, feat
 @pytest.mark.parametrize(
     ("capability", "dtype"), [((9, 0), torch.bfloat16), ((7, 5), torch.float32)]
 )
-def test_a_gpu_is_taken_and_its_precision_is_what_it_multiplies(
+def test_a_gpu_is_used_in_the_precision_that_it_supports(
     machine: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
 ) -> None:
     machine.setattr(torch.cuda, "is_available", lambda: True)
@@ -42,7 +42,7 @@ def test_a_gpu_is_taken_and_its_precision_is_what_it_multiplies(
     assert device.choose(device="cpu", dtype="fp32").device.type == "cpu"
 
 
-def test_a_gpu_that_is_not_there(machine: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu(machine: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingError) as caught:
         device.choose(device="cuda:1")
     assert caught.value.what == f"device cuda:1: torch {torch.__version__} sees 0 CUDA devices."

@@ -1,4 +1,4 @@
-"""Dropout of a recommender: where it acts, and that it acts in training alone."""
+"""Dropout of a recommender: where it is applied, and only in training."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def states(model: SequentialRecommender, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", ["residual", "attention"])
-def test_it_acts_in_training_alone(kind: str, where: str) -> None:
+def test_dropout_is_applied_only_in_training(kind: str, where: str) -> None:
     model = recommender(kind)
     plain = states(model.eval())
     model.set_dropout(0.0, 0.5 * (where == "residual"), 0.5 * (where == "attention"))
@@ -38,20 +38,20 @@ def test_it_acts_in_training_alone(kind: str, where: str) -> None:
     assert torch.equal(states(model.eval()), plain)
 
 
-def test_without_a_share_training_computes_the_same() -> None:
+def test_without_dropout_training_gives_the_same_states() -> None:
     model = recommender()
     plain = states(model.eval())
     assert torch.equal(states(model.train()), plain)
 
 
-def test_residual_dropout_drops_what_attention_and_mlp_add() -> None:
+def test_residual_dropout_drops_outputs_of_attention_and_mlp() -> None:
     model = recommender().train()
-    model.set_dropout(0.0, 0.999999, 0.0)  # all but certainly everything
+    model.set_dropout(0.0, 0.999999, 0.0)  # almost surely everything
     inputs = model.embed(TOKENS)
     assert torch.allclose(states(model), model.backbone.norm(inputs), atol=1e-6)
 
 
-def test_the_shares_are_kept_with_the_model() -> None:
+def test_dropout_is_stored_in_the_config() -> None:
     model = recommender()
     model.set_dropout(0.25, 0.125, 0.5)
     again = RecommenderConfig.from_dict(model.config.to_dict())

@@ -1,4 +1,4 @@
-"""A saved model tells how it is opened, in its config and its card."""
+"""Config and card of a saved model show how to load it."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from slmc.training.pretrain import sasrec as train
 
 @pytest.fixture(scope="module")
 def saved(dataset: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
-    """A SASRec that has hardly been trained."""
+    """A SASRec that is trained for one epoch."""
     config = SasrecConfig(epochs=1, dim=8, dtype="fp32")
     return train(config, {"data": dataset}, tmp_path_factory.mktemp("saved") / "sasrec")
 
 
-def test_config_and_card_say_what_is_imported(saved: Artefact) -> None:
+def test_config_and_card_name_the_import(saved: Artefact) -> None:
     config = json.loads(saved.file("config.json").read_text())
     assert config["how_to_load"] == (
         "pip install slmc; in Python `import slmc.model.loading`, then "
@@ -31,7 +31,7 @@ def test_config_and_card_say_what_is_imported(saved: Artefact) -> None:
     assert "`import slmc.model.loading`" in first
 
 
-def test_the_lines_of_the_card_open_the_model_in_a_process_of_their_own(saved: Artefact) -> None:
+def test_the_code_of_the_card_loads_the_model(saved: Artefact) -> None:
     code = saved.file("README.md").read_text().split("```python\n", 1)[1].split("```", 1)[0]
     root = str(Path(slmc.__file__).parent.parent)
     done = subprocess.run(
@@ -45,7 +45,7 @@ def test_the_lines_of_the_card_open_the_model_in_a_process_of_their_own(saved: A
     assert done.stdout.startswith("(1, ")
 
 
-def test_a_function_that_is_not_there_yet_names_what_is() -> None:
+def test_a_missing_function_names_an_existing_one() -> None:
     with pytest.raises(ImportError, match=r"slmc has no 'load' yet: `from slmc.artefact import"):
         exec("from slmc import load")
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'|slmc has no 'nothing'"):

@@ -1,4 +1,4 @@
-"""Windows over packed tokens: what a query sees is its own history, up to itself."""
+"""Windows over packed tokens: a query attends to its own history, up to itself."""
 
 import torch
 from hypothesis import given
@@ -10,7 +10,9 @@ LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
-def test_a_query_sees_its_history_up_to_itself(sizes: list[int], window: int, more: int) -> None:
+def test_a_query_attends_to_its_history_up_to_itself(
+    sizes: list[int], window: int, more: int
+) -> None:
     lengths = torch.tensor(sizes)
     owner = torch.repeat_interleave(torch.arange(len(sizes)), lengths)
     tokens, longest = len(owner), max(sizes) + more

@@ -10,12 +10,12 @@ from transformers import AutoConfig
 
 from slmc.artefact import Artefact
 from slmc.model import packing, random_models
-from slmc.model.loading import quiet
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.saving import save_model
+from slmc.model.silence import silence_transformers
 
 TOLERANCE = 1e-5
-"""Float32 through two layers: a few units in the last place of numbers of order 1."""
+"""Float32 through two layers: a few units in the last place of numbers near 1."""
 SIZES = {"hidden": 32, "intermediate": 64, "head_dim": 8}
 DECODERS = [
     ("llama", {}),
@@ -49,7 +49,7 @@ def histories(rows: int = 6, length: int = 11) -> Tensor:
 @pytest.mark.parametrize(("kind", "sizes"), DECODERS)
 @pytest.mark.parametrize("prompt", [(0, 0), (3, 2)])
 @torch.no_grad()
-def test_packed_and_padded_are_one_history_at_a_time_through_plain_attention(
+def test_packed_and_padded_equal_single_histories_with_plain_attention(
     kind: str, sizes: dict[str, int], prompt: tuple[int, int]
 ) -> None:
     model, ids = recommender(kind, prompt, **sizes), histories()
@@ -67,7 +67,7 @@ def test_packed_and_padded_are_one_history_at_a_time_through_plain_attention(
 @pytest.mark.parametrize(("kind", "sizes"), DECODERS)
 @pytest.mark.parametrize("prompt", [(3, 0), (5, 2)])
 @torch.no_grad()
-def test_a_prompt_whose_keys_and_values_are_known_is_the_prompt_itself(
+def test_known_keys_and_values_replace_the_prompt(
     kind: str, sizes: dict[str, int], prompt: tuple[int, int]
 ) -> None:
     model, ids = recommender(kind, prompt, **sizes), histories()
@@ -82,7 +82,7 @@ def test_a_prompt_whose_keys_and_values_are_known_is_the_prompt_itself(
 
 @pytest.mark.parametrize(("kind", "sizes"), DECODERS)
 @torch.no_grad()
-def test_what_serving_leaves_out_changes_nothing(kind: str, sizes: dict[str, int]) -> None:
+def test_serving_gives_the_same_user_vectors(kind: str, sizes: dict[str, int]) -> None:
     model, ids = recommender(kind, **sizes), histories()
     expected = model.user_vectors(ids)
     model.serving = True
@@ -98,7 +98,7 @@ def test_without_a_prompt_there_is_no_prefix() -> None:
 
 
 @torch.no_grad()
-def test_an_empty_history_has_an_answer_and_disturbs_no_other() -> None:
+def test_an_empty_history_is_scored_and_changes_no_other() -> None:
     model, ids = recommender(), histories()
     empty = torch.cat([ids, torch.zeros(1, ids.shape[1], dtype=torch.int64)])
     scores = model(empty)
@@ -120,7 +120,7 @@ def test_a_history_of_one_item_and_a_batch_of_one() -> None:
 
 
 @torch.no_grad()
-def test_training_rows_keep_histories_apart() -> None:
+def test_training_rows_separate_histories() -> None:
     model, ids = recommender(), histories(rows=2)
     first, second = ids[0], ids[1][ids[1] > 0]
     tokens = torch.cat([first, second])
@@ -132,9 +132,9 @@ def test_training_rows_keep_histories_apart() -> None:
 
 
 @torch.no_grad()
-def test_what_is_saved_scores_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_a_saved_model_gives_the_same_bits(tmp_path: Path) -> None:
     model, ids = recommender(prompt=(2, 1)), histories()
-    with quiet():
+    with silence_transformers():
         model.save_pretrained(tmp_path)
         again = transformers.AutoModel.from_pretrained(tmp_path).eval()
     assert torch.equal(model(ids), again(ids))
@@ -158,11 +158,11 @@ def test_a_longer_batch_mate_does_not_change_a_history() -> None:
     assert (together - alone).abs().max() < TOLERANCE
 
 
-def test_a_saved_model_does_not_tell_where_its_backbone_lay(
+def test_a_saved_model_does_not_contain_the_path_of_its_backbone(
     dataset: Artefact, tmp_path: Path
 ) -> None:
     shape = random_models.llm_config(hidden=16, layers=1, heads=2, intermediate=16)
-    written = []
+    configs = []
     for place in ("here", "there"):
         shape.save_pretrained(tmp_path / place)
         backbone = AutoConfig.from_pretrained(tmp_path / place)
@@ -170,5 +170,5 @@ def test_a_saved_model_does_not_tell_where_its_backbone_lay(
         model = SequentialRecommender(RecommenderConfig(backbone_config=backbone, num_items=30))
         out = tmp_path / f"saved-{place}"
         save_model(model, dataset, out)
-        written.append((out / "config.json").read_text())
-    assert written[0] == written[1] and str(tmp_path) not in written[0]
+        configs.append((out / "config.json").read_text())
+    assert configs[0] == configs[1] and str(tmp_path) not in configs[0]

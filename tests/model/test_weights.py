@@ -1,4 +1,4 @@
-"""Which files of a directory are the weights, and what is refused of them, by name."""
+"""Which files of a directory are read as weights, and errors that name file and tensor."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def check_read(folder: Path, tensors: Tensors) -> None:
 
 
 def refused(folder: Path) -> UsageError:
-    """What is said of a directory, by the load and by the check before the first step."""
+    """Return the error of a directory, which is the same when it is loaded and checked."""
     with pytest.raises(UsageError) as loaded:
         backbone.load(str(folder))
     with pytest.raises(UsageError) as checked:
@@ -102,16 +102,16 @@ def test_a_tensor_is_read_from_the_file_that_the_index_names(
 
 
 @pytest.mark.parametrize(
-    "beside",
+    "other",
     ["adapter.layers.0.self_attn.q_proj.weight", "audio_tower.layers.0.self_attn.k_proj.weight",
      "a.layers.0.self_attn.q_proj.weight"],
 )  # fmt: skip
 @pytest.mark.parametrize("prefix", ["model.", "", "model.language_model.", "z.text."])
 def test_other_layers_in_the_files_do_not_decide_the_prefix(
-    folder: Path, tensors: Tensors, prefix: str, beside: str
+    folder: Path, tensors: Tensors, prefix: str, other: str
 ) -> None:
     renamed = {key.replace("model.", prefix, 1): tensor for key, tensor in tensors.items()}
-    put(folder, renamed | {beside: torch.randn(32, 32)})
+    put(folder, renamed | {other: torch.randn(32, 32)})
     check_read(folder, tensors)
 
 
@@ -126,7 +126,7 @@ def test_a_tower_of_the_same_shape_is_not_the_decoder(folder: Path, tensors: Ten
 
 
 def scaled(tensors: Tensors, kind: torch.dtype) -> Tensors:
-    """Weights stored in units of a scale, as quantized checkpoints have them."""
+    """Weights divided by a scale, as in quantized checkpoints."""
     scale = tensors[UP].abs().max() / 100
     return tensors | {UP: (tensors[UP] / scale).to(kind)}
 
@@ -155,8 +155,8 @@ def test_weights_that_are_quantized_by_their_config_are_refused(
     (folder / "config.json").write_text(json.dumps(config))
     error = refused(folder)
     assert error.what == (
-        f"its weights are quantized ({settings['quant_method']}), says its config.json, and are "
-        "not read without their scales."
+        f"its config.json says that its weights are quantized ({settings['quant_method']}), but "
+        "only float weights can be read."
     )
     assert error.remedy == (
         "Name a directory of float weights (bf16, fp16 or fp32), or a .gguf file."
@@ -176,16 +176,14 @@ def test_codes_are_refused_whatever_the_config_says(
     )
 
 
-def test_tensors_for_which_the_decoder_has_no_place_are_refused(
-    folder: Path, tensors: Tensors
-) -> None:
+def test_tensors_that_the_decoder_does_not_have_are_refused(folder: Path, tensors: Tensors) -> None:
     put(
         folder,
         tensors | {UP + "_scale": torch.ones(1), LAYER + "rotary_emb.inv_freq": torch.ones(4)},
     )
     assert refused(folder).what == (
-        f"its weights hold {UP}_scale in model.safetensors, for which a decoder of its "
-        "config.json has no place."
+        f"its weights contain {UP}_scale in model.safetensors, which a decoder of its config.json "
+        "does not have."
     )
 
 
@@ -200,7 +198,7 @@ def to_pointer(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_short, "model.safetensors is damaged: it is cut short within model."),
+        (cut_short, "model.safetensors is damaged: it ends within model."),
         (to_pointer, "model.safetensors is a Git LFS pointer and not the weights."),
         (lambda file: file.write_bytes(b""), "model.safetensors is damaged: "),
         (lambda file: file.write_bytes(b"<html>" * 9), "model.safetensors is damaged: "),
@@ -225,13 +223,13 @@ def test_a_shard_that_is_missing_is_named_with_what_it_holds(
     assert refused(folder).what.endswith(f"pointer and not the weights, which holds {TABLE}.")
     put(folder, {"other": tensors[TABLE]}, FIRST)
     assert refused(folder).what == (
-        f"{FIRST} lacks {TABLE}, which model.safetensors.index.json says it holds."
+        f"{FIRST} lacks {TABLE}, which model.safetensors.index.json lists in it."
     )
     (folder / "model.safetensors.index.json").write_text("[]")
-    assert refused(folder).what == "model.safetensors.index.json is no index of weights."
+    assert refused(folder).what == "model.safetensors.index.json is not an index of weights."
     (folder / "model.safetensors.index.json").unlink()
     assert refused(folder).what == (
-        f"it holds {FIRST}, but neither model.safetensors nor model.safetensors.index.json."
+        f"it contains {FIRST}, but neither model.safetensors nor model.safetensors.index.json."
     )
 
 
@@ -252,21 +250,21 @@ def with_entry(value: float, name: str) -> Callable[[Tensors], Tensors]:
         (with_entry(float("-inf"), TABLE), f"{TABLE} in model.safetensors holds infinite numbers."),
         (
             lambda tensors: tensors | {NORM: torch.ones(1)},
-            f"{NORM} in model.safetensors has the shape [1], and its config.json asks for [32].",
+            f"{NORM} in model.safetensors has the shape [1], but its config.json requires [32].",
         ),
         (
             lambda tensors: tensors | {UP: tensors[UP][:48]},
-            f"{UP} in model.safetensors has the shape [48, 32], and its config.json asks for "
+            f"{UP} in model.safetensors has the shape [48, 32], but its config.json requires "
             "[64, 32].",
         ),
         (
             lambda tensors: tensors | {TABLE: tensors[TABLE][:, :8]},
-            f"{TABLE} in model.safetensors has the shape [50, 8], and its config.json asks for "
+            f"{TABLE} in model.safetensors has the shape [50, 8], but its config.json requires "
             "[50, 32].",
         ),
         (
             lambda tensors: tensors | {TABLE: torch.zeros(50, 32)},
-            f"{TABLE} is 0 everywhere: it was never filled.",
+            f"{TABLE} holds only zeros: it was never initialised.",
         ),
         (
             lambda tensors: {key: tensors[key] for key in tensors if key != UP},
@@ -285,7 +283,7 @@ def test_tensors_that_do_not_fit_are_named(
     assert refused(folder).what == message
 
 
-def test_code_of_a_repository_is_not_asked_for(folder: Path, tensors: Tensors) -> None:
+def test_code_of_a_repository_is_not_run(folder: Path, tensors: Tensors) -> None:
     put(folder, tensors)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}

@@ -88,11 +88,14 @@ def recipe(tmp_path: Path, backbone: str, more: str = "", history: int = HISTORY
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("qwen3_5_text", "has layers of linear_attention, not of attention alone."),
+        ("qwen3_5_text", "has layers of linear_attention, but only attention is supported."),
         ("mixtral", "is a mixture of experts (MixtralSparseMoeBlock), which is not supported."),
         ("gpt_neox", "has no token table named embed_tokens."),
         ("stablelm", "cannot compute packed histories (it does not tell its attention how they "),
-        ("doge", "gives its attention attention_mask, which packed attention does not know."),
+        (
+            "doge",
+            "passes attention_mask to its attention, which packed attention does not support.",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", [["recipe", "check"], ["run"]])
@@ -145,7 +148,7 @@ def test_recipe_check_knows_how_long_histories_are(
     assert cli.call(["recipe", "check", recipe(tmp_path, str(llm))]) == 0
     assert cli.call(["recipe", "check", recipe(tmp_path, str(llm), history=HISTORY + 1)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "rotary positions (dynamic) are others beyond 12 tokens, and histories have up" in said
+    assert "rotary positions (dynamic) change beyond 12 tokens, and histories have up" in said
 
 
 def test_recipe_check_knows_what_cannot_be_pruned(

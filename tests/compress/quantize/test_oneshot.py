@@ -31,7 +31,7 @@ def test_layers_come_out_as_from_oneshot(kind: str, tmp_path: Path) -> None:
     bits = {f"backbone.layers.{name}": 4 for name in linears(ours)}
     quantize_layers(ours, bits, batches(), GPTQ, nothing_finished(tmp_path))
     theirs = SequentialRecommender.from_pretrained(tmp_path / "model").eval()
-    with quantized.quiet():
+    with quantized.silence_libraries():
         from llmcompressor import oneshot
         from llmcompressor.modifiers.gptq import GPTQModifier
 

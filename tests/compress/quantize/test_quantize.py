@@ -63,7 +63,7 @@ def test_the_artefact_scores_as_the_model_in_memory_to_the_bit(
     )
     result = quantize(config(**settings), parents, tmp_path / "out")
     in_memory = scores(sealed[0])
-    with quantized.quiet():
+    with quantized.silence_libraries():
         plain = AutoModel.from_pretrained(result.path).eval()
         from_disk = scores(plain)
     assert torch.equal(from_disk, in_memory)

@@ -27,7 +27,7 @@ from slmc.export.reference.cpu_emulation import runnable
 from slmc.export.reference.precision import in_precision, linear_layers
 from slmc.export.runtime.engine import GRAPH, Engine
 from slmc.model import random_models
-from slmc.model.codes import rounded, stored
+from slmc.model.codes import load_codes, rounded
 from slmc.model.loading import load_model
 from slmc.model.recommender import SequentialRecommender
 
@@ -244,7 +244,7 @@ def test_the_codes_of_a_quantized_model_are_carried_over(
     inputs = {"data": dataset, "model": model}
     small = quantize(QuantizeConfig.model_validate(given), inputs, tmp_path / "quantized")
     weights = dict(load_model(small).named_parameters())
-    for name, codes in stored(small).items():
+    for name, codes in load_codes(small).items():
         assert (codes.weight == weights[f"{name}.weight"].detach().numpy()).all()
     config = ExportConfig(
         top_k=10, parity=ParityConfig(histories=40), outputs=("scores", "user_vectors")

@@ -1,4 +1,4 @@
-"""Terminal output of transformers, off while slmc uses it."""
+"""Turn off the terminal output of transformers while slmc uses it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars and from advising on what is meant here."""
+def silence_transformers() -> Iterator[None]:
+    """Turn off progress bars and warnings of transformers."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
