@@ -9,9 +9,15 @@ from slmc.model import backbone
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.sources import SIZES
 
-SMALL = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "intermediate": 128}
+SMALL: dict[str, Any] = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "intermediate": 128}
 """Sizes of a decoder unless others are given, by the names of ``random://``."""
-SMOLLM2 = {"hidden": 576, "heads": 9, "kv_heads": 3, "intermediate": 1536, "head_dim": 64}
+SMOLLM2: dict[str, Any] = {
+    "hidden": 576,
+    "heads": 9,
+    "kv_heads": 3,
+    "intermediate": 1536,
+    "head_dim": 64,
+}
 """Sizes of SmolLM2-135M, without its number of layers."""
 
 
@@ -22,7 +28,9 @@ def llm_config(kind: str = "llama", **options: Any) -> PreTrainedConfig:
         kind: Model type of transformers.
         options: Sizes by the names of ``random://``, and other fields of the config by their own.
     """
-    fields = {SIZES.get(name, name): value for name, value in (SMALL | options).items()}
+    fields: dict[str, Any] = {
+        SIZES.get(name, name): value for name, value in (SMALL | options).items()
+    }
     return backbone.random_config(kind, fields, kind)
 
 

@@ -190,10 +190,10 @@ def test_weights_that_were_lost_end_the_run_before_the_first_step(
         broken = lambda: distill(inputs | {"teacher": teacher}, tmp_path / "broken")  # noqa: E731
     steps = len(begun)
     # transformers initialises whatever is not marked as loaded.
-    monkeypatch.setattr(recommender, "_loaded", lambda decoder: decoder)
+    monkeypatch.setattr(recommender, "_marked_as_loaded", lambda decoder: decoder)
     with pytest.raises(BrokenRunError) as caught:
         broken()
-    assert caught.value.what.startswith(f"the model does not begin with the weights of {llm}: ")
+    assert caught.value.what.startswith(f"the model does not start with the weights of {llm}: ")
     assert caught.value.what.endswith("the first is backbone.layers.0.input_layernorm.weight.")
     assert caught.value.exit_code == 3
     assert len(begun) == steps and not (tmp_path / "broken").exists()

@@ -91,7 +91,7 @@ def recipe(tmp_path: Path, backbone: str, more: str = "", history: int = HISTORY
         ("qwen3_5_text", "has layers of linear_attention, but only attention is supported."),
         ("mixtral", "is a mixture of experts (MixtralSparseMoeBlock), which is not supported."),
         ("gpt_neox", "has no token table named embed_tokens."),
-        ("stablelm", "cannot compute packed histories (it does not tell its attention how they "),
+        ("stablelm", "cannot compute packed histories (it does not pass the packing to its "),
         (
             "doge",
             "passes attention_mask to its attention, which packed attention does not support.",

@@ -115,8 +115,8 @@ def test_check_says_what_is_missing_and_in_which_line(elsewhere: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load("sub/mine.yaml", files=True)
     assert caught.value.what.splitlines() == [
-        "sub/mine.yaml:3: data.source: sub/log.csv does not exist. Check the path; the nearest "
-        "there is sub/logs.csv.",
+        "sub/mine.yaml:3: data.source: sub/log.csv does not exist. Check the path; a similar "
+        "one is sub/logs.csv.",
         "sub/mine.yaml:5: teach.backbone: ./sub/llm does not exist.",
     ]
 
@@ -127,8 +127,8 @@ def test_check_reads_the_head_of_the_log(elsewhere: Path) -> None:
         load("sub/mine.yaml", files=True)
     assert caught.value.what == (
         "sub/mine.yaml:3: data.source: sub/log.csv has no column 'timestamp'; it has 'user_id', "
-        "'item_id', 'when'. Set columns.time to one of them, or to null if rows already stand in "
-        "time order."
+        "'item_id', 'when'. Set columns.time to one of them, or to null if the rows are already "
+        "in time order."
     )
 
 
