@@ -1,9 +1,9 @@
 """Which decoders of transformers can be a backbone: ``python benchmarks/decoders.py``.
 
-Every decoder that transformers names for text is built small, with random weights, and given to
-the checks that a backbone goes through before the first step; then its pruning and, with
-``--export``, both layouts of an engine are tried. Prints the table of docs/decoders.md, which
-``--write FILE`` puts there. Minutes on two cores; with ``--export`` a quarter of an hour.
+Every text decoder of transformers is built small, with random weights, and checked like a
+backbone before the first step; then it is pruned and, with ``--export``, exported in both layouts.
+Prints the table of docs/decoders.md; ``--write FILE`` writes it to a file. Takes minutes on two
+cores, with ``--export`` a quarter of an hour.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from slmc.model.recommender import SequentialRecommender
 LAYERS, ITEMS, HISTORY, DIM = 2, 30, 12, 16
 SIZES = f"layers={LAYERS}&hidden=64&heads=4&kv_heads=2&intermediate=128"
 OWN_SIZES = {"head_dim": "16"}
-"""Sizes that some decoders want besides; tried where they do not load without."""
+"""Sizes that some decoders also need; tried if they do not load without."""
 FAR = 1e-3
-"""Largest difference of an engine's scores, relative to the largest: it is 1e-6 where right."""
+"""Largest difference of scores, relative to the largest score; rounding gives 1e-6."""
 HEAD = """# Decoders
 
 Made by `python benchmarks/decoders.py{options} --write docs/decoders.md` with torch {torch} and
@@ -54,13 +54,13 @@ REFUSED = """
 
 
 def names(kind: str) -> list[str]:
-    """Backbones to try for a kind."""
+    """Return the names of backbones to try for a kind."""
     plain = f"random://{kind}?{SIZES}"
     return [plain, *(f"{plain}&{name}={size}" for name, size in OWN_SIZES.items())]
 
 
 def loaded(kind: str) -> Backbone | str:
-    """A backbone of that kind, or why there is none."""
+    """Return a backbone of a kind, or the reason why it is refused."""
     why = ""
     for name in names(kind):
         try:
@@ -72,7 +72,7 @@ def loaded(kind: str) -> Backbone | str:
 
 
 def tried(action: Callable[[], object]) -> str:
-    """Whether an action ends without an error."""
+    """Return whether an action ends without an error, as a cell of the table."""
     try:
         action()
     except UsageError:
@@ -83,18 +83,18 @@ def tried(action: Callable[[], object]) -> str:
     return "yes"
 
 
-def recommender(found: Backbone) -> SequentialRecommender:
-    """A recommender on a copy of a backbone, with large weights around it."""
+def recommender(source: Backbone) -> SequentialRecommender:
+    """Build a recommender on a copy of a backbone, with a random item table."""
     torch.manual_seed(0)
-    copied = replace(found, model=copy.deepcopy(found.model))
+    copied = replace(source, model=copy.deepcopy(source.model))
     return fresh(copied, torch.randn(ITEMS + 1, DIM), history=HISTORY).eval()
 
 
-def prunes(found: Backbone, field: str) -> str:
-    """Whether half of the units can be cut, and what is left is the masked model."""
+def prunes(source: Backbone, field: str) -> str:
+    """Return whether half of the units can be cut, with the result of masking them."""
 
     def cut() -> None:
-        model = recommender(found)
+        model = recommender(source)
         width.check_cuttable(model.backbone, field)
         config: Any = model.config.backbone_config
         units = [FIND[field](layer, config) for layer in model.layers]
@@ -110,8 +110,8 @@ def prunes(found: Backbone, field: str) -> str:
     return tried(cut)
 
 
-def exports(found: Backbone, layout: str) -> str:
-    """Whether an engine gives the scores of the model."""
+def exports(source: Backbone, layout: str) -> str:
+    """Return whether an engine gives the scores of the model."""
     import numpy as np
     import onnxruntime
 
@@ -120,7 +120,7 @@ def exports(found: Backbone, layout: str) -> str:
     from slmc.export.graph.optimize import to_onnx
 
     def compare() -> None:
-        model = recommender(found)
+        model = recommender(source)
         graph = to_onnx(model, layout, ITEMS, opset=20)
         rng = np.random.default_rng(0)
         rows = pad_left([rng.integers(1, ITEMS + 1, 1 + i) for i in range(HISTORY)])
@@ -138,17 +138,17 @@ def exports(found: Backbone, layout: str) -> str:
 
 
 def table(kinds: list[str], *, export: bool) -> str:
-    """The page: families that work, then those that are refused."""
+    """Return the page: families that work, then those that are refused."""
     columns = COLUMNS + LAYOUTS * export
     works: list[str] = []
     refused: dict[str, list[str]] = {}
     for kind in kinds:
-        found = loaded(kind)
-        if isinstance(found, str):
-            refused.setdefault(found.replace("|", " "), []).append(kind)
+        source = loaded(kind)
+        if isinstance(source, str):
+            refused.setdefault(source.replace("|", " "), []).append(kind)
             continue
-        cells = [prunes(found, field) for field in COLUMNS]
-        cells += [exports(found, layout) for layout in LAYOUTS if export]
+        cells = [prunes(source, field) for field in COLUMNS]
+        cells += [exports(source, layout) for layout in LAYOUTS if export]
         works.append(f"| {kind} | {' | '.join(cells)} |")
         print(works[-1], flush=True)
     head = HEAD.format(
@@ -164,15 +164,17 @@ def table(kinds: list[str], *, export: bool) -> str:
 
 
 if __name__ == "__main__":
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("kinds", nargs="*", help="model types; all if none")
-    asked.add_argument("--export", action="store_true", help="try both layouts of an engine")
-    asked.add_argument("--write", type=Path, metavar="FILE", help="put the page there")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", help="model types; default: all")
+    parser.add_argument("--export", action="store_true", help="try both layouts of an engine")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page to a file")
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.ERROR)
-    page = table(given.kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), export=given.export)
-    if given.write:
-        given.write.write_text(page)
+    page = table(
+        arguments.kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), export=arguments.export
+    )
+    if arguments.write:
+        arguments.write.write_text(page)
     else:
         print(page)

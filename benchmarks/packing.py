@@ -1,7 +1,8 @@
-"""Score ragged histories packed, against padded to 50: ``python benchmarks/packing.py``.
+"""Compare scoring of packed and padded histories: ``python benchmarks/packing.py``.
 
-The lengths are those of Amazon Beauty if ``SLMC_DATA`` names the folder of its log, else drawn
-like them (mean 7.7, at most 50). The model has four layers of SmolLM2's shape, random weights.
+The lengths are those of Amazon Beauty if ``SLMC_DATA`` is the folder of its log, else they are
+drawn with a similar distribution (mean 7.7, at most 50). Padded histories have 50 items. The model
+has four layers of SmolLM2's shape with random weights.
 """
 
 import gzip
@@ -22,7 +23,7 @@ LENGTH, ITEMS, ROUNDS = 50, 12_101, 7
 
 
 def lengths() -> np.ndarray:
-    """History lengths, at most 50."""
+    """Return the lengths of histories, at most 50."""
     folder = os.environ.get("SLMC_DATA")
     if folder is None:
         return np.minimum(3 + np.random.default_rng(0).geometric(1 / 4.7, 2000), LENGTH)
@@ -31,17 +32,17 @@ def lengths() -> np.ndarray:
 
 
 def model() -> SequentialRecommender:
-    """Four random layers of SmolLM2's shape."""
+    """Return a model with four random layers of SmolLM2's shape."""
     torch.manual_seed(0)
     return random_models.recommender(decoder=SMOLLM2 | {"layers": 4}, num_items=ITEMS)
 
 
 if __name__ == "__main__":
-    rng, recommender, found = np.random.default_rng(0), model(), lengths()
+    rng, recommender, history_lengths = np.random.default_rng(0), model(), lengths()
     plain = PlainModel(model(), top_k=1).model
-    print(f"{machine()}; mean length {found.mean():.1f}")
+    print(f"{machine()}; mean length {history_lengths.mean():.1f}")
     for batch in (1, 32, 256):
-        chosen = rng.choice(found, batch)
+        chosen = rng.choice(history_lengths, batch)
         histories = [rng.integers(1, ITEMS + 1, n).astype(np.int32) for n in chosen]
         packed = torch.from_numpy(pad_left(histories))
         padded = torch.from_numpy(pad_left(histories, LENGTH))

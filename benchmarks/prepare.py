@@ -1,9 +1,9 @@
 """Seconds and peak memory of ``slmc data prepare``: ``python benchmarks/prepare.py``.
 
-Logs of ``--rows`` generated rows (5,000,000 unless said), 20 a user, are written to a temporary
+Logs of ``--rows`` generated rows (default 5,000,000), 20 per user, are written to a temporary
 folder: integer ids, ids of 22 characters, every id in quotes, one quoted row, and gzip. Each is
-prepared in a process of its own; beside it, where pandas is installed, ``pandas.read_csv`` and
-nothing else. Peak memory is that of the whole process (``getrusage``, largest resident set).
+prepared in a separate process; for comparison, ``pandas.read_csv`` reads it if pandas is installed.
+Peak memory is that of the whole process (``getrusage``, largest resident set).
 """
 
 import argparse
@@ -29,7 +29,7 @@ PANDAS = "import sys, pandas; pandas.read_csv(sys.argv[1])"
 
 
 def lines(form: str, rows: int) -> Iterator[str]:
-    """A log, CHUNK rows at once."""
+    """Yield a log, CHUNK rows at once."""
     rng = np.random.default_rng(0)
     yield "user_id,item_id,timestamp\n"
     for start in range(0, rows, CHUNK):
@@ -41,7 +41,7 @@ def lines(form: str, rows: int) -> Iterator[str]:
 
 
 def write(folder: Path, rows: int) -> dict[str, Path]:
-    """The logs by name."""
+    """Write the logs; return them by name."""
     logs = {}
     for form in FORMS:
         logs[form] = folder / f"{form.replace(' ', '-')}.csv"
@@ -55,7 +55,7 @@ def write(folder: Path, rows: int) -> dict[str, Path]:
 
 
 def measure(command: list[str]) -> str:
-    """Wall-clock seconds, CPU seconds and peak memory of a command."""
+    """Run a command; return wall-clock seconds, CPU seconds and peak memory."""
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
