@@ -151,7 +151,7 @@ class PrepareConfig(Seeded):
     titles: Titles | None = None
     """Source of the item titles."""
     core: int = Field(5, ge=1)
-    """Users and items with fewer interactions are dropped, repeatedly, until all have as many."""
+    """Users and items with fewer interactions are dropped, repeatedly, until all have this many."""
     history: int = Field(50, ge=1)
     """Length of the histories that the model sees: each user's newest interactions."""
     split: LeaveOneOut | TemporalSplit = Field(LeaveOneOut(), discriminator="by")

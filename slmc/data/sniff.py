@@ -171,7 +171,7 @@ class Head:
         return Layout("parquet") if named else None
 
     def separator(self, named: Format | None) -> str | None:
-        """Return the separator that gives the columns, or the same number of fields in all lines.
+        """Return the separator that yields the columns, or equally many fields in all lines.
 
         The separator that the name suggests is tried first. Blanks and tabs, which sequences
         have too, must split the first line into the columns.

@@ -22,7 +22,7 @@ SMOLLM2: dict[str, Any] = {
 
 
 def llm_config(kind: str = "llama", **options: Any) -> PreTrainedConfig:
-    """The config of a small decoder of a kind, with its token table.
+    """Return the config of a small decoder of a kind, with its token table.
 
     Args:
         kind: Model type of transformers.
@@ -35,14 +35,14 @@ def llm_config(kind: str = "llama", **options: Any) -> PreTrainedConfig:
 
 
 def backbone_config(kind: str = "llama", **options: Any) -> PreTrainedConfig:
-    """As :func:`llm_config`, with a token table of one row, as a backbone has it."""
+    """As :func:`llm_config`, but with a token table of one row, like a backbone."""
     return backbone.truncated(llm_config(kind, **options), None, kind)
 
 
 def recommender(
     kind: str = "llama", decoder: Mapping[str, Any] | None = None, **shape: Any
 ) -> SequentialRecommender:
-    """A recommender with the initial weights that torch's random state gives, in evaluation mode.
+    """Build a recommender with random initial weights (torch's random state), in evaluation mode.
 
     Args:
         kind: Model type of its decoder.

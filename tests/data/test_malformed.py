@@ -310,6 +310,6 @@ def test_columns_without_a_header_are_numbers(settings: dict[str, object], why: 
 
 
 @pytest.mark.parametrize("separator", ["", '"', "a\nb"])
-def test_what_is_no_separator(separator: str) -> None:
+def test_invalid_separators(separator: str) -> None:
     with pytest.raises(ValidationError, match="a separator is one or more characters"):
         PrepareConfig(source="log", separator=separator)

@@ -76,7 +76,7 @@ def refused(folder: Path) -> UsageError:
     "other",
     ["z_ema", "model.fp16", "adapter_model", "consolidated", "model-00001-of-00002", "a"],
 )
-def test_files_beside_model_safetensors_are_not_read(
+def test_other_files_than_model_safetensors_are_not_read(
     folder: Path, tensors: Tensors, other: str
 ) -> None:
     put(folder, tensors)
