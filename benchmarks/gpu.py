@@ -60,7 +60,9 @@ def plan(folder: Path, precision: str) -> For:
         rng = np.random.default_rng(0)
         drawn = [rng.integers(1, ITEMS + 1, LENGTH).astype(np.int32) for _ in range(64)]
         scales = calibration.static_scales(made, drawn)
-    serialize.save(typed.typed_graph(made, TOP_K, precision, {}, scales), folder / tensorrt.TYPED)
+    serialize.save(
+        typed.tensorrt_graph(made, TOP_K, precision, {}, scales), folder / tensorrt.TYPED
+    )
     built = tensorrt.build(
         order.module, order.flavour, folder / tensorrt.TYPED, order.profiles, config
     )

@@ -144,7 +144,7 @@ def _write_graph(order: _Order, folder: Path) -> None:
         if file == plain:
             serialize.save(graph, file)
         else:
-            serialize.save_beside(graph, plain, file)
+            serialize.save_sharing_weights(graph, plain, file)
     if "user_vectors" in config.outputs:
         vectors = {"item_vectors": model.item_vectors().detach().contiguous()}
         save_file(vectors, folder / ITEM_VECTORS)
@@ -187,7 +187,7 @@ def _describe(order: _Order, made_of: Artefact, work: Draft) -> None:
             interface.TOP_ITEMS: ["int64", ["batch", top_k]],
             interface.TOP_SCORES: ["float32", ["batch", top_k]],
         }
-        | interface.more_outputs(config.outputs, *model.item_vectors().shape),
+        | interface.extra_outputs(config.outputs, *model.item_vectors().shape),
         "layout": config.layout,
         "top_k": top_k,
         "opset": config.opset,

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from slmc.export.config import HALVES
 from slmc.export.constraints import BLOCKS
-from slmc.export.graph.lowering import ACCURATE_BLOCK, MIDDLE, RANGE, TINY, fits
+from slmc.export.graph.dynamic_int8 import LARGEST_CODE, TINY, ZERO_POINT
+from slmc.export.graph.lowering import ACCURATE_BLOCK
+from slmc.export.graph.nbits import nbits_supports
 from slmc.model.codes import Codes, rounded
 from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
 
-UNIT = float(np.float32(1 / RANGE))
+UNIT = float(np.float32(1 / LARGEST_CODE))
 """Step of codes whose largest stands for 1, as float32 has it."""
 
 
@@ -90,15 +92,15 @@ class PerToken(nn.Module):
         """Round the weights of ``layer``."""
         super().__init__()
         weight = layer.weight.detach()
-        scale = weight.abs().amax(dim=1) / RANGE
+        scale = weight.abs().amax(dim=1) / LARGEST_CODE
         self.scale = torch.where(scale == 0, torch.ones(()), scale)
-        self.codes = (weight / self.scale[:, None]).round().clamp(-RANGE, RANGE)
+        self.codes = (weight / self.scale[:, None]).round().clamp(-LARGEST_CODE, LARGEST_CODE)
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``."""
         step = x.abs().amax(dim=-1, keepdim=True).clamp(min=float(TINY)) * UNIT
-        tokens = (x / step).round().clamp(-MIDDLE, MIDDLE - 1)
+        tokens = (x / step).round().clamp(-ZERO_POINT, ZERO_POINT - 1)
         # Products of 8-bit codes are exact in float64, and their sums too.
         whole = (tokens.double() @ self.codes.double().T).float()
         found = whole * self.scale * step
@@ -112,7 +114,7 @@ class InBlocks(nn.Module):
         """Take the codes of ``layer``."""
         super().__init__()
         self.weight, self.bias = torch.from_numpy(codes.weight), layer.bias
-        rounds = layout == "packed" and fits(codes)
+        rounds = layout == "packed" and nbits_supports(codes)
         self.tokens = Blocks(codes.group_size) if rounds else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,6 +155,6 @@ class Blocks(nn.Module):
         """``[..., K]`` to the same."""
         inputs = x.shape[-1]
         blocks = nn.functional.pad(x, (0, -inputs % self.size)).unflatten(-1, (-1, self.size))
-        scale = blocks.abs().amax(dim=-1, keepdim=True) / RANGE
+        scale = blocks.abs().amax(dim=-1, keepdim=True) / LARGEST_CODE
         steps = (blocks / torch.where(scale == 0, torch.ones(()), scale)).round()
         return (steps * scale).flatten(-2)[..., :inputs]

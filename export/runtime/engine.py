@@ -23,7 +23,7 @@ from slmc.data.batches import pad_left
 from slmc.errors import ArtefactError, MissingError
 from slmc.export.config import HALVES
 from slmc.export.graph.interface import ALLOWED, EXCLUDE_SEEN, INPUT, SCORES, TOP_ITEMS, TOP_SCORES
-from slmc.export.graph.outputs import name_scores
+from slmc.export.graph.outputs import ensure_scores
 from slmc.export.runtime.pages import large_pages
 
 GRAPH, MASKED = "onnx/model.onnx", "onnx/masked.onnx"
@@ -306,7 +306,7 @@ def _with_scores(file: Path, rows: int) -> bytes:
             f"{file} is not an ONNX graph.",
             "Make the engine again with `slmc export`.",
         ) from None
-    if not name_scores(model, rows):
+    if not ensure_scores(model, rows):
         raise ArtefactError(
             f"{file}: it holds no value {SCORES!r} to take the best of.",
             "Make the engine again with `slmc export`.",

@@ -78,7 +78,7 @@ class Planned:
             number, seed = self.config.tensorrt.calibration, self.config.seed
             drawn = calibration.histories(data, number, seed)
             scales = calibration.static_scales(self.model, drawn)
-        graph = typed.typed_graph(self.model, self.top_k, self.precision, self.own, scales)
+        graph = typed.tensorrt_graph(self.model, self.top_k, self.precision, self.own, scales)
         typed.check_operators(graph)
         serialize.save(graph, folder / TYPED)
         proof = self._prove(graph, folder, scales, histories)
@@ -144,7 +144,7 @@ def planned(config: ExportConfig, model: Recommender, top_k: int, own: dict[str,
         MissingError: The flavour, a GPU that it needs, or a type of the GPU's is not there.
     """
     settings = config.tensorrt
-    codes = any(typed.four_bits(one) for one in own.values())
+    codes = any(typed.has_4_bits(one) for one in own.values())
     precision = settings.precision or ("int4" if codes else "bf16")
     if precision == "int4":
         typed.check_blocks(own)

@@ -123,8 +123,8 @@ def test_codes_of_a_layer_that_is_cut_in_two_are_carried_over(precision: str, bi
 def test_a_family_is_built_by_tensorrt(family: str, rtx: Any, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, flavour = recommender(family), FLAVOURS["tensorrt-rtx"]
-    graph = typed.typed_graph(model, ITEMS, "bf16", {}, {})
-    session = onnxruntime.InferenceSession(cpu_emulation.runnable(graph).SerializeToString())
+    graph = typed.tensorrt_graph(model, ITEMS, "bf16", {}, {})
+    session = onnxruntime.InferenceSession(cpu_emulation.cpu_graph(graph).SerializeToString())
     with torch.inference_mode():
         spread = float(model(torch.ones((1, 3), dtype=torch.long))[:, 1:].std())
     check(session, cpu_emulation.emulated(model, "bf16", {}, {}), HALF * spread)

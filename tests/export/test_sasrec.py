@@ -162,7 +162,7 @@ def test_the_padded_graph_has_standard_operators_only() -> None:
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_the_graph_for_tensorrt(precision: str, made: Artefact) -> None:
     loaded = model()
-    graph = typed.typed_graph(loaded, TOP_K, precision, {}, {})
+    graph = typed.tensorrt_graph(loaded, TOP_K, precision, {}, {})
     typed.check_operators(graph)
     types = Counter(t.data_type for t in graph.graph.initializer if len(t.dims) == 2)
     halves = types[onnx.TensorProto.BFLOAT16]

@@ -24,7 +24,7 @@ from slmc.export.config import ExportConfig, ParityConfig
 from slmc.export.constraints import STEADY_TOKENS, Source, no_gain
 from slmc.export.export import export
 from slmc.export.graph.optimize import both_graphs, to_onnx
-from slmc.export.reference.cpu_emulation import runnable
+from slmc.export.reference.cpu_emulation import cpu_graph
 from slmc.export.reference.precision import in_precision, linear_layers
 from slmc.export.runtime.engine import GRAPH, Engine
 from slmc.model.codes import rounded, stored
@@ -109,7 +109,7 @@ def test_an_engine_computes_as_the_model_in_its_precision(
 
 @pytest.mark.slow
 def test_a_bf16_graph_computes_as_the_model_with_operators_that_a_processor_has() -> None:
-    graph = runnable(to_onnx(recommender(), "packed", TOP_K, 21, "bf16"))
+    graph = cpu_graph(to_onnx(recommender(), "packed", TOP_K, 21, "bf16"))
     engine = onnxruntime.InferenceSession(graph.SerializeToString())
     assert error(engine, in_precision(recommender(), "bf16", {}, "packed")) < 8 * NEAR
 

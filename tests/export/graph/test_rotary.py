@@ -8,7 +8,7 @@ from families import small
 from transformers import AutoConfig
 
 from slmc.export.graph.optimize import to_onnx
-from slmc.export.graph.rotary import RotaryTables, known_positions
+from slmc.export.graph.rotary import RotaryTables, rotary_tables
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 ITEMS, HISTORY = 30, 12
@@ -39,7 +39,7 @@ def test_frequencies_that_hang_on_the_length_are_not_looked_up() -> None:
     computed = model.backbone.rotary_emb
     with pytest.raises(ValueError, match="length"):
         RotaryTables(computed, HISTORY)
-    with known_positions(model):
+    with rotary_tables(model):
         assert model.backbone.rotary_emb is computed
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from slmc.artefact import Artefact
 from slmc.compress.quantize.item_table import quantize_table
 from slmc.errors import UndecidedError, UsageError
+from slmc.export.graph.dynamic_int8 import int8_columns
 from slmc.export.reference import activation_scales as calibration
 from slmc.export.reference import cpu_emulation
 from slmc.export.reference.precision import linear_layers
@@ -60,7 +61,7 @@ def made(
     loaded = load_model(model)
     own = change(loaded) or {}
     scales = calibration.static_scales(loaded, training()) if precision == "int8" else {}
-    graph = typed.typed_graph(loaded, TOP_K, precision, own, scales)
+    graph = typed.tensorrt_graph(loaded, TOP_K, precision, own, scales)
     return graph, cpu_emulation.emulated(loaded, precision, own, scales), loaded
 
 
@@ -166,7 +167,7 @@ def test_a_clip_by_hand() -> None:
 
 
 def test_columns_by_hand() -> None:
-    codes, scale = typed.rounded_columns(np.array([[127.0, 0.0], [-64.0, 0.0]], np.float32))
+    codes, scale = int8_columns(np.array([[127.0, 0.0], [-64.0, 0.0]], np.float32))
     assert codes.tolist() == [[127, 0], [-64, 0]] and scale.tolist() == [1.0, 1.0]
 
 
@@ -180,7 +181,7 @@ def test_float8_columns_by_hand() -> None:
 
 def test_a_scale_of_0_stands_for_zeros() -> None:
     codes, scale = np.array([[1, 2, 3, 4]], np.int8), np.array([[0.0, 2.0]], np.float32)
-    found, each = typed.positive(codes, scale)
+    found, each = typed.without_zero_scales(codes, scale)
     assert found.tolist() == [[0, 0, 3, 4]] and each.tolist() == [[1.0, 2.0]]
 
 
