@@ -110,7 +110,7 @@ def split_slices(graph: ir.Graph) -> None:
     for each in matmuls(graph):
         y = each.y
         users = [use.node for use in y.uses()]
-        slices = {bounds: user for user in users if (bounds := slice_bounds(user, y)) is not None}
+        slices = {cut: user for user in users if (cut := slice_bounds(user, y)) is not None}
         bounds = sorted(slices)
         ends = [0, *(end for _, end in bounds)]
         if len(bounds) < max(2, len(users)) or [start for start, _ in bounds] != ends[:-1]:

@@ -187,8 +187,9 @@ def _tables(graph: ir.Graph, rotary: ir.Node, parts: list[_Part], known: _Known)
     if key not in known.positions:
         tape = Tape(graph, f"{column.name}_of_{rotated}_heads", after=column.producer())
         is_rotated = np.repeat([1, 0], [rotated, values])
-        own = tape.op("Mul", [column, tape.constant(is_rotated, "rotated")])
-        positions = tape.op("Add", [own, tape.constant((1 - is_rotated) * extra, "unrotated")])
+        rotated_at = tape.op("Mul", [column, tape.constant(is_rotated, "rotated")])
+        unrotated_at = tape.constant((1 - is_rotated) * extra, "unrotated")
+        positions = tape.op("Add", [rotated_at, unrotated_at])
         shape = constant(graph, [-1, 1], "heads_column")
         known.positions[key] = tape.op("Reshape", [positions, shape])
     return [known.positions[key], *longer]

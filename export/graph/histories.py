@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def accept_all_lengths(graph: ir.Graph, history: int, items: int) -> None:
-    """Let the graph accept histories ``[B, L]`` of any B and L, 0 included.
+    """Make the graph accept histories ``[B, L]`` of any B and L, 0 included.
 
-    The newest ``history`` items count. A row below 0 becomes one above V, which the table lacks:
-    ONNX Runtime refuses it, where it would have counted from the table's end. A history of no
-    length is one of padding. Without any history one of padding is computed, and its answer is left
-    out of the outputs.
+    Only the newest ``history`` items are used. A negative row becomes V + 1, which the table lacks:
+    ONNX Runtime refuses it, where it would have counted from the table's end. An empty history
+    becomes one padding item. For B = 0 one padding item is computed, and the outputs leave its
+    answer out.
 
     Args:
         graph: Changed in place.
@@ -50,6 +50,6 @@ def accept_all_lengths(graph: ir.Graph, history: int, items: int) -> None:
     for index, every in enumerate(graph.outputs):
         name = every.name
         outputs = Tape(graph, f"given_{name}", after=graph[-1])
-        given = outputs.op("Slice", [every, zero, number, zero], like=every)
-        every.name, given.name = f"every_{name}", name
-        graph.outputs[index] = given
+        cut = outputs.op("Slice", [every, zero, number, zero], like=every)
+        every.name, cut.name = f"every_{name}", name
+        graph.outputs[index] = cut

@@ -1,8 +1,8 @@
 """How every pass reads and changes a graph.
 
 To read: :func:`matmuls`, :func:`producer`, :func:`inputs`, :func:`array`. To change: record new
-operators on a :class:`Tape`, which names them and puts them into the graph, then let a new value
-:func:`replace` an old one. A pass handles values, and nodes only where it searches for them.
+operators on a :class:`Tape`, which names them and puts them into the graph, then :func:`replace` an
+old value by a new one. A pass handles values, and nodes only where it searches for them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+Elements = NDArray[Any] | np.generic | Sequence[int]
+"""What a constant is made of; integers become int64."""
 MICROSOFT = "com.microsoft"
+"""Domain of the operators that only ONNX Runtime has."""
 LAYERS = "layers"
 """Key of a weight's metadata: names of the layers whose weights it holds."""
 
@@ -100,12 +103,12 @@ class Tape:
         return values
 
     def cast(self, x: ir.Value, dtype: str | ir.DataType) -> ir.Value:
-        """Add a Cast to a type, which may be given by name, such as ``FLOAT``."""
+        """Add a Cast to a type, also by name, such as ``FLOAT``."""
         import onnx_ir as ir
 
         return self.op("Cast", [x], {"to": ir.DataType[dtype] if isinstance(dtype, str) else dtype})
 
-    def constant(self, values: Any, what: str, dtype: ir.DataType | None = None) -> ir.Value:
+    def constant(self, values: Elements, what: str, dtype: ir.DataType | None = None) -> ir.Value:
         """Add a constant called ``<name>_<what>``; arguments as :func:`constant`."""
         return constant(self.graph, values, f"{self.name}_{what}", dtype)
 
@@ -117,7 +120,7 @@ class Tape:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let a new value take over the name, type, shape and uses of an old one.
+    """Replace a value by a new one, which takes over its name, type, shape and uses.
 
     The node of ``old`` is removed if no output of it is used any more.
     """
@@ -131,12 +134,14 @@ def replace(old: ir.Value, new: ir.Value) -> None:
         node.graph.remove(node, safe=True)
 
 
-def constant(graph: ir.Graph, values: Any, name: str, dtype: ir.DataType | None = None) -> ir.Value:
+def constant(
+    graph: ir.Graph, values: Elements, name: str, dtype: ir.DataType | None = None
+) -> ir.Value:
     """Return a constant of the graph, added unless it has the same one by that name.
 
     Args:
         graph: Changed in place.
-        values: A numpy array or scalar, or integers, which become int64.
+        values: Its elements.
         name: Followed by ``_`` while another constant has it.
         dtype: Type of the elements; by default that of ``values``.
     """

@@ -187,7 +187,7 @@ def _look_up_codes(
 
 
 def _dequantize(graph: ir.Graph, operands: list[ir.Value]) -> None:
-    """Let both uses of the table read ``DequantizeLinear(operands)``, one scale per row."""
+    """Replace the table in both uses by ``DequantizeLinear(operands)``, one scale per row."""
     lookup, scoring = _table_nodes(graph)
     tape = Tape(graph, "item_table", before=lookup)
     table = tape.op("DequantizeLinear", operands, {"axis": 0})

@@ -77,7 +77,7 @@ def select_last_tokens(graph: ir.Graph) -> ir.Value:
 def _move_up(
     graph: ir.Graph, movable: list[ir.Node], boundary: list[ir.Value], tokens: ir.Value
 ) -> dict[ir.Value, ir.Value]:
-    """Let nodes compute selected tokens alone; arguments as :func:`_token_wise` returns them.
+    """Make nodes compute selected tokens alone; arguments as :func:`_token_wise` returns them.
 
     Returns:
         For each value at the boundary its selected tokens.
@@ -186,7 +186,7 @@ def _look_up_last(graph: ir.Graph, lookup: ir.Node, rotary: ir.Node, tokens: ir.
     tape = Tape(graph, f"{queries.name}_last", before=rotary)
     rotary.replace_input_with(1, tape.op("Gather", [rotary.inputs[1], tokens], {"axis": 0}))
     # One token a history: the queries of a kv head lie one behind the other already.
-    _, *sizes = () if y.shape is None else y.shape
+    sizes = [] if y.shape is None else [size for size in y.shape[1:] if isinstance(size, int)]
     shape = constant(graph, [-1, *sizes], "last_queries")
     replace(y, Tape(graph, f"{y.name}_last", before=lookup).op("Reshape", [queries, shape]))
 

@@ -6,7 +6,7 @@ Letters: K inputs, N outputs, G blocks of inputs, b bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,8 @@ def nbits_constants(
     groups, block = codes.scale.shape[1], codes.group_size
     padded = np.full((outputs, groups * block), 2 ** (codes.bits - 1), dtype=np.uint8)
     padded[:, :inputs] = codes.codes
-    packed: NDArray[np.uint8] = padded.reshape(outputs, groups, block)
-    zero_point: NDArray[np.uint8] | None = codes.zero_point
+    packed: NDArray[Any] = padded.reshape(outputs, groups, block)
+    zero_point: NDArray[Any] | None = codes.zero_point
     if codes.bits == 4:
         packed = packed[..., 0::2] | (packed[..., 1::2] << 4)
         if zero_point is not None:
@@ -98,7 +98,7 @@ def lower_to_codes(graph: ir.Graph, matmul: Matmul, codes: Codes, layout: str) -
 def _dequantized(tape: Tape, codes: Codes) -> ir.Value:
     """A weight ``[K, N]`` that standard operators compute from its codes.
 
-    ONNX Runtime computes constants once, when a session opens. It would turn a DequantizeLinear
+    ONNX Runtime computes constants once, when a session opens. It would fuse a DequantizeLinear
     into MatMulNBits, and round activations to int8 in every session that does not forbid it.
     """
     import onnx_ir as ir

@@ -70,11 +70,11 @@ def _norm_of_sum(node: ir.Node) -> tuple[ir.Node, ir.Node, ir.Value, float] | No
     chain: list[ir.Node] = []
     value = root
     for kind in ("Sqrt", "Add", "ReduceMean", "Pow"):
-        step = producer(value, kind)
-        if step is None:
+        before = producer(value, kind)
+        if before is None:
             return None
-        chain.append(step)
-        value = inputs(step)[0]
+        chain.append(before)
+        value = inputs(before)[0]
     _, plus, mean, power = chain
     if addition is None or not all(map(has_tokens, inputs(addition))):
         return None

@@ -24,7 +24,7 @@ RESCORED = {"int8+rescore": (8, 4), "int4+rescore": (4, 8)}
 scored a second time, from the float table."""
 BLOCK = 32
 """Items of a block, whose best one is found in one pass over the scores. The C best items lie in
-the C blocks with the best ones, so a TopK need not walk through all scores."""
+the C blocks with the best ones, so the TopK does not search all scores."""
 
 
 def rescore(graph: ir.Graph, table: NDArray[np.float32], form: str, top_k: int) -> Choice:
@@ -59,8 +59,8 @@ def rescore(graph: ir.Graph, table: NDArray[np.float32], form: str, top_k: int) 
     item_bias = tape.op("Gather", [constant(graph, bias, "item_bias"), rows], {"axis": 0})
     vectors = tape.op("Gather", [floats, known], {"axis": 0})
     last_axis = constant(graph, [-1], "last_axis")
-    products = tape.op("MatMul", [vectors, tape.op("Unsqueeze", [users, last_axis])])
-    exact = tape.op("Squeeze", [products, last_axis])
+    dot_products = tape.op("MatMul", [vectors, tape.op("Unsqueeze", [users, last_axis])])
+    exact = tape.op("Squeeze", [dot_products, last_axis])
     ranked = tape.op("Add", [tape.op("Add", [exact, item_bias]), mask])
     topk.replace_input_with(0, ranked)
     _return_rows(graph, topk, known)

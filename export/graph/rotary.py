@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class RotaryTables(nn.Module):
 
 @contextmanager
 def rotary_tables(model: Recommender) -> Iterator[None]:
-    """Let a decoder look cosines and sines up, unless they depend on the length of a history."""
+    """Make a decoder look up cosines and sines, unless they depend on the length of a history."""
     computed = getattr(getattr(model, "backbone", None), "rotary_emb", None)
     if computed is None or not isinstance(model, SequentialRecommender):
         yield
@@ -98,6 +99,22 @@ def rotary_tables(model: Recommender) -> Iterator[None]:
         model.backbone.rotary_emb = computed
 
 
+@dataclass(frozen=True)
+class _Rotation:
+    """A rotation ``x * cos + rotate_half(x) * sin``."""
+
+    x: ir.Value
+    """``[1, heads, T, D]``."""
+    heads: int
+    width: int
+    """D."""
+    cosines: ir.Value
+    sines: ir.Value
+    """Tables ``[P, R]``."""
+    positions: ir.Value
+    """By which they are looked up."""
+
+
 def fuse_rotary(graph: ir.Graph) -> None:
     """Rotate by the operator ``RotaryEmbedding``: one pass over memory instead of six.
 
@@ -110,13 +127,13 @@ def fuse_rotary(graph: ir.Graph) -> None:
         match = _rotation(node)
         if match is None:
             continue
-        x, (cosines, positions), (sines, _) = match
+        positions = match.positions
         if positions not in columns:
             tape = Tape(graph, f"{positions.name}_column", after=positions.producer())
             shape = constant(graph, [-1, 1], "rotary_column")
             columns[positions] = tape.op("Reshape", [positions, shape])
-        tables = [columns[positions], _half(graph, cosines), _half(graph, sines)]
-        _rotate(graph, node, x, tables)
+        tables = [_half(graph, match.cosines), _half(graph, match.sines)]
+        _rotate(graph, node, match, [columns[positions], *tables])
 
 
 def _half(graph: ir.Graph, table: ir.Value) -> ir.Value:
@@ -125,16 +142,16 @@ def _half(graph: ir.Graph, table: ir.Value) -> ir.Value:
     return constant(graph, values[:, : values.shape[1] // 2].copy(), f"{table.name}_half")
 
 
-def _rotate(graph: ir.Graph, node: ir.Node, x: ir.Value, tables: list[ir.Value]) -> None:
-    """Replace the rotation of ``x [1, heads, T, D]`` that ``node`` ends.
+def _rotate(graph: ir.Graph, node: ir.Node, match: _Rotation, tables: list[ir.Value]) -> None:
+    """Replace a rotation.
 
     Args:
         graph: Changed in place.
-        node: Adds the two parts of the rotation.
-        x: What is rotated.
+        node: The Add that ends it.
+        match: The rotation.
         tables: Positions ``[T, 1]``, cosines and sines.
     """
-    y, (heads, width) = node.outputs[0], _heads_and_width(x)
+    x, y, heads, width = match.x, node.outputs[0], match.heads, match.width
     tape = Tape(graph, f"{y.name}_rotated", before=node)
     transpose = producer(x, "Transpose")
     if transpose is not None and transpose.attributes["perm"].as_ints() == HEADS_FIRST:
@@ -158,14 +175,15 @@ _Lookup = tuple["ir.Value", "ir.Value"]
 """A table and the positions by which it is looked up."""
 
 
-def _rotation(node: ir.Node) -> tuple[ir.Value, _Lookup, _Lookup] | None:
-    """Match an Add as the end of a rotation: ``x [1, heads, T, D]``, and how cos and sin came."""
+def _rotation(node: ir.Node) -> _Rotation | None:
+    """Match an Add as the end of a rotation of heads whose number and width are known."""
     for plain, crossed in (node.inputs, node.inputs[::-1]):
         for x, cos in _factors(plain):
             for rotated, sin in _factors(crossed):
                 cosines, sines = _table_lookup(cos), _table_lookup(sin)
-                if cosines and sines and _is_rotated_half(rotated, x) and _by_head(x):
-                    return x, cosines, sines
+                sizes = _heads_and_width(x)
+                if cosines and sines and sizes and _is_rotated_half(rotated, x):
+                    return _Rotation(x, *sizes, cosines[0], sines[0], cosines[1])
     return None
 
 
@@ -192,18 +210,13 @@ def _is_rotated_half(value: ir.Value, x: ir.Value) -> bool:
     return slice_bounds(first, x) == (0, half) and slice_bounds(second, x) == (half, 2 * half)
 
 
-def _by_head(x: ir.Value) -> bool:
-    """Whether ``x`` is ``[1, heads, T, D]``, heads and D known."""
+def _heads_and_width(x: ir.Value) -> tuple[int, int] | None:
+    """Heads and D of ``x [1, heads, T, D]``, or ``None`` if they are not known."""
     shape = x.shape
     if shape is None or len(shape) != 4 or x.producer() is None:
-        return False
-    return isinstance(shape[1], int) and isinstance(shape[3], int)
-
-
-def _heads_and_width(x: ir.Value) -> tuple[int, int]:
-    """Heads and D of ``x [1, heads, T, D]``."""
-    _, heads, _, width = () if x.shape is None else x.shape
-    return int(heads), int(width)
+        return None
+    _, heads, _, width = shape
+    return (heads, width) if isinstance(heads, int) and isinstance(width, int) else None
 
 
 def _table_lookup(value: ir.Value) -> _Lookup | None:

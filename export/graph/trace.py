@@ -107,7 +107,7 @@ def _silence() -> Iterator[None]:
     logger.setLevel(logging.ERROR)  # it warns that torchvision is missing, which nothing here needs
     try:
         with warnings.catch_warnings():
-            # Raised inside torch.export by torch's own use of pytree.
+            # Raised inside torch.export, where torch uses pytree.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"copyreg|torch\.")
             warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|onnx")
             yield

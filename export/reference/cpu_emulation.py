@@ -2,7 +2,7 @@
 
 The emulated graph computes the same values with operators that a CPU has: matmuls in bf16 or fp16
 become matmuls in float32 of rounded numbers, rounded again. The model in PyTorch is brought into
-the same precision. Only TensorRT's own kernels are not checked.
+the same precision. This checks all but the kernels of TensorRT.
 
 Letters: K inputs, N outputs.
 """
@@ -55,8 +55,8 @@ def cpu_graph(graph: onnx.ModelProto) -> onnx.ModelProto:
         y = node.outputs[0]
         tape = Tape(model.graph, f"{y.name}_float", before=node)
         x = tape.cast(inputs(node)[0], "FLOAT")
-        product = tape.op("MatMul", [x, tape.constant(values, "weight")])
-        replace(y, tape.cast(product, dtype))
+        y_float = tape.op("MatMul", [x, tape.constant(values, "weight")])
+        replace(y, tape.cast(y_float, dtype))
     drop_unused(model)
     return ir.to_proto(model)
 
