@@ -66,15 +66,25 @@ def tensorrt_graph(
     fusion.mark_layers(typed.graph, weights)
     fusion.merge_matmuls(typed.graph, lambda names: _form_of(names, precision, layer_codes))
     if precision != "fp32":
-        lowering = _Lowering(typed.graph, precision, layer_codes, scales)
-        for matmul in matmuls(typed.graph):
-            if matmul.layers:
-                lowering.lower(matmul)
+        lower_for_tensorrt(typed.graph, precision, layer_codes, scales)
     if isinstance(model.item_embeddings, QuantizedTable):
         table = model.item_embeddings
         codes, scale = without_zero_scales(table.signed_codes().numpy(), table.scale.numpy())
         item_table.store_int8(typed.graph, codes, scale[:, 0])
     return serialize.to_proto(typed)
+
+
+def lower_for_tensorrt(
+    graph: ir.Graph,
+    precision: str,
+    layer_codes: Mapping[str, Codes],
+    scales: Mapping[str, float],
+) -> None:
+    """Compute the decoder's matmuls in a precision; arguments as :func:`tensorrt_graph`."""
+    lowering = _Lowering(graph, precision, layer_codes, scales)
+    for matmul in matmuls(graph):
+        if matmul.layers:
+            lowering.lower(matmul)
 
 
 class _Lowering:

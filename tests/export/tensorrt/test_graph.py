@@ -11,11 +11,14 @@ import pytest
 import torch
 from answers import histories
 from numpy.typing import NDArray
+from small_graphs import model as small_graph
+from small_graphs import normal, operators
 
 from slmc.artefact import Artefact
 from slmc.compress.quantize.item_table import quantize_table
 from slmc.errors import UndecidedError, UsageError
 from slmc.export.graph.dynamic_int8 import int8_columns
+from slmc.export.graph.ir import LAYERS, matmuls
 from slmc.export.reference import activation_scales as calibration
 from slmc.export.reference import cpu_emulation
 from slmc.export.reference.precision import linear_layers
@@ -116,6 +119,27 @@ def test_only_the_matmuls_of_the_decoder_have_the_type(
     assert {entry.domain for entry in graph.opset_import} == {""}
     onnx.checker.check_model(graph, full_check=True)
     typed.check_operators(graph)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("bf16", ["Cast", "MatMul", "Cast"]),
+        ("fp16", ["Cast", "MatMul", "Cast"]),
+        ("int8", ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "MatMul"]),
+        ("fp8", ["DequantizeLinear", "Cast", "MatMul", "Cast"]),
+        ("int4", ["DequantizeLinear", "Cast", "MatMul", "Cast"]),
+    ],
+)
+def test_lower_for_tensorrt(precision: str, expected: list[str]) -> None:
+    text = "(float[1,T,32] x) => (float[1,T,8] y) { y = MatMul (x, w) }"
+    graph = small_graph(text, w=normal(32, 8)).graph
+    layer_codes = {"up": rounded(normal(32, 8).T, bits=4, group_size=16)}
+    typed.lower_for_tensorrt(graph, precision, layer_codes, {"up": 0.1})
+    assert operators(graph) == ["MatMul"], "no layer of the decoder"
+    matmuls(graph)[0].weight.meta[LAYERS] = ("up",)
+    typed.lower_for_tensorrt(graph, precision, layer_codes, {"up": 0.1})
+    assert operators(graph) == expected
 
 
 def test_four_bit_codes_are_carried_over(model: Artefact) -> None:
