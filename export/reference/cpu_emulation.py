@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from slmc.export.graph import serialize
 from slmc.export.graph.dynamic_int8 import LARGEST_CODE, int8_columns
 from slmc.export.graph.ir import Tape, array, drop_unused, inputs, is_constant, nodes, replace
-from slmc.export.reference.precision import Half, copied, linear_layers
+from slmc.export.reference.precision import HalfLinear, copied, linear_layers
 from slmc.export.runtime.engine import GRAPH, Engine
 from slmc.export.tensorrt.graph import float8_columns, has_4_bits
 from slmc.model.codes import Codes
@@ -81,11 +81,13 @@ def emulated(
             floats8, scale = float8_columns(layer.weight.detach().numpy().T)
             floats = floats8.astype(np.float32) * scale.astype(np.float32)
             layer.weight.data = torch.from_numpy(np.ascontiguousarray(floats.T))
-            emulation.set_submodule(name, Half(layer, "bf16"))
+            emulation.set_submodule(name, HalfLinear(layer, "bf16"))
         else:
             codes = layer_codes.get(name) if precision == "int4" else None
             half = "fp16" if precision == "fp16" else "bf16"
-            emulation.set_submodule(name, Half(layer, half, codes if has_4_bits(codes) else None))
+            emulation.set_submodule(
+                name, HalfLinear(layer, half, codes if has_4_bits(codes) else None)
+            )
     return emulation
 
 

@@ -229,5 +229,5 @@ def test_a_dataset_without_training(dataset: Artefact) -> None:
 
     empty: Any = Empty()
     with pytest.raises(UndecidedError) as caught:
-        calibration.histories(empty, 5, seed=0)
-    assert str(caught.value).startswith("the dataset holds no training history")
+        calibration.calibration_histories(empty, 5, seed=0)
+    assert str(caught.value).startswith("the dataset has no training history")
