@@ -318,7 +318,7 @@ def test_8_bit_rounding_by_hand() -> None:
         ({"precision": "int4"}, "precision int4: the model has no 4-bit codes."),
         (
             {"table": "int8+rescore", "layout": "padded"},
-            "table int8+rescore: standard operators have no product with rows of codes.",
+            "table int8+rescore: no standard operator multiplies with a quantized item table.",
         ),
     ],
 )
