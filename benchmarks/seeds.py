@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from slmc.errors import SlmcError
 from slmc.evaluation.bootstrap import Bounds, Interval, paired_over_seeds
-from slmc.evaluation.measured import Measured, check_same_users, told, values
-from slmc.evaluation.verdict import paired_change
+from slmc.evaluation.comparison import paired_change
+from slmc.evaluation.results import Evaluation, check_same_users, protocol_text, values
 from slmc.pipeline.judging import measured_as
 from slmc.pipeline.runner import run
 from slmc.recipe import load
@@ -39,7 +39,7 @@ class Trained:
     """What one seed gave: id of a step -> its evaluation."""
 
     seed: int
-    measured: dict[str, Measured]
+    measured: dict[str, Evaluation]
 
 
 def train(name: str, step_id: str, seed: int, sets: list[str]) -> Trained:
@@ -133,7 +133,7 @@ def main() -> None:
         parser.exit(error.exit_code, f"error: {error.what}\n  {error.remedy}\n")
     rows = rows_of(trained, given.metric)
     first = trained[0].measured[given.step]
-    n, protocol = first.per_user.height, told(first.protocol)
+    n, protocol = first.per_user.height, protocol_text(first.protocol)
     print(f"{given.metric}, {protocol}, n = {n:,}; 95 % intervals, two-sided\n\n{table_of(rows)}")
     if given.json:
         report = {"metric": given.metric, "protocol": first.protocol, "n": n, "rows": rows}

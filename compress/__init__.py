@@ -1,7 +1,7 @@
-"""Make a trained recommender smaller.
+"""Compress a trained recommender by pruning and quantization.
 
 ``config`` holds all settings. ``prune/`` removes layers, attention heads and MLP channels,
-``quantize/`` stores weights in 4 or 8 bits. Both use ``calibration`` (the histories they look at),
-``layers`` (the error of each layer) and ``validation`` (the ranking before and after). Only
-``stages``, ``recipe``, ``pipeline`` and ``commands`` import from here.
+``quantize/`` stores weights in 4 or 8 bits. Both use ``calibration`` (the calibration set) and
+``validation`` (the ranking before and after). Only ``stages``, ``recipe``, ``pipeline`` and
+``commands`` import from here.
 """

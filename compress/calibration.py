@@ -1,7 +1,7 @@
-"""Histories that a compression method looks at: from the training part alone.
+"""The calibration set: training histories on which compression methods measure activations.
 
-What a layer is measured on decides what it keeps, so the sample follows the data in the two
-ways in which histories differ most: how long they are, and how popular their items.
+The sample is stratified by the two properties in which histories differ most: their length, and
+the popularity of their items.
 """
 
 import logging
@@ -13,7 +13,7 @@ from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError
 
 BANDS = 4
-"""Bands of history length; within each, histories are ordered by the popularity of their items."""
+"""Number of bands of history length; within a band, histories are ordered by popularity."""
 
 log = logging.getLogger("slmc.compress")
 
@@ -21,12 +21,12 @@ log = logging.getLogger("slmc.compress")
 def histories(data: Dataset, *, count: int, seed: int) -> list[NDArray[np.int32]]:
     """Draw calibration histories, stratified by length and by popularity of their items.
 
-    Users are ordered by length band, then by the mean logarithm of their items' training
-    counts, and cut into ``count`` strata of like size; one is drawn from each.
+    Users are ordered by length band, then by the mean log training count of their items, and
+    divided into ``count`` strata of equal size; one history is drawn from each.
 
     Args:
-        data: The dataset; validation and test targets are never looked at.
-        count: Histories to draw. If there are fewer users, all are taken, with a warning.
+        data: The dataset; only its training part is used.
+        count: Histories to draw. If there are fewer users, all are used, with a warning.
         seed: The same seed draws the same histories.
 
     Returns:
@@ -36,23 +36,23 @@ def histories(data: Dataset, *, count: int, seed: int) -> list[NDArray[np.int32]
     Raises:
         UndecidedError: No user has a training history.
     """
-    found = [rows[-data.history :] for rows in data.train_sequences()]
-    if not found:
+    newest = [rows[-data.history :] for rows in data.train_sequences()]
+    if not newest:
         raise UndecidedError(
             "calibration: no user has a training history.",
             "Prepare a dataset with interactions before the validation targets.",
         )
-    if len(found) < count:
-        log.warning("calibration: %d histories are asked for, there are %d", count, len(found))
-    strata = np.array_split(_ordered(found, data.counts), min(count, len(found)))
+    if len(newest) < count:
+        log.warning("calibration: %d histories requested, but there are %d", count, len(newest))
+    strata = np.array_split(_ordered(newest, data.counts), min(count, len(newest)))
     rng = np.random.default_rng(seed)
-    return [found[rng.choice(stratum)] for stratum in strata]
+    return [newest[rng.choice(stratum)] for stratum in strata]
 
 
-def _ordered(found: list[NDArray[np.int32]], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of histories by length band, then by popularity."""
-    lengths = np.array([rows.size for rows in found])
-    popularity = np.array([np.log1p(counts[rows]).mean() for rows in found])
+def _ordered(histories: list[NDArray[np.int32]], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return indices of histories by length band, then by popularity."""
+    lengths = np.array([rows.size for rows in histories])
+    popularity = np.array([np.log1p(counts[rows]).mean() for rows in histories])
     edges = np.quantile(lengths, np.linspace(0, 1, BANDS + 1)[1:-1])
     band = np.searchsorted(edges, lengths, side="left")
     return np.lexsort((popularity, band))

@@ -1,4 +1,4 @@
-"""What can be set for pruning and quantizing. No torch here: recipes are checked without it."""
+"""Settings of prune and quantize. No torch here: recipes are checked without it."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,84 +8,88 @@ from slmc.config import Budget, OnDevice, Protocol, Seeded
 
 
 def _pairs(value: Any) -> Any:
-    """``a=8,b=skip`` as a mapping; anything else as it is."""
+    """Parse ``a=8,b=skip`` to a mapping; return any other value unchanged."""
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",") if part.strip()]
     if any(part.count("=") != 1 for part in parts):
-        raise ValueError("pairs such as *.down_proj=8,*.v_proj=skip are expected")
+        raise ValueError("expected pairs such as *.down_proj=8,*.v_proj=skip")
     pairs = [part.split("=") for part in parts]
     return {name: int(bits) if bits.isdecimal() else bits for name, bits in pairs}
 
 
 Assignment = Annotated[dict[str, Literal[4, 8, "skip"]], BeforeValidator(_pairs)]
-"""Pattern of layer names -> width of their codes, or ``skip``."""
+"""Pattern of layer names -> bits per weight, or ``skip``."""
 
 
 class PruneConfig(Seeded, OnDevice, Protocol):
-    """Take layers, attention heads and MLP channels out of a recommender.
+    """Structured pruning: remove layers, attention heads and MLP channels of a recommender.
 
-    Layers go first; heads and channels are then chosen in each layer that is left. All layers
-    keep as many, since a Hugging Face config has one number for all.
+    Layers are removed first, then heads and channels in each remaining layer. All layers keep
+    the same number, because a Hugging Face config has one number for all layers.
     """
 
     layers: int | None = Field(None, ge=1)
-    """Decoder layers that are kept; null keeps all."""
+    """Number of decoder layers to keep; null keeps all."""
     depth_by: Literal["influence", "search"] = "influence"
-    """influence: the layers go that change the hidden state least (ShortGPT, arXiv 2403.03853);
-    search: one after the other, that without which validation users are ranked best (ndcg)."""
+    """influence: remove the layers that change the hidden state least (ShortGPT, arXiv 2403.03853);
+    search: remove one layer at a time, each time the one whose removal leaves the best ndcg on
+    validation."""
     heads: float | None = Field(None, gt=0, le=1)
-    """Share of the kv groups that is kept: a kv head goes with all its query heads."""
+    """Share of KV groups to keep; a group is a key-value head and all its query heads."""
     ffn: float | None = Field(None, gt=0, le=1)
-    """Share of the MLP channels that is kept."""
+    """Share of MLP channels to keep."""
     importance: Literal["magnitude", "activation", "taylor"] = "taylor"
-    """What is least important goes. magnitude: squared weights; activation: the mean square of
-    what it adds to the hidden state; taylor: |w dL/dw|, summed (LLM-Pruner, arXiv 2305.11627)."""
+    """Importance of a head or channel; the least important are removed. magnitude: sum of squared
+    weights; activation: mean square of its contribution to the hidden state; taylor: sum of
+    |w dL/dw| (LLM-Pruner, arXiv 2305.11627)."""
     round_to: int = Field(64, ge=1)
-    """MLP channels that are kept are a multiple of this, as kernels like it."""
+    """The number of MLP channels is rounded to a multiple of this, for fast kernels."""
     calibration: int = Field(256, ge=1)
-    """Training histories that influence and importance are measured on."""
+    """Size of the calibration set: training histories on which influence and importance are
+    computed."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "PruneConfig":
         if self.layers is None and self.heads is None and self.ffn is None:
-            raise ValueError("say what is kept: at least one of layers, heads and ffn")
+            raise ValueError("set at least one of layers, heads and ffn")
         return self
 
 
 class QuantizeConfig(Seeded, OnDevice, Protocol):
-    """Store weights in 4 or 8 bits (GPTQ, Frantar et al. 2022, arXiv 2210.17323)."""
+    """Weight-only quantization to 4 or 8 bits (GPTQ, Frantar et al. 2022, arXiv 2210.17323)."""
 
     method: Literal["gptq", "rtn"] = "gptq"
-    """gptq: rounding errors are made up for on calibration histories; rtn: round to nearest."""
+    """gptq: GPTQ, compensates rounding errors on the calibration set; rtn: round to nearest."""
     bits: Literal[4, 8] = 4
-    """Width of a weight's code."""
+    """Bits per weight."""
     group_size: int = Field(64, ge=8)
-    """Input channels that share a scale; must divide every input width."""
+    """Input channels per scale; must divide the input width of every layer."""
     symmetric: bool = True
-    """Whether 0 is always a code of its own (no zero points are stored)."""
+    """Symmetric quantization, without zero points; false stores zero points."""
     act_order: bool | None = None
-    """Whether GPTQ rounds the channels with the largest inputs first; groups stay as they are
-    stored (the static form). null: yes with gptq; rtn knows no order."""
+    """Activation order of GPTQ: channels with the largest activations are rounded first; groups
+    keep the stored order (static). null: true with gptq, ignored with rtn."""
     ignore: tuple[str, ...] = ("input_proj", "output_proj")
-    """Linear layers left alone, by the end of their name."""
+    """Linear layers that are not quantized, by the end of their name."""
     assign: Assignment = Field({})
-    """Another width for some layers: shell-style pattern of names -> 4, 8 or skip; the last one
-    that fits counts. On the command line "*.down_proj=8,*.v_proj=skip"."""
+    """Other bits for some layers: shell-style pattern of names -> 4, 8 or skip. The last matching
+    pattern applies. On the command line: "*.down_proj=8,*.v_proj=skip"."""
     calibration: int = Field(128, ge=1)
-    """Training histories that errors are measured on."""
+    """Size of the calibration set, in training histories."""
     item_table: Literal["int8", "int4"] | None = None
-    """Width of the item table, a scale a row, measured by ranking; null keeps it in float32."""
+    """Quantization of the item table, with one scale per row; null keeps float32. The change of the
+    ranking is recorded."""
     sensitivity: bool | Budget = False
-    """Measure the ranking with one layer quantized at a time. A budget (1% of NDCG@10) also
-    proposes which layers to keep wider: written as a recipe fragment."""
+    """Evaluate the ranking with one layer quantized at a time. With a budget, such as 1% of
+    NDCG@10, also propose layers with more bits, as a recipe fragment."""
 
     def extras(self) -> dict[str, str]:
-        """llm-compressor, where GPTQ is asked for."""
+        """Return the extra library of the method: llm-compressor for GPTQ."""
         return {"llmcompressor": "quantize"} if self.method == "gptq" else {}
 
     @model_validator(mode="after")
     def _only_gptq_has_an_order(self) -> "QuantizeConfig":
         if self.method == "rtn" and self.act_order:
-            raise ValueError("act_order goes with method: gptq; rtn rounds each weight by itself")
+            raise ValueError("act_order needs method: gptq; rtn rounds each weight on its own")
         return self

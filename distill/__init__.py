@@ -1,7 +1,8 @@
-"""Train an LLM teacher and distil it, block by block, into a student of a few layers.
+"""Train an LLM teacher and distil it, block by block, into a student with few layers.
 
-Read ``config``, ``teach`` (the stage), ``must_beat`` (is the teacher worth it), ``distill`` (the
-stage), ``student``, ``states`` (the teacher's cached hidden states) and ``losses``; ``own`` reads a
-teacher that slmc did not train. Only ``stages``, ``recipe``, ``pipeline`` and ``commands`` import
-from here; other stage folders never do.
+Read ``config``, ``teach`` (the stage), ``must_beat`` (compares the teacher with the baselines),
+``distill`` (the stage), ``student`` (how models are initialised), ``states`` (the teacher's cached
+hidden states) and ``losses``; ``existing`` reads a teacher that slmc did not train. Only
+``stages``, ``recipe``, ``pipeline`` and ``commands`` import from here; other stage folders never
+do.
 """

@@ -1,4 +1,4 @@
-"""Distil a recommender on a deep LLM into one of a few layers (SLMRec, arXiv 2405.17890)."""
+"""Distil a recommender on a deep LLM into one with few layers (SLMRec, arXiv 2405.17890)."""
 
 import logging
 from dataclasses import asdict
@@ -22,8 +22,8 @@ from slmc.distill.student import (
     origin_of,
     parameter_groups,
 )
-from slmc.distill.teach import check_vocabulary
 from slmc.errors import UsageError
+from slmc.evaluation.evaluate import check_catalogue
 from slmc.model import backbone, device
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place
@@ -33,26 +33,26 @@ from slmc.model.saving import seal_model
 from slmc.training import catalogue
 from slmc.training.loop import train
 from slmc.training.next_item import NextItem, decay_of, layout, training_rows, validation
-from slmc.training.types import Batch, Epochs
+from slmc.training.types import Batch, Epochs, TrainSetup
 
 log = logging.getLogger("slmc.distill")
 
 
 def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Train a student on the data and on what the teacher says of it.
+    """Train a student on the data and on the hidden states and logits of the teacher.
 
     Raises:
-        UsageError: The student is deeper than the teacher, or does not rank its catalogue.
-        BrokenRunError: A term is missing or not finite, or training diverged.
+        UsageError: The student is deeper than the teacher, or ranks another catalogue.
+        BrokenRunError: A loss term is not finite, or training diverged.
     """
     data = Dataset.open(inputs["data"])
     placement = device.choose(config.device, config.dtype)
     teacher = recommender(inputs["teacher"])
-    check_vocabulary(teacher, data)
+    check_catalogue(teacher.config.num_items, data)
     prompt = (teacher.config.prefix_length, teacher.config.suffix_length)
     if any(prompt) and config.targets == "all":
         raise UsageError(
-            "distill: the teacher has a prompt, which stands around whole histories.",
+            "distill: the teacher has a prompt, which encloses whole histories.",
             "Set targets: last, as for the teacher.",
         )
     with draft(out) as work:
@@ -72,14 +72,16 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
                 projection_lr=config.projection_lr,
                 extra=getattr(task, "heads", None),
             ),
-            epochs,
-            config,
-            name="distill" if config.losses.weights() else "control",
-            placement=placement,
-            num_items=data.num_items,
-            validation=validation(student, data, config, placement),
-            resume=work.resume,
-            like=decay_of(inputs.get("like")),
+            TrainSetup(
+                config=config,
+                epochs=epochs,
+                validation=validation(student, data, config, placement),
+                name="distill" if config.losses.weights() else "control",
+                placement=placement,
+                num_items=data.num_items,
+                resume=work.resume,
+                like=decay_of(inputs.get("like")),
+            ),
         )
         if config.tune == "lora":
             merge_adapters(student)
@@ -111,13 +113,13 @@ def _student(
     teacher: SequentialRecommender,
     data: Dataset,
 ) -> tuple[SequentialRecommender, Origin]:
-    """The student before its training: given, the LLM's first layers, or the teacher's.
+    """Return the student before training, and the weights that it must start from.
 
-    And the weights that it has to begin with.
+    The student is an input artefact, the first layers of the LLM, or those of the teacher.
     """
     if "student" in inputs:
         student = recommender(inputs["student"])
-        check_vocabulary(student, data)
+        check_catalogue(student.config.num_items, data)
         origin = Origin.of_files(inputs["student"].path)
     elif config.init == "teacher":
         student = first_layers(teacher, config.layers)
@@ -129,39 +131,37 @@ def _student(
     )
     if config.blocks > len(student.layers) or config.blocks > len(teacher.layers):
         raise UsageError(
-            f"blocks: {config.blocks} do not fit into a student of {len(student.layers)} and "
-            f"a teacher of {len(teacher.layers)} layers.",
-            "Ask for fewer blocks.",
+            f"blocks: {config.blocks} blocks need at least as many layers, but the student has "
+            f"{len(student.layers)} layers and the teacher {len(teacher.layers)}.",
+            "Set a smaller number of blocks.",
         )
     return student, origin
 
 
 def _on_backbone(
-    config: DistillConfig, made: Artefact, teacher: SequentialRecommender
+    config: DistillConfig, teacher_artefact: Artefact, teacher: SequentialRecommender
 ) -> tuple[SequentialRecommender, Origin]:
-    settings = made.manifest.config
+    settings = teacher_artefact.manifest.config
     name = config.backbone or settings.get("backbone")
     revision = config.revision if config.backbone else settings.get("revision")
     if name is None:
         raise UsageError(
-            f"distill: {made.path} does not say which LLM it was made from.",
+            f"distill: {teacher_artefact.path} does not record which LLM it was trained from.",
             "Name it with --backbone, or start from the teacher's layers with --init teacher.",
         )
-    found = backbone.load(name, revision=revision, layers=config.layers)
+    llm = backbone.load(name, revision=revision, layers=config.layers)
     prefix, suffix = teacher.config.prefix_length, teacher.config.suffix_length
-    wide = found.model.config.hidden_size != teacher.config.backbone_config.hidden_size
-    if prefix + suffix and wide:
+    other_width = llm.model.config.hidden_size != teacher.config.backbone_config.hidden_size
+    if prefix + suffix and other_width:
         raise UsageError(
-            "distill: the teacher has a prompt, which a student of another width cannot take.",
+            "distill: the teacher has a prompt, which needs a student of the same hidden size.",
             "Train the teacher without a prompt, or keep its backbone.",
         )
     items = teacher.item_embeddings.weight.detach()
-    parts = (
-        teacher.prompt[:prefix] if prefix else None,
-        teacher.prompt[prefix:] if suffix else None,
-    )
-    model = fresh(found, items, history=teacher.config.history, prefix=parts[0], suffix=parts[1])
-    return model, origin_of(found, items, parts)
+    before = teacher.prompt[:prefix] if prefix else None
+    after = teacher.prompt[prefix:] if suffix else None
+    model = fresh(llm, items, history=teacher.config.history, prefix=before, suffix=after)
+    return model, origin_of(llm, items, (before, after))
 
 
 def _task(
@@ -172,7 +172,7 @@ def _task(
     epochs: Epochs,
     placement: Placement,
 ) -> nn.Module:
-    """The losses that the config asks for, with the teacher's states behind them."""
+    """Return the training task: the loss terms of the config, with the cached teacher states."""
     weights = config.losses.weights()
     if not weights:
         return NextItem(student)
@@ -180,7 +180,7 @@ def _task(
     teacher.requires_grad_(False)
     ends = losses.block_ends(len(teacher.layers), config.blocks)
 
-    def known(packing: int) -> states.TeacherStates:
+    def teacher_states(packing: int) -> states.TeacherStates:
         rows: Rows = epochs.pack(packing)
         return states.compute(
             teacher,
@@ -192,12 +192,12 @@ def _task(
             queries="logits" in weights,
         )
 
-    needed = range(min(config.packings, config.epochs))
-    return Distillation(config, student, teacher, [known(packing) for packing in needed])
+    packings = range(min(config.packings, config.epochs))
+    return Distillation(config, student, teacher, [teacher_states(p) for p in packings])
 
 
 class Distillation(nn.Module):
-    """The student's cross-entropy and the terms of SLMRec, by name."""
+    """The student's cross-entropy and the distillation terms of SLMRec."""
 
     teacher_items: Tensor
 
@@ -206,78 +206,78 @@ class Distillation(nn.Module):
         config: DistillConfig,
         student: SequentialRecommender,
         teacher: SequentialRecommender,
-        known: list[states.TeacherStates],
+        teacher_states: list[states.TeacherStates],
     ) -> None:
-        """Build the heads that the terms need; they are dropped after training.
+        """Create the heads that the terms need; they are discarded after training.
 
         Args:
-            config: Blocks, weights, scale and temperature.
-            student: What is trained.
-            teacher: For its item table and width.
-            known: Its states for every packing.
+            config: Its blocks, losses, scale and temperature are used.
+            student: The model to train.
+            teacher: Gives the item vectors and the hidden size.
+            teacher_states: The teacher's states, one entry per packing.
         """
         super().__init__()
-        self.config, self.model, self.known = config, student, known
+        self.config, self.model, self.teacher_states = config, student, teacher_states
         self.weights = config.losses.weights()
         self.ends = losses.block_ends(len(student.layers), config.blocks)
         self.heads = nn.ModuleDict()
         width = student.config.backbone_config.hidden_size
-        target = teacher.config.backbone_config.hidden_size
+        teacher_width = teacher.config.backbone_config.hidden_size
         if "supervise" in self.weights:
             self.heads["supervise"] = _linears(width, student.config.item_dim, config.blocks - 1)
-        if width != target and {"cosine", "norm"} & set(self.weights):
-            self.heads["project"] = _linears(width, target, config.blocks)
+        if width != teacher_width and {"cosine", "norm"} & set(self.weights):
+            self.heads["project"] = _linears(width, teacher_width, config.blocks)
         self.register_buffer(
             "teacher_items", teacher.item_vectors().detach().clone(), persistent=False
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted terms of a batch: ``ce``, those of the config, and their sum ``total``."""
-        kept = batch.targets > 0
-        wanted = batch.targets[kept]
+        """Return the weighted loss terms: ``ce``, those of the config, and their sum ``total``."""
+        has_target = batch.targets > 0
+        targets = batch.targets[has_target]
         with self.model.block_states(self.ends) as collected:
             final = self.model.hidden_states(batch.tokens.flatten(), layout(batch))
-        queries = self.model.head(final[kept.flatten()])
+        queries = self.model.head(final[has_target.flatten()])
         items = self.model.item_vectors()
-        blocks = torch.stack(collected, dim=1)[kept.flatten()]
-        terms = {"ce": catalogue.cross_entropy(queries, items, wanted)}
+        blocks = torch.stack(collected, dim=1)[has_target.flatten()]
+        terms = {"ce": catalogue.cross_entropy(queries, items, targets)}
         for name, weight in self.weights.items():
-            terms[name] = weight * self._term(name, batch, kept, queries, blocks, wanted)
+            terms[name] = weight * self._term(name, batch, has_target, queries, blocks, targets)
         return terms | {"total": torch.stack(list(terms.values())).sum()}
 
     def _term(
         self,
         name: str,
         batch: Batch,
-        kept: Tensor,
+        has_target: Tensor,
         queries: Tensor,
         blocks: Tensor,
-        wanted: Tensor,
+        targets: Tensor,
     ) -> Tensor:
-        known = self.known[batch.packing]
+        teacher = self.teacher_states[batch.packing]
         items = self.model.item_vectors()
         if name == "supervise":
-            return losses.supervision_loss(self._through("supervise", blocks), items, wanted)
+            return losses.supervision_loss(self._through("supervise", blocks), items, targets)
         if name == "logits":
             return catalogue.divergence(
                 queries,
                 items,
-                known.user_vectors(batch.index, kept),
+                teacher.user_vectors(batch.index, has_target),
                 self.teacher_items,
                 temperature=self.config.temperature,
             )
         if "project" in self.heads:
             blocks = self._through("project", blocks)
-        taught = known.block_states(batch.index, kept)
+        teacher_blocks = teacher.block_states(batch.index, has_target)
         if name == "cosine":
-            return losses.direction_loss(blocks, taught)
-        square = None
-        if self.config.scale == "teacher" and known.mean_square is not None:
-            square = torch.from_numpy(known.mean_square).to(blocks.device)
-        return losses.norm_loss(blocks, taught, square)
+            return losses.direction_loss(blocks, teacher_blocks)
+        mean_square = None
+        if self.config.scale == "teacher" and teacher.mean_square is not None:
+            mean_square = torch.from_numpy(teacher.mean_square).to(blocks.device)
+        return losses.norm_loss(blocks, teacher_blocks, mean_square)
 
     def _through(self, name: str, blocks: Tensor) -> Tensor:
-        """Each block's states through its own head."""
+        """Apply each block's own head to its states."""
         heads = cast(nn.ModuleList, self.heads[name])
         return torch.stack([head(blocks[:, k]) for k, head in enumerate(heads)], dim=1)
 

@@ -1,8 +1,8 @@
 """The distillation terms of SLMRec (Xu et al., ICLR 2025, arXiv 2405.17890, section 4).
 
 Shapes: ``N`` positions that have a target, ``B`` blocks, ``H`` hidden width, ``d`` item width,
-``V`` items. Where the authors' code differs from the paper, the paper holds: means over blocks,
-a squared norm, every block compared at the same point.
+``V`` items. Where the authors' code differs from the paper, this follows the paper: means over
+blocks, a squared norm, every block compared at the same point.
 """
 
 import torch
@@ -16,11 +16,11 @@ FLOOR = 1e-12
 
 
 def direction_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""How far student states point away from the teacher's: :math:`1 - D_{cos}`.
+    r"""Return the cosine distance of student and teacher states: :math:`1 - D_{cos}`.
 
     Args:
-        student: ``[N, B, H]`` states after each block.
-        teacher: ``[N, B, H]``, the same from the teacher; carries no gradient.
+        student: ``[N, B, H]`` hidden states after each block.
+        teacher: ``[N, B, H]``; gets no gradient.
 
     Returns:
         A scalar in ``[0, 2]``; 0 when every pair is parallel. The mean over blocks, as in the
@@ -30,15 +30,15 @@ def direction_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def norm_loss(student: Tensor, teacher: Tensor, mean_square: Tensor | None = None) -> Tensor:
-    r"""Squared distance :math:`D_{norm}` between states.
+    r"""Return the squared distance :math:`D_{norm}` of student and teacher states.
 
     Args:
         student: ``[N, B, H]``.
-        teacher: ``[N, B, H]``; carries no gradient.
-        mean_square: ``[B, H]`` mean square of the teacher's states by dimension. With it the
-            distance is measured in units of the teacher's own size and averaged over
-            dimensions, so that it is of order 1 and no outlier channel of the LLM owns it.
-            Without it: the paper's formula, summed over dimensions.
+        teacher: ``[N, B, H]``; gets no gradient.
+        mean_square: ``[B, H]`` mean square of the teacher's states per dimension. If given, squared
+            distances are divided by it and averaged over dimensions: the loss is then of order
+            1, and no outlier channel of the LLM dominates it. If not: the paper's formula,
+            summed over dimensions.
     """
     square = (student.float() - teacher.detach().float()).square()
     if mean_square is None:
@@ -48,10 +48,10 @@ def norm_loss(student: Tensor, teacher: Tensor, mean_square: Tensor | None = Non
 
 
 def supervision_loss(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    r"""Multiple supervision :math:`L_{ms}`: cross-entropy of every block but the last.
+    r"""Return the multiple supervision loss :math:`L_{ms}`, over every block but the last.
 
     Args:
-        queries: ``[N, B - 1, d]``, the blocks' states through their heads :math:`W_a^k`.
+        queries: ``[N, B - 1, d]``, the blocks' states after their heads :math:`W_a^k`.
         items: ``[V + 1, d]`` item vectors; row 0 is padding.
         targets: ``[N]`` int64 in 1..V.
     """
@@ -61,7 +61,7 @@ def supervision_loss(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
 
 
 def block_ends(layers: int, blocks: int) -> tuple[int, ...]:
-    """Last layer of each block: as even as can be, and the last block ends at the last layer."""
+    """Return the last layer of each block; block sizes differ by at most one layer."""
     if not 1 <= blocks <= layers:
-        raise ValueError(f"{layers} layers cannot be cut into {blocks} blocks")
+        raise ValueError(f"{layers} layers cannot be divided into {blocks} blocks")
     return tuple((k + 1) * layers // blocks - 1 for k in range(blocks))

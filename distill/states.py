@@ -1,8 +1,9 @@
-"""What the teacher says at every training position: computed once, kept on disk, mapped.
+"""The teacher's states at every training position: computed once, then memory-mapped from disk.
 
-The teacher is frozen, so its block states and user vectors are the same for every student,
-every ablation and every epoch over one packing. They lie under ``$SLMC_CACHE/states`` as
-float16 arrays that numpy maps, and are named by the digests of all they hang on.
+The teacher is frozen, so its hidden states after each block and its user vectors are the same
+for every student, ablation and epoch over one packing. They are stored under
+``$SLMC_CACHE/states`` as float16 arrays, in a folder named by a digest of everything that they
+depend on.
 """
 
 import hashlib
@@ -30,34 +31,34 @@ from slmc.model.recommender import SequentialRecommender
 
 BATCH = 16
 FLUSH_EVERY = 20
-"""Batches between two marks from which a killed computation goes on."""
+"""Batches between two checkpoints from which a killed computation continues."""
 LARGEST = 2.0**14
-"""States above it are stored in larger units, a power of two, so that none overflows float16."""
+"""Larger states are stored divided by a power of two, so that none overflows float16."""
 
 log = logging.getLogger("slmc.distill")
 
 
 @dataclass(frozen=True)
 class TeacherStates:
-    """The teacher's answers for ``R`` rows of ``L`` tokens, memory-mapped."""
+    """The teacher's states for ``R`` rows of ``L`` tokens, memory-mapped."""
 
     blocks: NDArray[np.float16] | None
-    """``[R, L, B, H]`` in units of :attr:`unit`; ``None`` if no term asks for them."""
+    """``[R, L, B, H]`` divided by :attr:`unit`; ``None`` if no loss term needs them."""
     queries: NDArray[np.float16] | None
-    """``[R, L, d]`` user vectors; ``None`` if no term asks for them."""
+    """``[R, L, d]`` user vectors; ``None`` if no loss term needs them."""
     unit: float
     mean_square: NDArray[np.float32] | None
     """``[B, H]`` mean square of the block states over the real tokens."""
 
-    def block_states(self, index: NDArray[np.int64], kept: Tensor) -> Tensor:
-        """``[N, B, H]`` float32 of rows ``index`` at the positions ``kept`` ``[R', L]``."""
-        assert self.blocks is not None, "the block states were not asked for"
-        return torch.from_numpy(self.blocks[index]).to(kept.device)[kept].float() * self.unit
+    def block_states(self, index: NDArray[np.int64], mask: Tensor) -> Tensor:
+        """Return ``[N, B, H]`` float32, at the positions ``mask`` ``[R', L]`` of rows ``index``."""
+        assert self.blocks is not None, "the block states were not computed"
+        return torch.from_numpy(self.blocks[index]).to(mask.device)[mask].float() * self.unit
 
-    def user_vectors(self, index: NDArray[np.int64], kept: Tensor) -> Tensor:
-        """``[N, d]`` float32, as :meth:`block_states`."""
-        assert self.queries is not None, "the user vectors were not asked for"
-        return torch.from_numpy(self.queries[index]).to(kept.device)[kept].float()
+    def user_vectors(self, index: NDArray[np.int64], mask: Tensor) -> Tensor:
+        """Return ``[N, d]`` float32, as :meth:`block_states`."""
+        assert self.queries is not None, "the user vectors were not computed"
+        return torch.from_numpy(self.queries[index]).to(mask.device)[mask].float()
 
 
 def compute(
@@ -70,11 +71,11 @@ def compute(
     blocks: bool,
     queries: bool,
 ) -> TeacherStates:
-    """The teacher's states for ``rows``: from the cache, or computed and put there.
+    """Return the teacher's states for ``rows``, computed unless they are cached.
 
     Args:
         teacher: In evaluation mode, on the placement's device.
-        digest: Of the teacher's artefact.
+        digest: Digest of the teacher's artefact.
         rows: A packing of the training sequences.
         ends: Last layer of each block.
         placement: Device and precision.
@@ -84,7 +85,7 @@ def compute(
     Raises:
         BrokenRunError: A state is not finite.
     """
-    meaning = {
+    key = {
         "teacher": digest,
         "rows": hashlib.sha256(rows.item_ids.tobytes() + rows.segments.tobytes()).hexdigest(),
         "ends": ends,
@@ -92,7 +93,7 @@ def compute(
         "dtype": str(placement.dtype),
         "versions": versions("distill"),
     }
-    out = cache.root() / "states" / hashlib.sha256(canonical(meaning)).hexdigest()
+    out = cache.root() / "states" / hashlib.sha256(canonical(key)).hexdigest()
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / f".{out.name}.lock"):
         if not out.is_dir():
@@ -117,7 +118,7 @@ def _open(folder: Path) -> TeacherStates:
 
 
 class _Computation:
-    """Fills the arrays batch by batch; a killed one goes on from its last mark."""
+    """Fills the arrays batch by batch; a killed computation continues from its last checkpoint."""
 
     def __init__(
         self,
@@ -135,17 +136,17 @@ class _Computation:
         folder.mkdir(parents=True, exist_ok=True)
         count, length = rows.item_ids.shape
         width, dim = teacher.config.backbone_config.hidden_size, teacher.config.item_dim
-        mark = folder / "progress.json"
+        checkpoint = folder / "progress.json"
         state: dict[str, Any] = (
-            json.loads(mark.read_text()) if mark.is_file() else {"done": 0, "unit": 0.0}
+            json.loads(checkpoint.read_text()) if checkpoint.is_file() else {"done": 0, "unit": 0.0}
         )
         self.done = int(state["done"])
         self.unit = float(state["unit"])
         self.blocks = self._array("blocks.npy", (count, length, len(ends), width), blocks)
         self.queries = self._array("queries.npy", (count, length, dim), queries)
 
-    def _array(self, name: str, shape: tuple[int, ...], wanted: bool) -> NDArray[np.float16] | None:
-        if not wanted:
+    def _array(self, name: str, shape: tuple[int, ...], needed: bool) -> NDArray[np.float16] | None:
+        if not needed:
             return None
         file = self.folder / name
         mode = "r+" if file.is_file() and self.done else "w+"
@@ -157,13 +158,13 @@ class _Computation:
     @torch.no_grad()
     def go(self) -> None:
         total = len(self.rows.item_ids)
-        for turn, start in enumerate(range(self.done, total, BATCH)):
+        for number, start in enumerate(range(self.done, total, BATCH)):
             self._batch(slice(start, start + BATCH))
             done = min(start + BATCH, total)
             progress = {"task": "teacher states", "done": done, "total": total, "unit": "rows"}
             log.debug("progress", extra={"progress": progress})
-            if turn % FLUSH_EVERY == FLUSH_EVERY - 1 or done == total:
-                self._mark(done)
+            if number % FLUSH_EVERY == FLUSH_EVERY - 1 or done == total:
+                self._save(done)
         if self.blocks is not None:
             np.save(self.folder / "mean_square.npy", self._mean_square())
 
@@ -191,20 +192,20 @@ class _Computation:
         if not torch.isfinite(half).all():
             raise BrokenRunError(
                 "teacher states: a state is not finite in float16 "
-                f"(largest {values.abs().max().item():.3g}).",
+                f"(largest magnitude {values.abs().max().item():.3g}).",
                 "Look at the teacher's training log; train it with a lower learning rate.",
             )
         array[part] = half.cpu().numpy().reshape(array[part].shape)
 
-    def _mark(self, done: int) -> None:
+    def _save(self, done: int) -> None:
         for array in (self.blocks, self.queries):
             if isinstance(array, np.memmap):
                 array.flush()
         self.done, self.unit = done, self.unit or 1.0
         staged = self.folder / "progress.partial"
         # `slmc cache gc` removes states by the digest of their teacher.
-        mark = {"done": done, "unit": self.unit, "teacher": self.digest}
-        staged.write_text(json.dumps(mark))
+        state = {"done": done, "unit": self.unit, "teacher": self.digest}
+        staged.write_text(json.dumps(state))
         os.replace(staged, self.folder / "progress.json")
 
     def _mean_square(self) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Recommenders to begin with: a backbone's first layers, fresh projections, an item table."""
+"""Create recommenders before training: first layers of a backbone, new projections, item table."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from slmc.model.origin import Origin
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 OUTPUT_STD = 0.02
-"""Initial scale of output_proj and of the heads of the terms."""
+"""Standard deviation of the initial output_proj and of the heads of the distillation terms."""
 
 
 def fresh(
@@ -23,20 +23,18 @@ def fresh(
     items: Tensor,
     *,
     history: int,
-    dropout: float = 0.0,
     prefix: Tensor | None = None,
     suffix: Tensor | None = None,
 ) -> SequentialRecommender:
-    """A recommender on a backbone with untrained projections.
+    """Return a recommender on a backbone, with untrained projections.
 
-    ``input_proj`` is drawn so that its outputs have the scale of the LLM's token embeddings:
-    inputs that its layers are used to.
+    ``input_proj`` is initialised so that its outputs have the RMS of the LLM's token embeddings,
+    the scale that the decoder layers were trained with.
 
     Args:
         backbone: Decoder layers in float32.
         items: ``[V + 1, d]`` item table; row 0 is padding.
-        history: Items of a history, at most.
-        dropout: After input_proj and before output_proj.
+        history: Longest history, in items.
         prefix: ``[P, H]`` prompt embeddings before the items.
         suffix: ``[S, H]`` prompt embeddings after the items.
 
@@ -55,7 +53,7 @@ def fresh(
             history=history,
             prefix_length=len(prefix),
             suffix_length=len(suffix),
-            dropout=dropout,
+            dropout=0.0,
         ),
         backbone.model,
     )
@@ -71,7 +69,7 @@ def fresh(
 
 
 def origin_of(backbone: Backbone, items: Tensor, prompt: Sequence[Tensor | None]) -> Origin:
-    """What :func:`fresh` was given: the LLM's tensors (if not random), item table and prompt."""
+    """Return the weights that :func:`fresh` starts from: LLM unless random, item table, prompt."""
     known = {"item_embeddings.weight": items}
     parts = [part for part in prompt if part is not None]
     if parts:
@@ -81,7 +79,7 @@ def origin_of(backbone: Backbone, items: Tensor, prompt: Sequence[Tensor | None]
 
 
 def first_layers(teacher: SequentialRecommender, layers: int) -> SequentialRecommender:
-    """A copy of a recommender with its first ``layers`` layers and everything around them.
+    """Return a copy of a recommender with its first ``layers`` decoder layers only.
 
     Raises:
         UsageError: It has fewer layers.
@@ -89,8 +87,8 @@ def first_layers(teacher: SequentialRecommender, layers: int) -> SequentialRecom
     depth = len(teacher.layers)
     if layers > depth:
         raise UsageError(
-            f"layers: {layers} are asked for, but the teacher has {depth}.",
-            f"Ask for at most {depth}.",
+            f"layers: {layers} is more than the {depth} layers of the teacher.",
+            f"Set at most {depth}.",
         )
     config = RecommenderConfig.from_dict(teacher.config.to_dict())
     config.backbone_config.num_hidden_layers = layers
@@ -105,7 +103,10 @@ def first_layers(teacher: SequentialRecommender, layers: int) -> SequentialRecom
 def parameter_groups(
     model: SequentialRecommender, *, lr: float, projection_lr: float, extra: nn.Module | None = None
 ) -> list[dict[str, object]]:
-    """What is trained: the backbone at ``lr``; projections, items, ``extra`` at their own."""
+    """Return the trained parameters: backbone at ``lr``, the others at ``projection_lr``.
+
+    The others are projections, item table and the parameters of ``extra``.
+    """
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     inside = {id(p) for p in model.backbone.parameters()}
     around = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
@@ -118,10 +119,10 @@ def parameter_groups(
 
 
 def add_adapters(model: SequentialRecommender, lora: Lora) -> None:
-    """Freeze the backbone and give its layers low-rank adapters, which alone are trained.
+    """Freeze the backbone and add trainable low-rank adapters to its layers.
 
     Raises:
-        UsageError: A module that is named is not in the backbone.
+        UsageError: A module of ``lora.modules`` is not in the backbone.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -142,5 +143,5 @@ def add_adapters(model: SequentialRecommender, lora: Lora) -> None:
 
 
 def merge_adapters(model: SequentialRecommender) -> None:
-    """Add the adapters to the weights, which leaves a plain model."""
+    """Merge the adapters into the weights and remove them."""
     model.backbone = cast(Any, model.backbone).merge_and_unload()

@@ -1,4 +1,4 @@
-"""Teach an LLM to rank a catalogue (E4SRec, arXiv 2312.02443): the teacher of the distillation."""
+"""Train an LLM to rank a catalogue (E4SRec, arXiv 2312.02443): the teacher of the distillation."""
 
 import logging
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
-from slmc.distill import must_beat, own
+from slmc.distill import existing, must_beat
 from slmc.distill.config import TeachConfig
 from slmc.distill.student import (
     add_adapters,
@@ -19,7 +19,7 @@ from slmc.distill.student import (
     parameter_groups,
 )
 from slmc.errors import UsageError
-from slmc.evaluation.evaluate import VectorScorer
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model import backbone, device
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place
@@ -28,7 +28,7 @@ from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
 from slmc.training.loop import train
 from slmc.training.next_item import NextItem, decay_of, training_rows, validation
-from slmc.training.types import Outcome
+from slmc.training.types import Outcome, TrainSetup
 
 log = logging.getLogger("slmc.teach")
 
@@ -36,70 +36,66 @@ log = logging.getLogger("slmc.teach")
 def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
     """Train the first layers of an LLM as a recommender, and compare it with the baselines.
 
-    What follows from the comparison is decided after it, by :func:`slmc.distill.must_beat.check`.
+    The comparison is stored in the artefact; :func:`slmc.distill.must_beat.check` acts on it.
 
-    A backbone that is a recommender already (a directory with its ``items.parquet``) keeps its
-    weights; with ``epochs: 0`` it is taken as it is.
+    A backbone that is already a recommender (a directory with its ``items.parquet``) keeps its
+    weights; with ``epochs: 0`` it is not trained.
 
     Raises:
-        UsageError: The backbone does not fit.
+        UsageError: The backbone is unsuitable.
         BrokenRunError: Training diverged.
     """
     data = Dataset.open(inputs["data"])
     placement = device.choose(config.device, config.dtype)
     with draft(out) as work:
         torch.manual_seed(config.seed)
-        model, origin = _teacher(config, inputs["sasrec"], data)
+        model, origin = _untrained(config, inputs["sasrec"], data)
         outcome = _train(config, model, origin, data, placement, work.resume, inputs.get("like"))
-        compared, asked = {}, config.must_beat
-        if asked is not None:
-            scorer = VectorScorer.of(model.eval())
-            compared = must_beat.compare(asked, scorer, inputs["baselines"], data, config.seed)
+        comparison = {}
+        if config.must_beat is not None:
+            comparison = must_beat.compare(
+                config.must_beat,
+                VectorScorer.of(model.eval()),
+                inputs["baselines"],
+                data,
+                config.seed,
+            )
         return seal_model(
             work,
             model,
             stage="teach",
             config=config,
             inputs=inputs,
-            numbers=asdict(outcome) | {"must_beat": compared},
+            numbers=asdict(outcome) | {"must_beat": comparison},
             device=placement.device.type,
         )
 
 
-def check_vocabulary(model: SequentialRecommender, data: Dataset) -> None:
-    """Raise ``UsageError`` unless the model ranks the dataset's catalogue."""
-    if model.config.num_items != data.num_items:
-        raise UsageError(
-            f"the model ranks {model.config.num_items} items, the dataset has {data.num_items}.",
-            "Name the dataset that the model was trained on with --data.",
-        )
-
-
-def _teacher(
+def _untrained(
     config: TeachConfig, sasrec: Artefact, data: Dataset
 ) -> tuple[SequentialRecommender, Origin]:
-    """The recommender before its training, and the weights that it has to begin with."""
+    """Return the recommender before training, and the weights that it must start from."""
     directory = Path(config.backbone)
-    if own.is_recommender(directory):
-        model = own.read(directory, data)
-        # Its item table is put in the order of this dataset's vocabulary.
+    if existing.is_recommender(directory):
+        model = existing.read(directory, data)
+        # Its item table is reordered to this dataset's vocabulary.
         return model, Origin.of_files(directory, leaving_out="item_embeddings.")
     if config.epochs == 0:
         raise UsageError(
-            f"epochs: 0 keeps the weights as they come, but {config.backbone} is a plain LLM "
+            f"epochs: 0 trains nothing, but {config.backbone} is a plain LLM "
             "without trained projections.",
-            "Ask for at least 1 epoch, or name a directory of a tuned recommender.",
+            "Set epochs to at least 1, or name the directory of a trained recommender.",
         )
-    found = backbone.load(config.backbone, revision=config.revision, layers=config.layers)
+    llm = backbone.load(config.backbone, revision=config.revision, layers=config.layers)
     if config.init == "random":
-        found = found.randomised()
+        llm = llm.randomised()
     items = _items(config, sasrec, data)
     prompt = config.prompt
-    prefix = found.prompt(prompt.prefix) if prompt else None
-    suffix = found.prompt(prompt.suffix) if prompt else None
-    model = fresh(found, items, history=data.history, prefix=prefix, suffix=suffix)
+    prefix = llm.prompt(prompt.prefix) if prompt else None
+    suffix = llm.prompt(prompt.suffix) if prompt else None
+    model = fresh(llm, items, history=data.history, prefix=prefix, suffix=suffix)
     model.item_embeddings.requires_grad_(not config.freeze_items)
-    return model, origin_of(found, items, (prefix, suffix))
+    return model, origin_of(llm, items, (prefix, suffix))
 
 
 def _items(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Tensor:
@@ -130,14 +126,16 @@ def _train(
     outcome = train(
         NextItem(model),
         parameter_groups(model, lr=config.lr, projection_lr=config.projection_lr),
-        training_rows(config, data, prompt=prompt),
-        config,
-        name="teach" if config.init == "backbone" else "teach from random weights",
-        placement=placement,
-        num_items=data.num_items,
-        validation=validation(model, data, config, placement),
-        resume=resume,
-        like=decay_of(like),
+        TrainSetup(
+            config=config,
+            epochs=training_rows(config, data, prompt=prompt),
+            validation=validation(model, data, config, placement),
+            name="teach" if config.init == "backbone" else "teach from random weights",
+            placement=placement,
+            num_items=data.num_items,
+            resume=resume,
+            like=decay_of(like),
+        ),
     )
     if config.tune == "lora":
         merge_adapters(model)

@@ -9,13 +9,14 @@ from torch import Tensor
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import Histories, write_report
+from slmc.evaluation.evaluate import write_report
+from slmc.evaluation.scorers import Histories
 from slmc.export.runtime.engine import Engine
 from slmc.export.vocabulary import check_same_items
 
 
 class EngineScorer:
-    """A :class:`slmc.evaluation.evaluate.Scorer` that runs the graph of an engine.
+    """A :class:`slmc.evaluation.scorers.Scorer` that runs the graph of an engine.
 
     It returns the scores from which the engine takes its top-k, so ranks and cross-entropies are
     those of the engine, not of its source model.

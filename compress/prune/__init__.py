@@ -1,6 +1,6 @@
 """Structured pruning.
 
-Read ``prune`` (the stage), ``sizes`` (the shape that is left), ``units`` (heads and channels as
-slices of weights), ``importance`` (which of them matter), ``width`` (cut them out) and ``depth``
-(cut out layers).
+Read ``prune`` (the stage), ``sizes`` (the shape of the pruned model), ``units`` (KV groups and MLP
+channels as slices of weights), ``importance`` (their scores), ``width`` (remove them) and ``depth``
+(choose the layers to remove).
 """

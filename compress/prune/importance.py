@@ -1,6 +1,6 @@
-"""How much each kv group and MLP channel matters; what matters least is pruned.
+"""Importance of KV groups and MLP channels; the least important units are pruned.
 
-Letters: ``U`` units of a layer, ``T`` tokens, ``n`` inputs of the output matrix in one unit.
+Letters: ``U`` units of a layer, ``T`` tokens, ``n`` input columns of the output matrix per unit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,25 +21,25 @@ from slmc.training.next_item import NextItem
 from slmc.training.types import Batch
 
 BATCH = 32
-"""Histories, or packed rows, that are computed at once."""
+"""Batch size, in histories or packed rows."""
 Method = Literal["magnitude", "activation", "taylor"]
 Histories = Sequence[NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What importance is measured on."""
+    """The calibration set."""
 
     histories: Histories
     """Item rows of training histories, oldest first."""
     seed: int
-    """Orders the histories within packed rows."""
+    """Determines the order of histories in packed rows."""
 
 
 def scores(
     method: Method, model: SequentialRecommender, units: Sequence[Units], on: Calibration
 ) -> list[Tensor]:
-    """Importance ``[U]`` float64 of the units of each entry of ``units``.
+    """Return the importance ``[U]`` float64 for each entry of ``units``.
 
     Raises:
         BrokenRunError: An importance is not finite.
@@ -50,18 +50,18 @@ def scores(
         "activation": lambda: activation(model, units, on.histories),
         "taylor": lambda: taylor(model, units, on),
     }
-    found = [one.cpu() for one in measure[method]()]
-    if not all(one.isfinite().all() for one in found):
+    importance = [scores.cpu() for scores in measure[method]()]
+    if not all(scores.isfinite().all() for scores in importance):
         raise BrokenRunError(
-            f"prune: the importance by {method} is not a finite number everywhere.",
-            "Look at the model's validation cross-entropy: it has probably diverged.",
+            f"prune: an importance by {method} is not a finite number.",
+            "Check the model's validation cross-entropy: its training has probably diverged.",
         )
-    return found
+    return importance
 
 
 @torch.no_grad()
 def magnitude(units: Units) -> Tensor:
-    """The sum of squares of all weights that go with a unit, ``[U]``."""
+    """Return the sum of squares of all weights of a unit, ``[U]``."""
     parts = [
         one.per_unit(
             one.linear.weight.square(),
@@ -76,31 +76,31 @@ def magnitude(units: Units) -> Tensor:
 def activation(
     model: SequentialRecommender, units: Sequence[Units], histories: Histories
 ) -> list[Tensor]:
-    r"""The mean square, over tokens, of what a unit adds to the hidden state, ``[U]``.
+    r"""Return the mean square over tokens of a unit's contribution to the hidden state, ``[U]``.
 
     With activations :math:`a` ``[n]`` of a unit and its columns :math:`O` of the output matrix
-    it is :math:`E \lVert O a \rVert^2`: for one channel Wanda's score (Sun et al. 2024, arXiv
-    2306.11695, equation 1) squared and summed over the outputs.
+    this is :math:`E \lVert O a \rVert^2`: for a single channel Wanda's score (Sun et al. 2024,
+    arXiv 2306.11695, equation 1) squared and summed over the outputs.
     """
     outputs = [one.output for one in units]
     grams = [torch.zeros(1, dtype=torch.float64)] * len(outputs)
 
-    def keep(number: int, inputs: Tensor) -> None:
+    def add_gram(number: int, inputs: Tensor) -> None:
         picked = inputs.flatten(0, -2)[:, outputs[number].index]
         grams[number] = grams[number].to(inputs.device) + _gram(picked)
 
-    with _watching(outputs, keep):
+    with _watching(outputs, add_gram):
         tokens = forward(model, histories)
     weights = [_gram(one.linear.weight[:, one.index]) for one in outputs]
     return [(a * w).sum(dim=(1, 2)) / tokens for a, w in zip(grams, weights, strict=True)]
 
 
 def taylor(model: SequentialRecommender, units: Sequence[Units], on: Calibration) -> list[Tensor]:
-    """The sum of ``|w dL/dw|`` over all weights that go with a unit, ``[U]``.
+    """Return the sum of ``|w dL/dw|`` over all weights of a unit, ``[U]``.
 
-    The first-order change of the loss when a weight becomes 0 (LLM-Pruner, Ma et al. 2023,
+    This is the first-order change of the loss when a weight becomes 0 (LLM-Pruner, Ma et al. 2023,
     arXiv 2305.11627, section 3.2, element-wise). L is the mean cross-entropy of the next item
-    over the calibration histories, at the positions that training takes.
+    over the calibration histories, at the positions that training uses.
     """
     batches = list(_batches(model, on))
     total = sum(int((batch.targets > 0).sum()) for batch in batches)
@@ -114,12 +114,15 @@ def taylor(model: SequentialRecommender, units: Sequence[Units], on: Calibration
         for batch in batches:
             share = int((batch.targets > 0).sum()) / total
             (share * task(batch)["ce"]).backward()
-        return [torch.stack([_moved(one) for one in unit.slices]).sum(dim=0) for unit in units]
+        return [
+            torch.stack([_first_order_per_unit(one) for one in unit.slices]).sum(dim=0)
+            for unit in units
+        ]
 
 
 @torch.no_grad()
 def forward(model: SequentialRecommender, histories: Histories) -> int:
-    """Compute the user vectors of histories, for hooks to look at; returns the tokens."""
+    """Run the model on histories, so that hooks see its activations; returns the tokens."""
     tokens = 0
     for start in range(0, len(histories), BATCH):
         ids = torch.from_numpy(pad_left(histories[start : start + BATCH])).to(model.device)
@@ -128,42 +131,42 @@ def forward(model: SequentialRecommender, histories: Histories) -> int:
     return tokens
 
 
-def _moved(one: Slice) -> Tensor:
+def _first_order_per_unit(one: Slice) -> Tensor:
     weight, bias = one.linear.weight, one.linear.bias
     return one.per_unit(_first_order(weight), None if bias is None else _first_order(bias))
 
 
 def _first_order(parameter: Tensor) -> Tensor:
-    """``|w dL/dw|`` of each weight."""
+    """Return ``|w dL/dw|`` of each weight."""
     assert parameter.grad is not None  # the loss depends on every weight of a unit
     return (parameter * parameter.grad).abs().detach()
 
 
 def _gram(x: Tensor) -> Tensor:
-    """Products ``[U, n, n]`` float64 of the columns within each unit of ``x`` ``[T, U, n]``."""
+    """Return the Gram matrices ``[U, n, n]`` float64 of the units of ``x`` ``[T, U, n]``."""
     return torch.einsum("tui,tuj->uij", x, x).double()
 
 
 def _batches(model: SequentialRecommender, on: Calibration) -> Iterator[Batch]:
-    """The calibration histories in packed rows, as training has them."""
+    """Yield the calibration histories in packed rows, as in training."""
     prompt = (model.config.prefix_length, model.config.suffix_length)
     targets: Literal["all", "last"] = "last" if any(prompt) else "all"
     rng = np.random.default_rng(on.seed)
     rows = pack(on.histories, model.config.history, rng, targets=targets, prompt=prompt)
     for index in np.split(order := np.arange(len(rows.item_ids)), order[BATCH::BATCH]):
-        tokens, wanted, positions, segments = (
+        tokens, target_items, positions, segments = (
             torch.from_numpy(one[index]).to(model.device)
             for one in (rows.item_ids, rows.targets, rows.positions, rows.segments)
         )
-        yield Batch(tokens, wanted, positions, segments, index=index, packing=0)
+        yield Batch(tokens, target_items, positions, segments, index=index, packing=0)
 
 
 @contextmanager
-def _watching(outputs: Sequence[Slice], keep: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call ``keep`` with the number and the inputs ``[1, T, in]`` of each output matrix."""
+def _watching(outputs: Sequence[Slice], observe: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call ``observe`` with the number and the inputs ``[1, T, in]`` of each output matrix."""
 
     def hook(number: int) -> Callable[[nn.Module, Any], None]:
-        return lambda _, inputs: keep(number, inputs[0])
+        return lambda _, inputs: observe(number, inputs[0])
 
     handles = [
         one.linear.register_forward_pre_hook(hook(number)) for number, one in enumerate(outputs)
@@ -177,7 +180,7 @@ def _watching(outputs: Sequence[Slice], keep: Callable[[int, Tensor], None]) -> 
 
 @contextmanager
 def _differentiated(model: nn.Module, linears: Sequence[nn.Linear]) -> Iterator[None]:
-    """Gradients for these matrices alone; afterwards all is as it was."""
+    """Enable gradients for these matrices only; restores the previous state afterwards."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     model.requires_grad_(False)
     for linear in linears:
@@ -185,6 +188,6 @@ def _differentiated(model: nn.Module, linears: Sequence[nn.Linear]) -> Iterator[
     try:
         yield
     finally:
-        for parameter, wanted in before:
+        for parameter, required in before:
             parameter.grad = None
-            parameter.requires_grad_(wanted)
+            parameter.requires_grad_(required)

@@ -1,7 +1,6 @@
-"""Prune a recommender: fewer layers, attention heads and MLP channels, the rest as it was.
+"""The prune stage: removes layers, attention heads and MLP channels; other weights stay the same.
 
-What it costs in ranking is won back by composition: a ``distill`` step whose student is the
-pruned model.
+A ``distill`` step with the pruned model as student recovers the ranking.
 """
 
 import json
@@ -19,52 +18,52 @@ from slmc.compress.calibration import histories
 from slmc.compress.config import PruneConfig
 from slmc.compress.prune import depth, importance, width
 from slmc.compress.prune.importance import Calibration
-from slmc.compress.prune.sizes import Kept, Sizes, wanted
+from slmc.compress.prune.sizes import Kept, Sizes, target_sizes
 from slmc.compress.prune.width import FIND
-from slmc.compress.validation import alike
+from slmc.compress.validation import validation_config
 from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
-from slmc.evaluation.evaluate import VectorScorer, check_catalogue
-from slmc.evaluation.measured import protocol
+from slmc.evaluation.evaluate import check_catalogue
+from slmc.evaluation.results import protocol
 from slmc.model.device import Placement, choose
 from slmc.model.loading import load_model, place
 from slmc.model.quantized import is_quantized
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
-from slmc.training.next_item import ranking
+from slmc.training.next_item import validator
 
 CHECKED = 8
-"""Calibration histories on which the smaller model is compared with the masked one."""
+"""Calibration histories on which the pruned model is compared with the masked one."""
 SEARCHED = "ndcg"
-"""Metric of a search: without a cutoff, it changes with every rank."""
+"""Metric of a search: has no cutoff, so it changes with every rank."""
 LITTLE = 0.05
-"""Share of the weights below which a saving is called small."""
+"""If fewer weights than this share are removed, a warning is logged."""
 NAMES = {"heads": "kv_groups", "ffn": "channels"}
-"""Field of the config -> what it takes a share of, in ``metrics.json``."""
+"""Field of the config -> name of its units in ``metrics.json``."""
 
 log = logging.getLogger("slmc.prune")
 
 
 def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Keep the layers, kv groups and MLP channels that matter most.
+    """Keep the most important layers, KV groups and MLP channels.
 
     Raises:
-        UsageError: The model is no float recommender on an LLM, does not rank the dataset's
-            catalogue, has weights that are not finite, or nothing of it would be left.
-        UndecidedError: There is nothing to measure importance on.
+        UsageError: The model is not a float recommender on an LLM, ranks another catalogue, has
+            weights that are not finite, or nothing of it would be left.
+        UndecidedError: There is no calibration history.
         MissingError: torch-pruning is not installed.
     """
     width.torch_pruning()
     data = Dataset.open(inputs["data"])
     placement = choose(config.device, "fp32")
     model = recommender(inputs["model"])
-    check_catalogue(VectorScorer.of(model), data)
+    check_catalogue(model.config.num_items, data)
     place(model, placement.device)
     for field in FIND:
         if getattr(config, field) is not None:
             width.check_cuttable(model.backbone, field)
-    target = wanted(config, model.config)
+    target = target_sizes(config, model.config)
     before, parameters = Sizes.of(model.config.backbone_config), count(model)
     with draft(out) as work:
         on = Calibration(
@@ -80,7 +79,7 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
             kind = model.config.backbone_config.model_type
             width.check_same(model.user_vectors(ids), expected, kind)
         place(model, "cpu")
-        _say_what_is_saved(model, parameters)
+        _log_savings(model, parameters)
         after = Sizes.of(model.config.backbone_config)
         sizes = {
             "before": asdict(before) | {"parameters": parameters},
@@ -133,7 +132,7 @@ def _layers(
     on: Calibration,
     placement: Placement,
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The layers that stay, and what was measured to choose them."""
+    """Return the layers to keep, and the numbers that decided it."""
     if config.layers is None:
         return tuple(range(target.layers)), {}
     influence = depth.block_influence(model, on.histories)
@@ -141,10 +140,10 @@ def _layers(
     if config.depth_by == "influence":
         return depth.by_influence(influence, target.layers), numbers
     targets = data.targets("valid").sample(depth.SEARCH_USERS, config.seed)
-    how = alike(config, data).model_copy(update={"metrics": (SEARCHED,)})
-    measure = ranking(model, targets, data, how, placement)
-    kept, gone = depth.by_search(model, lambda: measure()[SEARCHED], target.layers)
-    return kept, numbers | {"search": gone, "protocol": protocol(how)}
+    evaluation = validation_config(config, data).model_copy(update={"metrics": (SEARCHED,)})
+    measure = validator(model, targets, data, evaluation, placement)
+    kept, removed = depth.by_search(model, lambda: measure()[SEARCHED], target.layers)
+    return kept, numbers | {"search": removed, "protocol": protocol(evaluation)}
 
 
 def _units(
@@ -154,60 +153,60 @@ def _units(
     layers: tuple[int, ...],
     on: Calibration,
 ) -> tuple[Kept, list[dict[str, Any]]]:
-    """What stays in each layer that stays, and what the importance of its units was."""
+    """Return the units to keep in each kept layer, and their importance for ``metrics.json``."""
     listed: list[dict[str, Any]] = [{"layer": number} for number in layers]
     keep = {"heads": target.kv_groups, "ffn": target.channels}
     fields = [field for field in FIND if getattr(config, field) is not None]
-    found = {
+    units = {
         field: [FIND[field](model.layers[i], model.config.backbone_config) for i in layers]
         for field in fields
     }
-    flat = [one for units in found.values() for one in units]
-    gone = [i for i in range(len(model.layers)) if i not in layers]
-    with depth.skipping(model.layers, gone):
+    flat = [one for by_layer in units.values() for one in by_layer]
+    removed = [i for i in range(len(model.layers)) if i not in layers]
+    with depth.skipping(model.layers, removed):
         scored = iter(importance.scores(config.importance, model, flat, on) if flat else [])
     kept: dict[str, list[tuple[int, ...]]] = {}
     for field in fields:
         scores = [next(scored) for _ in layers]
         kept[field] = [best(one, keep[field]) for one in scores]
-        for entry, one, stays in zip(listed, scores, kept[field], strict=True):
-            entry[NAMES[field]] = summary(one, stays)
+        for entry, one, chosen in zip(listed, scores, kept[field], strict=True):
+            entry[NAMES[field]] = summary(one, chosen)
     return Kept(layers, kept), listed
 
 
 def best(scores: Tensor, keep: int) -> tuple[int, ...]:
-    """The ``keep`` units of the highest scores ``[U]``, in order; of two alike the first."""
+    """Return the ``keep`` units with the highest scores ``[U]``, in order; ties keep the first."""
     ranked = scores.sort(descending=True, stable=True).indices
     return tuple(sorted(ranked[:keep].tolist()))
 
 
-def summary(scores: Tensor, stays: Iterable[int]) -> dict[str, Any]:
-    """Which units stay, and how their importance compares with that of the others."""
-    kept = list(stays)
-    gone = [i for i in range(len(scores)) if i not in set(kept)]
+def summary(scores: Tensor, keep: Iterable[int]) -> dict[str, Any]:
+    """Return the kept units, and how their importance compares with that of the others."""
+    kept = list(keep)
+    removed = [i for i in range(len(scores)) if i not in set(kept)]
     total = scores.sum().item()
     return {
         "kept": kept,
         "importance_kept": scores[kept].sum().item() / total if total else 1.0,
         "least_kept": scores[kept].min().item(),
-        "most_removed": scores[gone].max().item() if gone else None,
+        "most_removed": scores[removed].max().item() if removed else None,
     }
 
 
 def count(model: SequentialRecommender) -> int:
-    """Parameters of a model."""
+    """Return the number of parameters of a model."""
     return sum(p.numel() for p in model.parameters())
 
 
-def _say_what_is_saved(model: SequentialRecommender, before: int) -> None:
-    """Warn where the model is hardly smaller because its items are most of it."""
+def _log_savings(model: SequentialRecommender, before: int) -> None:
+    """Log the removed parameters; warn if the item table, which is not pruned, is most of them."""
     after, items = count(model), model.item_embeddings.weight.numel()
     saved = 1 - after / before
-    log.info("prune: %d parameters of %d are left", after, before)
+    log.info("prune: %d of %d parameters remain", after, before)
     if saved < LITTLE and items > before / 2:
         log.warning(
             "prune: the model is only %.1f %% smaller: %.0f %% of its weights are the item table, "
-            "which pruning leaves as it is; quantize it instead",
+            "which is not pruned; quantize it instead",
             100 * saved,
             100 * items / before,
         )

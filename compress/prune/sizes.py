@@ -1,4 +1,4 @@
-"""What a decoder's config says of its shape, and what it says when parts are gone."""
+"""The shape of a decoder by its config, before and after pruning."""
 
 import logging
 import math
@@ -13,14 +13,14 @@ from slmc.errors import UsageError
 from slmc.model.recommender import RecommenderConfig
 
 PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
-"""Entries of decoder configs that hold one value for each layer."""
+"""Entries of decoder configs that hold one value per layer."""
 
 log = logging.getLogger("slmc.prune")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a decoder's config says of its shape; the same in all layers."""
+    """The shape of a decoder; the same in all layers."""
 
     layers: int
     kv_groups: int
@@ -29,7 +29,7 @@ class Sizes:
 
     @classmethod
     def of(cls, config: Any) -> "Sizes":
-        """Those of a decoder's config."""
+        """Read the sizes from a decoder's config."""
         heads = config.num_attention_heads
         groups = getattr(config, "num_key_value_heads", None) or heads
         return cls(config.num_hidden_layers, groups, heads, config.intermediate_size)
@@ -37,19 +37,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays. The units are listed for each layer that stays, in its order."""
+    """The layers and units to keep; units are listed per kept layer, in order."""
 
     layers: tuple[int, ...]
     units: Mapping[str, Sequence[tuple[int, ...]]]
-    """Field of the config, ``heads`` or ``ffn`` -> the units of each layer; a field is missing
-    where all stay."""
+    """Field of the config, ``heads`` or ``ffn`` -> kept units of each layer; without the field, all
+    units are kept."""
 
 
 def resized(config: RecommenderConfig, kept: Kept) -> RecommenderConfig:
-    """The config of what stays.
+    """Return the config of the pruned model.
 
     Raises:
-        StrictDataclassError: The decoder's config class refuses the shape.
+        StrictDataclassError: The decoder's config class does not allow the shape.
     """
     small = RecommenderConfig.from_dict(config.to_dict())
     resize(small.backbone_config, kept)
@@ -57,7 +57,7 @@ def resized(config: RecommenderConfig, kept: Kept) -> RecommenderConfig:
 
 
 def resize(decoder: Any, kept: Kept) -> None:
-    """Give a decoder's config the shape of what stays, in place; raises what its class raises."""
+    """Change a decoder's config to the pruned shape, in place; raises the errors of its class."""
     before = Sizes.of(decoder)
     decoder.num_hidden_layers = len(kept.layers)
     for name in PER_LAYER:
@@ -65,7 +65,7 @@ def resize(decoder: Any, kept: Kept) -> None:
             setattr(decoder, name, [getattr(decoder, name)[i] for i in kept.layers])
     if "heads" in kept.units:
         groups = len(kept.units["heads"][0])
-        # Without it a config takes hidden_size / heads, which no longer is the width of a head.
+        # Without head_dim, the config would use hidden_size / heads, which is wrong after pruning.
         width = getattr(decoder, "head_dim", None)
         decoder.head_dim = width or decoder.hidden_size // before.heads
         decoder.num_key_value_heads = groups
@@ -75,9 +75,9 @@ def resize(decoder: Any, kept: Kept) -> None:
 
 
 def takes_groups(config: RecommenderConfig, groups: int) -> bool:
-    """Whether the decoder's config class lets the shape have this many kv groups.
+    """Return whether the decoder's config class allows this number of KV groups.
 
-    Llama's, for one, wants the query heads to divide the hidden size, whatever their width.
+    Llama, for example, requires the number of query heads to divide the hidden size.
     """
     layers = tuple(range(config.backbone_config.num_hidden_layers))
     try:
@@ -87,74 +87,74 @@ def takes_groups(config: RecommenderConfig, groups: int) -> bool:
     return True
 
 
-def wanted(config: PruneConfig, model: RecommenderConfig) -> Sizes:
-    """The sizes that the shares come to.
+def target_sizes(config: PruneConfig, model: RecommenderConfig) -> Sizes:
+    """Return the target sizes of the config's shares.
 
-    The kv groups are rounded to the nearest number, then up to one that the decoder's config
-    class takes; the channels to the nearest multiple of ``round_to``. Both are said where
-    they keep other than what was asked, or all.
+    KV groups are rounded to the nearest number, then up to one that the decoder's config class
+    allows; channels are rounded to the nearest multiple of ``round_to``. A warning is logged if
+    this differs from the requested number, or keeps all.
 
     Raises:
-        UsageError: More layers than there are, or no head or channel at all, would be kept.
+        UsageError: More layers than the model has, or no head or channel, would be kept.
     """
-    has = Sizes.of(model.backbone_config)
-    layers = config.layers or has.layers
-    if layers > has.layers:
+    now = Sizes.of(model.backbone_config)
+    layers = config.layers or now.layers
+    if layers > now.layers:
         raise UsageError(
-            f"layers: {layers} are to be kept, but the model has {has.layers}.",
-            f"Ask for at most {has.layers}.",
+            f"layers: {layers} is more than the {now.layers} layers of the model.",
+            f"Set at most {now.layers}.",
         )
-    groups = _groups(config.heads, has, model) if config.heads is not None else has.kv_groups
-    kept = _channels(config.ffn, has, config.round_to) if config.ffn is not None else has.channels
-    if config.layers == has.layers:
-        log.warning("prune: layers: %d keeps all layers; nothing is saved by it", layers)
-    if config.heads is not None and groups == has.kv_groups:
+    groups = _groups(config.heads, now, model) if config.heads is not None else now.kv_groups
+    kept = _channels(config.ffn, now, config.round_to) if config.ffn is not None else now.channels
+    if config.layers == now.layers:
+        log.warning("prune: layers: %d keeps all layers, so nothing is removed", layers)
+    if config.heads is not None and groups == now.kv_groups:
         log.warning(
-            "prune: heads: %g keeps all %d kv groups; nothing is saved by it", config.heads, groups
+            "prune: heads: %g keeps all %d KV groups, so nothing is removed", config.heads, groups
         )
-    if config.ffn is not None and kept == has.channels:
+    if config.ffn is not None and kept == now.channels:
         log.warning(
-            "prune: ffn: %g keeps all %d channels, rounded to a multiple of %d; nothing is saved "
-            "by it",
+            "prune: ffn: %g keeps all %d channels, rounded to a multiple of %d, so nothing is "
+            "removed",
             config.ffn,
             kept,
             config.round_to,
         )
-    return Sizes(layers, groups, groups * (has.heads // has.kv_groups), kept)
+    return Sizes(layers, groups, groups * (now.heads // now.kv_groups), kept)
 
 
-def _groups(share: float, has: Sizes, model: RecommenderConfig) -> int:
-    asked = _nearest(share * has.kv_groups)
-    if not asked:
+def _groups(share: float, now: Sizes, model: RecommenderConfig) -> int:
+    requested = _nearest(share * now.kv_groups)
+    if not requested:
         raise UsageError(
-            f"heads: {share:g} of {has.kv_groups} kv groups is none.",
-            f"Ask for at least {1 / has.kv_groups:.2g}.",
+            f"heads: {share:g} of {now.kv_groups} KV groups keeps none.",
+            f"Set at least {1 / now.kv_groups:.2g}.",
         )
-    groups = next(n for n in range(asked, has.kv_groups + 1) if takes_groups(model, n))
-    if groups != asked:
+    groups = next(n for n in range(requested, now.kv_groups + 1) if takes_groups(model, n))
+    if groups != requested:
         log.warning(
-            "prune: %d kv groups are kept instead of %d: a config of %s takes no such number of "
-            "heads at a hidden size of %d",
+            "prune: keeps %d KV groups instead of %d: a config of %s does not allow that number of "
+            "heads with a hidden size of %d",
             groups,
-            asked,
+            requested,
             model.backbone_config.model_type,
             model.backbone_config.hidden_size,
         )
     return groups
 
 
-def _channels(share: float, has: Sizes, round_to: int) -> int:
-    asked = share * has.channels
-    if not _nearest(asked):
+def _channels(share: float, now: Sizes, round_to: int) -> int:
+    requested = share * now.channels
+    if not _nearest(requested):
         raise UsageError(
-            f"ffn: {share:g} of {has.channels} channels is none.",
-            f"Ask for at least {1 / has.channels:.2g}.",
+            f"ffn: {share:g} of {now.channels} channels keeps none.",
+            f"Set at least {1 / now.channels:.2g}.",
         )
-    below = max(round_to, int(asked // round_to) * round_to)
-    above = min(has.channels, below + round_to)
-    return min(min(below, has.channels), above, key=lambda n: (abs(n - asked), -n))
+    below = max(round_to, int(requested // round_to) * round_to)
+    above = min(now.channels, below + round_to)
+    return min(min(below, now.channels), above, key=lambda n: (abs(n - requested), -n))
 
 
 def _nearest(value: float) -> int:
-    """The nearest whole number, halves up."""
+    """Round to the nearest integer, halves up."""
     return math.floor(value + 0.5)

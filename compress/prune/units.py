@@ -1,10 +1,10 @@
-"""What can be taken out of a decoder layer: kv groups and MLP channels, as slices of weights.
+"""The units of a decoder layer that can be removed: KV groups and MLP channels.
 
-A kv group is one key-value head with the query heads that it serves: as a whole it can go
-without changing what any other head computes. torch-pruning traces layers and not heads, and
-takes too few query channels along where heads are grouped; so the groups are laid out here.
+A KV group is one key-value head and its query heads; removing it does not change what any other
+head computes. torch-pruning finds dependencies between layers, not heads, and removes too few
+query channels with grouped heads; so the weights of each group are determined here.
 
-Letters: ``U`` units of a layer, ``n`` rows or columns of one matrix that belong to a unit.
+Letters: ``U`` units of a layer, ``n`` rows or columns of one matrix per unit.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from slmc.errors import UsageError
 
 ROWS, COLUMNS = 0, 1
 PARTS = {"heads": "attention", "ffn": "MLP"}
-"""Field of the config -> the part of a layer that it takes a share of."""
+"""Field of the config -> the part of a layer that it prunes."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Slice:
     """``[U, n]`` int64."""
 
     def per_unit(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Sum over each unit, ``[U]`` float64.
+        """Return the sum over each unit, ``[U]`` float64.
 
         Args:
-            weight: ``[out, in]``, a value for each weight.
-            bias: ``[out]``, a value for each bias; counts with the rows.
+            weight: ``[out, in]``, one value per weight.
+            bias: ``[out]``, one value per bias; belongs to the rows.
         """
         sums = weight.double().sum(dim=1 - self.dim)
         if self.dim == ROWS and bias is not None:
@@ -46,28 +46,28 @@ class Slice:
 
 @dataclass(frozen=True)
 class Units:
-    """The units of a layer and every weight that goes with one of them."""
+    """The units of a layer, with all their weights."""
 
     inputs: tuple[Slice, ...]
     """Rows that compute a unit."""
     output: Slice
-    """Columns that add it to the hidden state."""
+    """Columns that add its output to the hidden state."""
 
     def __len__(self) -> int:
-        """How many units there are, U."""
+        """Return the number of units, U."""
         return len(self.output.index)
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """All of them."""
+        """All slices."""
         return (*self.inputs, self.output)
 
 
 def kv_groups(layer: nn.Module, config: Any) -> Units:
-    """The kv groups of a decoder layer; raises ``UsageError`` if its attention is another kind.
+    """Return the KV groups of a decoder layer; raises ``UsageError`` for other kinds of attention.
 
     Args:
-        layer: With q_proj, k_proj, v_proj (or one qkv_proj of Phi-3's order) and o_proj.
+        layer: With q_proj, k_proj, v_proj (or one qkv_proj in the order of Phi-3) and o_proj.
         config: The decoder's config.
     """
     attention = getattr(layer, "self_attn", None)
@@ -83,14 +83,14 @@ def kv_groups(layer: nn.Module, config: Any) -> Units:
     parts = parts or {"q_proj": [query], "k_proj": [width], "v_proj": [width]}
     inputs = [_rows(attention, name, groups, sizes) for name, sizes in parts.items()]
     units = _units(inputs, o_proj, groups, query)
-    # A norm over one head is the same for all; one over all heads would mix them.
+    # A norm over one head is shared by all heads; a norm over all heads would mix them.
     if units is None or not _covered(attention, units, other=width):
         raise refusal("heads", config)
     return units
 
 
 def channels(layer: nn.Module, config: Any) -> Units:
-    """The MLP channels of a decoder layer; raises ``UsageError`` if its MLP is another kind.
+    """Return the MLP channels of a decoder layer; raises ``UsageError`` for other kinds of MLP.
 
     Args:
         layer: With gate_proj and up_proj (or one gate_up_proj, gate first) and down_proj.
@@ -110,7 +110,7 @@ def channels(layer: nn.Module, config: Any) -> Units:
 
 
 def _rows(module: nn.Module, name: str, units: int, sizes: Sequence[int]) -> Slice | None:
-    """Rows of a matrix of one block for each of ``sizes``, each block cut into ``units``."""
+    """Return the rows of a matrix with one block per entry of ``sizes``, split into ``units``."""
     linear = getattr(module, name, None)
     if not isinstance(linear, nn.Linear) or linear.out_features != units * sum(sizes):
         return None
@@ -122,11 +122,11 @@ def _rows(module: nn.Module, name: str, units: int, sizes: Sequence[int]) -> Sli
 def _units(
     inputs: Sequence[Slice | None], output: nn.Linear, units: int, size: int
 ) -> Units | None:
-    found = tuple(one for one in inputs if one is not None)
-    if len(found) < len(inputs) or output.in_features != units * size:
+    slices = tuple(one for one in inputs if one is not None)
+    if len(slices) < len(inputs) or output.in_features != units * size:
         return None
     index = _block(0, units, size).to(output.weight.device)
-    return Units(found, Slice(output, COLUMNS, index))
+    return Units(slices, Slice(output, COLUMNS, index))
 
 
 def _block(start: int, units: int, size: int) -> Tensor:
@@ -134,7 +134,7 @@ def _block(start: int, units: int, size: int) -> Tensor:
 
 
 def _covered(module: nn.Module, units: Units, other: int | None) -> bool:
-    """Whether all weights are those of the units, or norms over ``other`` numbers."""
+    """Return whether all weights belong to units, or to norms over ``other`` values."""
     known = {id(p) for one in units.slices for p in one.linear.parameters()}
     return all(
         id(p) in known or (p.numel() == other and "norm" in name)
@@ -143,9 +143,8 @@ def _covered(module: nn.Module, units: Units, other: int | None) -> bool:
 
 
 def refusal(field: str, config: Any) -> UsageError:
-    """The error of a decoder that cannot be cut by a field of the config, ``heads`` or ``ffn``."""
+    """Return the error for a decoder that cannot be pruned by ``heads`` or ``ffn``."""
     return UsageError(
-        f"prune: the {PARTS[field]} of {config.model_type} is of a form that cannot be cut by "
-        f"{field}.",
+        f"prune: {field} cannot prune the {PARTS[field]} of {config.model_type}.",
         f"Leave {field} out, or prune a Llama, Qwen, Gemma, Mistral or Phi-3.",
     )

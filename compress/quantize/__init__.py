@@ -1,6 +1,6 @@
-"""Weight quantization.
+"""Weight-only quantization.
 
-Read ``quantize`` (the stage), ``assignment`` (which layers, how many bits), ``sequential`` (layer
-by layer), ``gptq`` and ``rtn`` (the methods), ``item_table``, ``sensitivity`` (which layers the
-ranking depends on) and ``storage`` (the files).
+Read ``quantize`` (the stage), ``assignment`` (bits of each layer), ``sequential`` (layer by layer),
+``gptq`` and ``rtn`` (the methods), ``layer_report`` (errors of each layer), ``item_table``,
+``sensitivity`` (how much the ranking depends on each layer) and ``storage`` (the file format).
 """

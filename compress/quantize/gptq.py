@@ -1,8 +1,8 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323) by llm-compressor: the extra ``slmc[quantize]``.
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323) with llm-compressor: the extra ``slmc[quantize]``.
 
-A column of a weight is rounded, and the columns after it make up for the error as far as the
-calibration inputs let them. llm-compressor's solver is called layer by layer rather than
-through its ``oneshot``: so a killed run goes on, nothing is traced, and no file is written.
+Weights are rounded column by column, and the following columns compensate the error on the
+calibration activations. The solver of llm-compressor is called for each layer, not through its
+``oneshot``, so that a killed run can continue, nothing is traced and no file is written.
 Letters: ``N`` outputs, ``K`` inputs.
 """
 
@@ -16,27 +16,27 @@ from slmc.compress.quantize.rtn import Grid
 from slmc.model import quantized
 
 DAMPENING = 0.01
-"""Share of the mean diagonal that is added to the diagonal of the Hessian."""
+"""Share of its mean diagonal that is added to the diagonal of the Hessian."""
 
 
 def gptq(weight: Tensor, hessian: Tensor, grid: Grid, *, act_order: bool) -> tuple[Tensor, bool]:
-    """Round a weight to a grid so that its outputs on the calibration inputs stay close.
+    """Quantize a weight so that the layer's outputs on the calibration activations stay close.
 
     Args:
         weight: ``[N, K]`` float32.
         hessian: ``[K, K]`` float32, the sum of x x^T over inputs x, up to a factor.
-        grid: What it is rounded to, fixed beforehand.
-        act_order: Whether columns go by descending diagonal of the Hessian; groups stay those
-            of the stored order.
+        grid: Scales and zero points, fixed beforehand.
+        act_order: Whether columns are rounded by descending diagonal of the Hessian; groups keep
+            the stored order.
 
     Returns:
-        Codes ``[N, K]`` int8, and whether the Hessian could be factorized; if not, they are
-        those of round-to-nearest.
+        Codes ``[N, K]`` int8, and whether the Hessian could be factorized; if not, the codes are
+        rounded to nearest.
 
     Raises:
         MissingError: llm-compressor is not installed.
     """
-    quantized.require("llmcompressor", otherwise=", or ask for --method rtn")
+    quantized.require("llmcompressor", otherwise=", or use --method rtn")
     with quantized.quiet(), _one_thread():
         from compressed_tensors.quantization import QuantizationArgs
         from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
@@ -61,9 +61,9 @@ def gptq(weight: Tensor, hessian: Tensor, grid: Grid, *, act_order: bool) -> tup
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one core: the loop is a long row of tiny operations, which threads slow down.
+    """Compute with one thread, which is faster for the many tiny operations of the solver.
 
-    On two busy cores a 576 x 576 weight took .1 s with one thread and 2.6 s with two.
+    On two busy cores a 576 x 576 weight took 0.1 s with one thread and 2.6 s with two.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Quantize the linear layers and the item table of a recommender: weights only."""
+"""The quantize stage: weight-only quantization of linear layers and item table."""
 
 import json
 import logging
@@ -11,59 +11,57 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slmc.artefact import Artefact, Draft, draft
-from slmc.compress import layers as layer_reports
 from slmc.compress.calibration import histories
 from slmc.compress.config import QuantizeConfig
-from slmc.compress.layers import Quantized
-from slmc.compress.quantize import storage
+from slmc.compress.quantize import layer_report, storage
 from slmc.compress.quantize.assignment import assign
 from slmc.compress.quantize.item_table import quantize_table
+from slmc.compress.quantize.layer_report import Quantized
 from slmc.compress.quantize.sensitivity import Trial, sensitivity
 from slmc.compress.quantize.sequential import Finished, Method, quantize_layers
-from slmc.compress.validation import alike, change, check_users, measure
+from slmc.compress.validation import change, check_users, measure, validation_config
 from slmc.data.batches import pad_left
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
-from slmc.evaluation.evaluate import VectorScorer, check_catalogue
-from slmc.evaluation.measured import protocol, told
+from slmc.evaluation.evaluate import check_catalogue
+from slmc.evaluation.results import protocol, protocol_text
 from slmc.model import device, quantized
 from slmc.model.loading import load_model
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
 
 BATCH = 16
-"""Calibration histories that are computed at once; they are of like length."""
+"""Batch size, in calibration histories of similar length."""
 
 log = logging.getLogger("slmc.quantize")
 
 
 def quantize(config: QuantizeConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Store a recommender's weights in 4 or 8 bits.
+    """Quantize a recommender's weights to 4 or 8 bits.
 
     Raises:
-        UsageError: The model is no float recommender on an LLM, ranks another catalogue, or
+        UsageError: The model is not a float recommender on an LLM, ranks another catalogue, or
             the settings do not fit its layers.
-        UndecidedError: There is no calibration history, or no validation target where the
-            ranking has to be measured.
-        BrokenRunError: A weight or a calibration input is not a finite number.
+        UndecidedError: There is no calibration history, or no validation target for a ranking.
+        BrokenRunError: A weight or a calibration activation is not finite.
         MissingError: A library of the extra ``quantize`` is not installed.
     """
     _check_installed(config)
     data = Dataset.open(inputs["data"])
-    where = device.choose(config.device, "fp32").device
-    model = recommender(inputs["model"], where)
-    check_catalogue(VectorScorer.of(model), data)
+    target = device.choose(config.device, "fp32").device
+    model = recommender(inputs["model"], target)
+    check_catalogue(model.config.num_items, data)
     bits = assign(config, model)
     if config.item_table is not None or config.sensitivity is not False:
         check_users(data, "the item table" if config.item_table else "sensitivity")
-    batches = calibration_batches(data, config, where)
+    batches = calibration_batches(data, config, target)
     with draft(out) as work:
         numbers: dict[str, Any] = {"method": config.method}
         if config.item_table is not None:
             numbers["item_table"] = _table(model, data, config)
         done = _layers(model, bits, batches, config, inputs, data, work)
         numbers |= summary(model, done, config)
-        layer_reports.write([one.report for one in done], work.path)
+        layer_report.write([one.report for one in done], work.path)
         return seal_model(
             work,
             model,
@@ -71,7 +69,7 @@ def quantize(config: QuantizeConfig, inputs: dict[str, Artefact], out: Path) -> 
             config=config,
             inputs=inputs,
             numbers=numbers,
-            device=where.type,
+            device=target.type,
             note=_note(config, done),
             save=partial(_save, layers=done, group_size=config.group_size),
         )
@@ -94,17 +92,17 @@ def recommender(artefact: Artefact, where: torch.device) -> SequentialRecommende
 
 
 def calibration_batches(data: Dataset, config: QuantizeConfig, where: torch.device) -> list[Tensor]:
-    """Calibration histories in batches ``[B, L]`` int64 of like length, padded on the left."""
+    """Return the calibration set in batches ``[B, L]`` int64 of similar length, padded left."""
     drawn = histories(data, count=config.calibration, seed=config.seed)
     drawn.sort(key=len)
-    cuts = range(0, len(drawn), BATCH)
-    return [torch.from_numpy(pad_left(drawn[i : i + BATCH])).to(where) for i in cuts]
+    starts = range(0, len(drawn), BATCH)
+    return [torch.from_numpy(pad_left(drawn[i : i + BATCH])).to(where) for i in starts]
 
 
 def summary(
     model: PreTrainedModel, layers: list[Quantized], config: QuantizeConfig
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says of the quantized layers."""
+    """Return the entries of ``metrics.json`` about the quantized layers."""
     weights = sum(one.codes.numel() for one in layers)
     per_group = 32 + (0 if config.symmetric else 1) * config.bits
     stored = sum(
@@ -120,19 +118,19 @@ def summary(
 
 def _check_installed(config: QuantizeConfig) -> None:
     if config.method == "gptq":
-        quantized.require("llmcompressor", otherwise=", or ask for --method rtn")
+        quantized.require("llmcompressor", otherwise=", or use --method rtn")
     quantized.require()
 
 
 def _table(model: SequentialRecommender, data: Dataset, config: QuantizeConfig) -> dict[str, Any]:
-    """Quantize the item table alone, and measure what that does to the ranking."""
-    how = alike(config, data)
-    before = measure(model, data, how, "float item table")
+    """Quantize only the item table, and evaluate the change of the ranking."""
+    evaluation = validation_config(config, data)
+    before = measure(model, data, evaluation, "float item table")
     quantize_table(model, str(config.item_table))
-    after = measure(model, data, how, f"{config.item_table} item table")
+    after = measure(model, data, evaluation, f"{config.item_table} item table")
     return {
         "form": config.item_table,
-        "protocol": told(protocol(how)),
+        "protocol": protocol_text(protocol(evaluation)),
         "n": len(data.targets("valid").users),
         "float": before.means,
         "quantized": after.means,
@@ -149,7 +147,7 @@ def _layers(
     data: Dataset,
     work: Draft,
 ) -> list[Quantized]:
-    """Quantize the linear layers, and measure how the ranking depends on each if asked to."""
+    """Quantize the linear layers; with ``sensitivity``, also evaluate the ranking for each."""
     key = [config.model_dump(mode="json"), {role: a.digest for role, a in inputs.items()}]
     finished = Finished(work.resume, key)
     floats = {}

@@ -1,9 +1,8 @@
-"""Which layers the ranking depends on: one quantized at a time, measured on validation.
+"""Sensitivity of the ranking to each layer: one is quantized at a time, and validated.
 
-With a budget it also proposes a mixed assignment: the fewest layers, those that cost the most
-NDCG (without a cutoff) first, that are kept wider for the loss of NDCG@10 to stay within the
-budget. The mean is held against the budget, not its bound: few validation sets could tell a
-percent.
+With a budget, it also proposes a mixed assignment: layers get more bits, those with the largest
+loss of NDCG (without a cutoff) first, until the loss of NDCG@10 is within the budget. The budget
+is compared with the mean, not its confidence bound: few validation sets can detect one percent.
 """
 
 import hashlib
@@ -20,12 +19,12 @@ from torch import Tensor
 
 from slmc.artefact import canonical
 from slmc.compress.config import QuantizeConfig
-from slmc.compress.layers import Quantized
+from slmc.compress.quantize.layer_report import Quantized
 from slmc.compress.quantize.rtn import Grid
-from slmc.compress.validation import METRICS, Ranking, alike, change, measure
+from slmc.compress.validation import METRICS, Ranking, change, measure, validation_config
 from slmc.config import Protocol, parse_budget
 from slmc.data.dataset import Dataset
-from slmc.evaluation.measured import protocol, told
+from slmc.evaluation.results import protocol, protocol_text
 from slmc.model.recommender import SequentialRecommender
 
 BUDGETED, ORDERED_BY = "ndcg@10", "ndcg"
@@ -37,38 +36,40 @@ log = logging.getLogger("slmc.quantize")
 
 @dataclass
 class Trial:
-    """A model whose layers can each be float or quantized, and its ranking for such mixes."""
+    """A model whose layers can each be float or quantized; ranks the validation users for a mix."""
 
     model: SequentialRecommender
     data: Dataset
     floats: Mapping[str, Tensor]
-    """Name -> weight of each quantized layer before it was rounded."""
+    """Name -> float weight of each quantized layer."""
     layers: Sequence[Quantized]
     config: QuantizeConfig
     folder: Path
-    """Where finished measurements are kept for a resume."""
+    """Folder of finished rankings, for a resume."""
     total: int = 0
     done: int = 0
 
     def rank(self, mix: Mapping[str, int | str]) -> Ranking:
-        """The ranking with layers at the given widths, ``skip`` for float; all the others float."""
+        """Return the ranking for bits per layer; ``skip`` or no entry means float."""
         key = hashlib.sha256(canonical(dict(mix))).hexdigest()[:16]
         file = self.folder / f"{key}.npy"
         if file.is_file():
-            found = Ranking(dict(zip(METRICS, np.load(file, allow_pickle=False), strict=True)))
+            ranking = Ranking(dict(zip(METRICS, np.load(file, allow_pickle=False), strict=True)))
         else:
             self._set(mix)
-            found = measure(self.model, self.data, alike(self.config, self.data), "validation")
+            ranking = measure(
+                self.model, self.data, validation_config(self.config, self.data), "validation"
+            )
             staged = file.with_suffix(".partial.npy")
-            np.save(staged, np.stack([found.of[name] for name in METRICS]))
+            np.save(staged, np.stack([ranking.values[name] for name in METRICS]))
             staged.replace(file)
         self.done += 1
         progress = {"task": "sensitivity", "done": self.done, "total": self.total, "unit": "mixes"}
         log.debug("progress", extra={"progress": progress})
-        return found
+        return ranking
 
     def restore(self) -> None:
-        """Put every layer back to its own codes."""
+        """Restore the quantized weights of every layer."""
         self._set({layer.name: layer.grid.bits for layer in self.layers})
 
     @torch.no_grad()
@@ -93,51 +94,52 @@ class Trial:
 
 
 def sensitivity(trial: Trial, out: Path) -> dict[str, Any]:
-    """Measure each layer, write ``sensitivity.json`` and, given a budget, a recipe fragment.
+    """Rank with each layer quantized; writes ``sensitivity.json`` and, with a budget, a fragment.
 
     Args:
-        trial: The model; left with every layer quantized.
+        trial: The model; all its layers are quantized afterwards.
         out: Folder of the artefact.
 
     Returns:
-        What ``sensitivity.json`` says.
+        The content of ``sensitivity.json``.
     """
     config, names = trial.config, [layer.name for layer in trial.layers]
-    asked: dict[str, int | str] = {layer.name: layer.grid.bits for layer in trial.layers}
+    bits: dict[str, int | str] = {layer.name: layer.grid.bits for layer in trial.layers}
     budget = config.sensitivity if not isinstance(config.sensitivity, bool) else None
-    steps = len(names).bit_length() + 1 if budget is not None else 0
-    trial.total = len(names) + 2 + steps
+    bisections = len(names).bit_length() + 1 if budget is not None else 0
+    trial.total = len(names) + 2 + bisections
     before = trial.rank({})
     rows = []
     for name in names:
-        after = trial.rank({name: asked[name]})
-        rows.append({"name": name, "bits": asked[name], **change(after, before, config.seed)})
+        after = trial.rank({name: bits[name]})
+        rows.append({"name": name, "bits": bits[name], **change(after, before, config.seed)})
     rows.sort(key=lambda row: (row[ORDERED_BY]["change"], row["name"]))
-    whole = trial.rank(asked)
-    said: dict[str, Any] = {
-        "protocol": f"{told(protocol(alike(config, trial.data)))}; one layer quantized at a time",
-        "n": before.of[BUDGETED].size,
+    whole = trial.rank(bits)
+    ranked_by = protocol_text(protocol(validation_config(config, trial.data)))
+    report: dict[str, Any] = {
+        "protocol": f"{ranked_by}; one layer quantized at a time",
+        "n": before.values[BUDGETED].size,
         "float": before.means,
         "all_quantized": {**whole.means, "change": change(whole, before, config.seed)},
         "layers": rows,
     }
     if budget is not None:
-        said["proposal"] = _propose(trial, before, asked, [str(row["name"]) for row in rows])
-        _report(said, config, out)
+        report["proposal"] = _propose(trial, before, bits, [str(row["name"]) for row in rows])
+        _write_proposal(report, config, out)
     trial.restore()
-    (out / FILE).write_text(json.dumps(said, indent=2) + "\n")
-    return said
+    (out / FILE).write_text(json.dumps(report, indent=2) + "\n")
+    return report
 
 
 def _propose(
-    trial: Trial, before: Ranking, asked: Mapping[str, int | str], order: Sequence[str]
+    trial: Trial, before: Ranking, bits: Mapping[str, int | str], order: Sequence[str]
 ) -> dict[str, Any] | None:
-    """The mix with the fewest wider layers that is within the budget, by bisection."""
+    """Return the mix within the budget that gives the fewest layers more bits, by bisection."""
     budget, relative = parse_budget(str(trial.config.sensitivity))
 
     def mixed(count: int) -> dict[str, int | str]:
         wider = set(order[:count])
-        return {n: _wider(width) if n in wider else width for n, width in asked.items()}
+        return {n: _wider(width) if n in wider else width for n, width in bits.items()}
 
     def within(count: int) -> bool:
         mean = before.means[BUDGETED]
@@ -152,7 +154,7 @@ def _propose(
     after = trial.rank(mixed(high))
     trial.total = trial.done
     return {
-        "assign": {name: _wider(asked[name]) for name in order[:high]},
+        "assign": {name: _wider(bits[name]) for name in order[:high]},
         **after.means,
         "change": change(after, before, trial.config.seed),
     }
@@ -162,28 +164,29 @@ def _wider(width: int | str) -> int | str:
     return 8 if width == 4 else "skip"
 
 
-def _report(said: Mapping[str, Any], config: QuantizeConfig, out: Path) -> None:
-    proposal = said["proposal"]
+def _write_proposal(report: Mapping[str, Any], config: QuantizeConfig, out: Path) -> None:
+    proposal = report["proposal"]
     if proposal is None:
         log.warning(
             "sensitivity: no assignment keeps the loss of NDCG@10 within %s on validation",
             config.sensitivity,
         )
         return
-    (out / FRAGMENT).write_text(_fragment(said, config))
+    (out / FRAGMENT).write_text(_fragment(report, config))
     log.info(
-        "sensitivity: %d of %d layers wider keep NDCG@10 within %s on validation: see %s",
+        "sensitivity: %d of %d layers with more bits keep the loss of NDCG@10 within %s on "
+        "validation: see %s",
         len(proposal["assign"]),
-        len(said["layers"]),
+        len(report["layers"]),
         config.sensitivity,
         FRAGMENT,
     )
 
 
-def _fragment(said: Mapping[str, Any], config: QuantizeConfig) -> str:
-    """The proposal as a step of a recipe."""
-    proposal = said["proposal"]
-    before, after = said["float"][BUDGETED], proposal[BUDGETED]
+def _fragment(report: Mapping[str, Any], config: QuantizeConfig) -> str:
+    """Return the proposal as a recipe step."""
+    proposal = report["proposal"]
+    before, after = report["float"][BUDGETED], proposal[BUDGETED]
     bounds = proposal["change"][BUDGETED]
     settings = config.model_dump(mode="json", exclude_defaults=True)
     for name in ("sensitivity", "device", "seed", *Protocol.model_fields):
@@ -191,13 +194,13 @@ def _fragment(said: Mapping[str, Any], config: QuantizeConfig) -> str:
     settings |= {"method": config.method, "bits": config.bits, "group_size": config.group_size}
     settings["assign"] = {**config.assign, **proposal["assign"]}
     lines = [
-        f"# {len(proposal['assign'])} of {len(said['layers'])} layers wider, for a budget of "
+        f"# {len(proposal['assign'])} of {len(report['layers'])} layers wider, for a budget of "
         f"{config.sensitivity} on NDCG@10.",
-        f"# Validation, n = {said['n']}: {before:.4f} -> {after:.4f}, "
+        f"# Validation, n = {report['n']}: {before:.4f} -> {after:.4f}, "
         f"change {bounds['change']:+.4f} [{bounds['low']:+.4f}, {bounds['high']:+.4f}].",
         "# The layers are rounded anew when it runs: let a gate judge the result on test.",
         "- quantize:",
     ]
-    # JSON is YAML too, and quotes what needs it.
+    # JSON is valid YAML, and quotes where needed.
     lines += [f"    {name}: {json.dumps(value)}" for name, value in sorted(settings.items())]
     return "\n".join(lines) + "\n"

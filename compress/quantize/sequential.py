@@ -1,8 +1,9 @@
-"""Quantize a decoder one layer after the other, each on the inputs that it will really see.
+"""Quantize a decoder layer by layer, each on the activations of the already quantized model.
 
-The linear layers of a decoder layer are rounded on its inputs; then these run through the
-rounded layer and are the inputs of the next, so that later layers know of earlier errors. What
-is finished is kept: a killed run goes on after the last finished layer, with the same bits.
+The linear layers of a decoder layer are quantized on its input activations. These then pass
+through the quantized layer and become the inputs of the next, so that later layers compensate
+earlier errors. Finished layers are stored: a killed run continues after the last one, with the
+same bits.
 Letters: ``T`` tokens of a packed batch, ``K`` inputs of a linear layer.
 """
 
@@ -23,22 +24,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slmc.artefact import canonical
-from slmc.compress.layers import LayerReport, Quantized, report
 from slmc.compress.quantize.gptq import gptq
+from slmc.compress.quantize.layer_report import LayerReport, Quantized, report
 from slmc.compress.quantize.rtn import Grid
 from slmc.errors import BrokenRunError
 from slmc.model.recommender import SequentialRecommender
 
 Keywords = Mapping[str, Any]
 Run = Callable[[], Tensor]
-"""Computes a part of the model on a batch, so that hooks see what enters its layers."""
+"""Computes a part of the model on a batch, so that hooks see the inputs of its layers."""
 
 log = logging.getLogger("slmc.quantize")
 
 
 @dataclass(frozen=True)
 class Method:
-    """How each layer is rounded."""
+    """How layers are quantized."""
 
     name: str
     """``gptq`` or ``rtn``."""
@@ -48,39 +49,39 @@ class Method:
 
 
 class Finished:
-    """What is quantized already, on disk: a file for each part of the model."""
+    """The quantized parts of the model on disk, one file per part."""
 
     def __init__(self, folder: Path, key: object) -> None:
-        """Keep files in ``folder``; those of a run with another ``key`` are not looked at."""
+        """Store files under ``folder``; files of runs with another ``key`` are ignored."""
         digest = hashlib.sha256(canonical(key)).hexdigest()[:16]
         self.folder = folder / f"layers-{digest}"
         self.folder.mkdir(exist_ok=True)
 
     def load(self, part: str, device: torch.device) -> list[Quantized] | None:
-        """The layers of a part, or None if it is not finished."""
+        """Return the layers of a part, or None if it is not finished."""
         file = self.folder / f"{part}.safetensors"
         if not file.is_file():
             return None
         with safe_open(file, framework="pt", device=str(device)) as stored:
             reports = json.loads(stored.metadata()["layers"])
-            return [_layer(stored.get_tensor, LayerReport(**said)) for said in reports]
+            return [_layer(stored.get_tensor, LayerReport(**fields)) for fields in reports]
 
     def save(self, part: str, layers: Sequence[Quantized]) -> None:
-        """Write a part, whole or not at all."""
+        """Write a part atomically."""
         tensors = {}
         for layer in layers:
             tensors[f"{layer.name}.codes"] = layer.codes
             tensors[f"{layer.name}.scale"] = layer.grid.scale
             tensors[f"{layer.name}.zero_point"] = layer.grid.zero_point
-        said = json.dumps([asdict(layer.report) for layer in layers])
+        reports = json.dumps([asdict(layer.report) for layer in layers])
         staged = self.folder / f"{part}.partial"
-        save_file(tensors, staged, metadata={"layers": said})
+        save_file(tensors, staged, metadata={"layers": reports})
         os.replace(staged, self.folder / f"{part}.safetensors")
 
 
-def _layer(tensor: Callable[[str], Tensor], said: LayerReport) -> Quantized:
-    codes, scale, zero = (tensor(f"{said.name}.{x}") for x in ("codes", "scale", "zero_point"))
-    return Quantized(said.name, Grid(said.bits, said.symmetric, scale, zero), codes, said)
+def _layer(tensor: Callable[[str], Tensor], report: LayerReport) -> Quantized:
+    codes, scale, zero = (tensor(f"{report.name}.{x}") for x in ("codes", "scale", "zero_point"))
+    return Quantized(report.name, Grid(report.bits, report.symmetric, scale, zero), codes, report)
 
 
 @torch.no_grad()
@@ -91,21 +92,21 @@ def quantize_layers(
     method: Method,
     finished: Finished,
 ) -> list[Quantized]:
-    """Round linear layers of a model; their weights become those values, in place.
+    """Quantize linear layers of a model; their weights are replaced by the dequantized values.
 
     Args:
-        model: In evaluation mode, on the device that computes.
-        bits: Name -> width of each layer to round.
+        model: In evaluation mode, on the device to compute on.
+        bits: Name -> bits of each layer to quantize.
         batches: Calibration histories ``[B, L]`` int64, padded with 0 on the left.
-        method: How.
-        finished: Where finished parts are kept.
+        method: How to quantize.
+        finished: Storage of finished parts.
 
     Returns:
         The layers, in the model's order of computation.
 
     Raises:
-        BrokenRunError: A weight or a calibration input is not a finite number.
-        MissingError: GPTQ is asked for, and llm-compressor is not installed.
+        BrokenRunError: A weight or a calibration activation is not finite.
+        MissingError: The method is GPTQ, and llm-compressor is not installed.
     """
     parts = _parts(model, bits)
     whole = [partial(model.user_vectors, ids) for ids in batches]
@@ -133,7 +134,7 @@ def quantize_layers(
 
 
 def _parts(model: SequentialRecommender, bits: Mapping[str, int]) -> dict[str, list[str]]:
-    """What is rounded together, in order: what is before the layers, each of them, the rest."""
+    """Return the parts to quantize together, in order: input_proj, each decoder layer, the rest."""
     first = ["input_proj"] if "input_proj" in bits else []
     parts = {"before": first} if first else {}
     placed = set(first)
@@ -147,7 +148,7 @@ def _parts(model: SequentialRecommender, bits: Mapping[str, int]) -> dict[str, l
 
 
 def _layer_inputs(model: SequentialRecommender, ids: Tensor) -> tuple[Tensor, list[Keywords]]:
-    """What enters the first decoder layer, ``[1, T, H]``, and what else enters each of them."""
+    """Return the input ``[1, T, H]`` of the first decoder layer, and each layer's keywords."""
     states: list[Tensor] = []
     keywords: list[Keywords] = []
 
@@ -180,13 +181,13 @@ def _round(
     runs: Sequence[Run],
     method: Method,
 ) -> list[Quantized]:
-    """Round the layers ``bits``, whose inputs come by as ``runs`` are called."""
+    """Quantize the layers ``bits``, whose input activations are observed while ``runs`` compute."""
     modules: dict[str, nn.Linear] = {n: model.get_submodule(n) for n in bits}  # type: ignore[misc]
     for name, module in modules.items():
         if not bool(torch.isfinite(module.weight).all()):
             raise BrokenRunError(
                 f"quantize: a weight of {name} is not a finite number.",
-                "Look at how the model was made: its training diverged, or its file is damaged.",
+                "Check how the model was trained: training diverged, or its file is damaged.",
             )
     with _hessians(modules) as hessians:
         for run in runs:
@@ -200,8 +201,8 @@ def _round(
 def _rounded(name: str, module: nn.Linear, hessian: Tensor, bits: int, method: Method) -> Quantized:
     if not bool(torch.isfinite(hessian).all()):
         raise BrokenRunError(
-            f"quantize: a calibration input of {name} is not a finite number.",
-            "Look at how the model was made: some of its weights are no numbers or far too large.",
+            f"quantize: a calibration activation of {name} is not a finite number.",
+            "Check how the model was trained: some of its weights are not finite or far too large.",
         )
     weight = module.weight.detach()
     grid = Grid.of(weight, bits=bits, group_size=method.group_size, symmetric=method.symmetric)
@@ -209,14 +210,16 @@ def _rounded(name: str, module: nn.Linear, hessian: Tensor, bits: int, method: M
     if method.name == "gptq":
         codes, factorized = gptq(weight, hessian, grid, act_order=method.act_order)
     if not factorized:
-        log.warning("quantize: %s: GPTQ cannot work on its inputs; it is rounded to nearest", name)
-    said = report(name, weight, hessian, grid, codes, factorized=factorized)
-    return Quantized(name, grid, codes, said)
+        log.warning(
+            "quantize: %s: GPTQ cannot factorize its Hessian, so it is rounded to nearest", name
+        )
+    errors = report(name, weight, hessian, grid, codes, factorized=factorized)
+    return Quantized(name, grid, codes, errors)
 
 
 @contextmanager
 def _hessians(modules: Mapping[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
-    """Sum x x^T over the inputs x of each layer that come by, ``[K, K]``."""
+    """Sum x x^T over the observed input activations x of each layer, ``[K, K]``."""
     sums = {
         name: torch.zeros(m.in_features, m.in_features, device=m.weight.device)
         for name, m in modules.items()

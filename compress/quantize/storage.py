@@ -1,4 +1,4 @@
-"""Write a quantized model in the form of compressed-tensors, which transformers and vLLM load.
+"""Write a quantized model in the compressed-tensors format, which transformers and vLLM load.
 
 Codes are packed into int32 (``pack-quantized``), low bits first, stored as code + 2^(b-1).
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slmc.artefact import Artefact
-from slmc.compress.layers import Quantized
+from slmc.compress.quantize.layer_report import Quantized
 from slmc.model import quantized
 from slmc.model.saving import forget_source, tell_how_to_load
 
@@ -27,13 +27,13 @@ def save(
     dataset: Artefact,
     out: Path,
 ) -> None:
-    """Write a model in Hugging Face form, some of its linear layers as codes.
+    """Write a model in Hugging Face format, its quantized layers as packed codes.
 
     Args:
-        model: The model in memory, its quantized layers holding the values of their codes.
-        layers: These layers.
+        model: The model in memory, with dequantized weights.
+        layers: The quantized layers.
         group_size: Inputs that share a scale.
-        dataset: Where the vocabulary comes from.
+        dataset: Source of the vocabulary.
         out: Folder to write into.
 
     Raises:
@@ -58,7 +58,7 @@ def save(
 
 
 def _schemes(layers: Sequence[Quantized], group_size: int) -> dict[int, Any]:
-    """A scheme for each width in use."""
+    """Return one quantization scheme per bit width."""
     quantized.require()
     with quantized.quiet():
         from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
@@ -79,7 +79,7 @@ def _schemes(layers: Sequence[Quantized], group_size: int) -> dict[int, Any]:
 
 
 def _settings(schemes: Mapping[int, Any], layers: Sequence[Quantized]) -> dict[str, Any]:
-    """What ``config.json`` says under ``quantization_config``."""
+    """Return the ``quantization_config`` of ``config.json``."""
     from compressed_tensors.quantization import QuantizationConfig
 
     config = QuantizationConfig(
@@ -93,7 +93,7 @@ def _settings(schemes: Mapping[int, Any], layers: Sequence[Quantized]) -> dict[s
 
 
 def _compressed(layer: Quantized) -> dict[str, Tensor]:
-    """The tensors of one layer, by local name."""
+    """Return the tensors of one layer, by local name."""
     from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
     grid = layer.grid

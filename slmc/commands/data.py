@@ -108,11 +108,11 @@ def tell(values: dict[str, Any], indent: str = "") -> None:
 def _power(found: "CheckResult") -> list[str]:
     """What the test set can see, from the ranking of a Markov chain."""
     from slmc.evaluation.baselines import measure_markov
-    from slmc.evaluation.measured import protocol, settled
+    from slmc.evaluation.results import protocol, resolve_auto
     from slmc.report.power import power_line
 
     data = found.dataset
-    config = settled(EvaluateConfig(metrics=(METRIC, "ce")), data)
+    config = resolve_auto(EvaluateConfig(metrics=(METRIC, "ce")), data)
     if not data.targets("test").users:
         return ["no user has a test target: there is nothing to rank"]
     ranked = measure_markov(data, config)

@@ -145,7 +145,7 @@ def _judge(
     valid_repeats: float | None,
     as_json: bool,
 ) -> int:
-    from slmc.evaluation.verdict import judge
+    from slmc.evaluation.judge import judge
     from slmc.pipeline.judging import described, measured_as, summary_of
     from slmc.report.power import power_lines
     from slmc.report.terminal import metric_table, verdict_table

@@ -1,7 +1,9 @@
-"""Measure a ranking and judge it.
+"""Evaluate a ranking, and judge it by gates.
 
-Read ``evaluate`` (rank the catalogue for the users of a split), ``ranking`` (ranks from scores),
-``metrics``, ``measured`` (the result of an evaluation) and ``baselines``; then the statistics:
-``bootstrap``, ``power``, ``multiple``, ``temperature``; then ``gates`` (what can be asked) and
-``verdict`` (how it is judged). Settings are in ``config``. Imported by every folder that measures.
+Read ``evaluate`` (rank the catalogue for the users of a split), ``scorers`` (what is evaluated),
+``ranking`` (ranks from scores), ``metrics``, ``temperature`` (of the calibrated cross-entropy),
+``results`` (the result of an evaluation) and ``baselines``; then the statistics: ``bootstrap``,
+``comparison`` (paired change), ``multiple`` (Holm's correction), ``power``; then ``gates`` (the
+conditions), ``judge`` and ``verdict``. Settings are in ``config``. Imported by every folder that
+evaluates.
 """

@@ -1,19 +1,19 @@
-"""Confidence bounds of a mean and of a paired change, users resampled. No torch here.
+"""Paired bootstrap over users: confidence bounds of a mean and of its change. No torch here.
 
-Resampling alone does not hold where few users differ: a sample in which nobody lost says nothing
-of the users who were not drawn, and its bootstrap bounds lie at 0. So each bound counts one more
-user, of the largest loss (or gain) that a user can have, and gives all users, this one included,
-random weights of mean 1 (the Bayesian bootstrap, Rubin 1981):
+A plain bootstrap is too narrow if few users differ: from a sample in which no user has a loss, its
+bounds are 0, but other users may have one. So each bound adds one user with the largest possible
+loss (or gain), and gives all users, including this one, random weights of mean 1 (the Bayesian
+bootstrap, Rubin 1981):
 
     bound of the mean = quantile of (sum of w_u x_u + w_0 worst) / (sum of w_u + w_0)
 
 That is Gaffke's bound (2005; Learned-Miller & Thomas 2019, "A new confidence interval for the
-mean of a bounded random variable"). For values of 0 and 1 it is Clopper and Pearson's exact
-bound, hence the rule of three where nothing was seen, and for many users it is the bootstrap's.
-No case in which it fails is known, and a proof for all cases is not known either;
-``tests/evaluation/test_verdict_simulation.py`` shows how often it holds. Where enough users differ
-the additional user has half a weight (as in Jeffreys' interval): the bound is then as wide as it
-says, and not wider.
+mean of a bounded random variable"). For values of 0 and 1 it is the exact bound of
+Clopper and Pearson, hence the rule of three for zero events; for many users it converges to the
+bootstrap. No case with too little coverage is known, but there is no proof for all cases;
+``tests/evaluation/test_verdict_simulation.py`` simulates the coverage. If enough users differ,
+the additional user has half the weight (as in Jeffreys' interval), so that the bound is not
+conservative.
 
 Letters: ``n`` users, ``R`` resamples, ``S`` training seeds.
 """
@@ -26,22 +26,22 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Term = tuple[float, float]
-"""What one user adds to the numerator and to the denominator of a ratio."""
+"""Contribution of one user to the numerator and the denominator of a ratio."""
 
 RESAMPLES = 2000
 BLOCK = 2048
-"""Users whose weights are drawn at once: 16 MB."""
+"""Users per block of weights: 16 MB."""
 GAMMA_COST = 8
-"""Exponential draws in the time of one gamma draw, about."""
+"""Time of a gamma draw relative to an exponential draw, approximately."""
 ENOUGH = 20.0
-"""From so many users on, counted by :func:`effective_users`, the additional user has half a weight.
+"""At this many :func:`effective_users` or more, the additional user has half the weight.
 
-Where losses are as different as NDCG@10's, that is about 50 users whose values differ."""
+For NDCG@10 these are about 50 users with different values."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """A change, positive where the candidate's mean is larger, and its one-sided bounds."""
+    """A change, positive if the candidate's mean is larger, and its one-sided confidence bounds."""
 
     change: float
     low: float
@@ -50,11 +50,11 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Interval:
-    """The change of a mean between two measurements of the same users."""
+    """The change of a mean between two evaluations of the same users."""
 
     absolute: Bounds
     relative: Bounds | None
-    """Divided by the baseline's mean; none where that is 0."""
+    """Divided by the baseline's mean; None if that is 0."""
 
     @property
     def change(self) -> float:
@@ -73,7 +73,7 @@ class Interval:
 
 
 UNCHANGED = Interval(Bounds(0.0, 0.0, 0.0), Bounds(0.0, 0.0, 0.0))
-"""Of two measurements that are known to be the same for users who were not drawn as well."""
+"""Interval of two evaluations that are known to be equal for all users, not just the sampled."""
 
 
 def paired_bootstrap(
@@ -84,23 +84,22 @@ def paired_bootstrap(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Bounds of the change of the mean, users resampled with both their values.
+    """Return the change of the mean with its bounds; users are resampled as pairs.
 
-    The relative change is the ratio of the means, less 1. A metric in [0, 1] can fall by 1 or
-    rise by 1 for a user who was not drawn. For another (cross-entropy, which has no largest
-    value) the largest fall and rise that were seen stand in for that, and the bounds are those
-    of a bootstrap, not exact ones. Equal values are not a change of 0 for every user: see
-    :data:`UNCHANGED`.
+    The relative change is the ratio of the means minus 1. For a metric in [0, 1], the additional
+    user falls or rises by 1. For others (cross-entropy is unbounded), it has the largest fall or
+    rise of the sample; the bounds are then approximate, as in a bootstrap. Equal values in the
+    sample do not give an interval of 0: see :data:`UNCHANGED`.
 
     Args:
         candidate: ``[n]`` metric of each user.
         baseline: ``[n]`` of the same users.
         seed: Of the draws.
-        confidence: One-sided, of each bound by itself.
+        confidence: One-sided, of each bound.
         resamples: R.
 
     Raises:
-        ValueError: No user, or different numbers of them.
+        ValueError: There is no user, or the arrays differ in length.
     """
     if candidate.shape != baseline.shape or candidate.size == 0:
         raise ValueError(f"{candidate.shape} values against {baseline.shape}")
@@ -115,27 +114,27 @@ def paired_over_seeds(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Bounds of the change of the mean over training seeds: other users and other seeds.
+    """Return the change of the mean over training seeds, with bounds for new users and new seeds.
 
     Users are resampled as in :func:`paired_bootstrap`, with their means over the seeds. The error
-    of having so few seeds is added to each resample: it is drawn from Student's t with S - 1
-    degrees of freedom, scaled by the part of the spread between seeds that users do not explain
-    (:func:`seed_error`). Drawing the S seeds themselves anew gives intervals that are too short:
-    with three seeds that differ more than users do, 87 % of those of 95 % hold, and 97 % of these
-    (``tests/evaluation/test_verdict_simulation.py``). Limits: the seeds' effects are taken as
-    normal, which three of them cannot show, and with two seeds the intervals are too wide to be of
-    use.
+    due to the few seeds is added to each resample: it is drawn from Student's t with S - 1
+    degrees of freedom, scaled by the spread between seeds that users do not explain
+    (:func:`seed_error`). Resampling the S seeds would give intervals that are too short: with
+    three seeds that differ more than users do, intervals of 95 % confidence cover 87 %, and these
+    cover 97 % (``tests/evaluation/test_verdict_simulation.py``). Limits: the effects of the seeds
+    are assumed normal, which three seeds cannot verify; with two seeds the intervals are too wide
+    to be useful.
 
     Args:
-        candidate: ``[S, n]`` metric of each user, for each seed.
-        baseline: ``[S, n]`` of the same users, trained with the same seeds; or ``[n]`` of a
-            baseline that all seeds share.
+        candidate: ``[S, n]`` metric of each user and seed.
+        baseline: ``[S, n]`` of the same users, trained with the same seeds; or ``[n]`` if
+            all seeds share the baseline.
         seed: Of the draws.
-        confidence: One-sided, of each bound by itself.
+        confidence: One-sided, of each bound.
         resamples: R.
 
     Raises:
-        ValueError: Fewer than two seeds, no user, or arrays that do not pair.
+        ValueError: There are fewer than two seeds or no user, or the shapes do not match.
     """
     seeds = len(candidate)
     if (
@@ -149,9 +148,9 @@ def paired_over_seeds(
     change, mean = candidate - baseline, float(baseline.mean())
     ratio = float(change.mean()) / mean if mean else 0.0
     rng = np.random.default_rng(seed)
-    drawn = rng.standard_t(seeds - 1, size=resamples)
-    absolute = drawn * seed_error(change)
-    relative = drawn * (seed_error(change - ratio * baseline) / mean if mean else 0.0)
+    t = rng.standard_t(seeds - 1, size=resamples)
+    absolute = t * seed_error(change)
+    relative = t * (seed_error(change - ratio * baseline) / mean if mean else 0.0)
     return _interval(
         candidate.mean(axis=0), baseline.mean(axis=0), rng, confidence, resamples,
         absolute_error=absolute, relative_error=relative,
@@ -159,25 +158,25 @@ def paired_over_seeds(
 
 
 def seed_error(changes: Floats) -> float:
-    """Standard error of a mean over seeds that is due to the seeds, of changes ``[S, n]``.
+    """Return the standard error of the mean of changes ``[S, n]`` that is due to the seeds.
 
-    The variance between the seeds' means, less that of what users and seeds do together (the
-    residual of a two-way layout): resampling the users covers the latter already.
+    It is the variance between the means of the seeds, minus that of the interaction of users and
+    seeds (the residual of a two-way layout), which resampling the users already covers.
     """
     seeds, n = changes.shape
     means = changes.mean(axis=1)
     residual = changes - means[:, None] - changes.mean(axis=0) + changes.mean()
-    together = float((residual**2).sum()) / ((seeds - 1) * max(1, n - 1))
-    return math.sqrt(max(0.0, float(means.var(ddof=1)) - together / n) / seeds)
+    interaction = float((residual**2).sum()) / ((seeds - 1) * max(1, n - 1))
+    return math.sqrt(max(0.0, float(means.var(ddof=1)) - interaction / n) / seeds)
 
 
 def mean_bounds(
     values: Floats, *, seed: int, confidence: float = 0.95, resamples: int = RESAMPLES
 ) -> Bounds:
-    """The mean of ``[n]`` values of users and its one-sided bounds, as :func:`paired_bootstrap`.
+    """Return the mean of ``[n]`` values with its bounds, as in :func:`paired_bootstrap`.
 
     Raises:
-        ValueError: No user.
+        ValueError: There is no user.
     """
     if values.size == 0:
         raise ValueError("no values")
@@ -193,11 +192,10 @@ def mean_bounds(
 def resampled_sums(
     first: Floats, second: Floats, *, resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """Sums over n users with random weights, exponential of mean 1: ``[3, R]``.
+    """Return sums over n users with random exponential weights of mean 1: ``[3, R]``.
 
-    They are those of ``first``, of ``second`` and of the weights themselves. Users with the same
-    values are alike, so where many are (hits and ranks up to k) one gamma draw is the weight of
-    them all.
+    The sums are of ``first``, of ``second`` and of the weights. If many users have equal values
+    (hits, ranks up to k), one gamma draw gives the total weight of all of them.
 
     Args:
         first: ``[n]``.
@@ -219,10 +217,9 @@ def resampled_sums(
 
 
 def effective_users(deviations: Floats) -> float:
-    """How many users a spread rests on: n divided by the kurtosis, of ``[n]`` deviations.
+    """Return the effective number of users behind ``[n]`` deviations: n divided by the kurtosis.
 
-    It is the number of users whose deviation is not 0, where these are equally large; 0 where
-    there are none.
+    If the deviations that are not 0 are equally large, it is their number; 0 if there are none.
     """
     squares = deviations**2
     fourth = float((squares**2).sum())
@@ -243,7 +240,7 @@ def _interval(
     absolute_error: Floats | float = 0.0,
     relative_error: Floats | float = 0.0,
 ) -> Interval:
-    """Both changes of ``[n]`` pairs; errors ``[R]`` of another source are added to resamples."""
+    """Return both changes of ``[n]`` pairs; errors ``[R]`` are added to the resampled changes."""
     change, mean = candidate - baseline, float(baseline.mean())
     changes, bases, weights = resampled_sums(change, baseline, resamples=resamples, rng=rng)
     fall, rise = (-1.0, 1.0), (1.0, 0.0)  # change and baseline of the additional user
@@ -276,9 +273,9 @@ def _bounds(
     rng: np.random.Generator,
     error: Floats | float = 0.0,
 ) -> Bounds:
-    """Bounds of a ratio from its resampled sums ``[R]`` and the terms of the additional user.
+    """Return the bounds of a ratio of resampled sums ``[R]``, with one additional user.
 
-    ``error`` ``[R]``, of another source, is added to each resampled ratio.
+    ``fall`` and ``rise`` are the terms of that user, ``error`` ``[R]`` is added to the ratios.
     """
     shape = 0.5 if effective >= ENOUGH else 1.0
     weight = rng.standard_gamma(shape, size=numerators.size)

@@ -1,4 +1,4 @@
-"""What can be set for evaluation and the baselines. No torch here."""
+"""Settings of evaluate and the baselines. No torch here."""
 
 from typing import Literal
 
@@ -8,15 +8,15 @@ from slmc.config import Protocol, Seeded, check_metric
 
 
 class EvaluateConfig(Seeded, Protocol):
-    """How a model's ranking is measured."""
+    """Evaluate the ranking of a model."""
 
     metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "ce", "ce_calibrated")
-    """Metrics of the summary: hr@K, ndcg@K, ndcg, mrr, ce (nats) and ce_calibrated, the same at
-    the temperature that is best on validation."""
+    """Metrics of the summary: hr@K, ndcg@K, ndcg, mrr, ce (nats), and ce_calibrated (ce at the best
+    temperature on validation)."""
     split: Literal["valid", "test"] = "test"
-    """Which targets are ranked."""
+    """Split whose targets are ranked."""
     batch: int = Field(128, ge=1)
-    """Histories that are scored at once."""
+    """Batch size: histories that are scored at once."""
 
     @model_validator(mode="after")
     def _known_metrics(self) -> "EvaluateConfig":
@@ -26,7 +26,7 @@ class EvaluateConfig(Seeded, Protocol):
 
 
 class BaselinesConfig(Seeded, Protocol):
-    """The cheap opponents of every run: popularity, Markov-1 and SASRec, measured alike."""
+    """Evaluate the baselines under one protocol: popularity, Markov-1 and SASRec."""
 
     batch: int = Field(512, ge=1)
-    """Histories that are scored at once."""
+    """Batch size: histories that are scored at once."""

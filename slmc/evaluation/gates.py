@@ -1,7 +1,7 @@
-"""What a gate can ask. No torch here: recipes are checked without it.
+"""Settings of a gate. No torch here: recipes are checked without it.
 
-Where there are several gates, all must pass: one that fails, or cannot tell, decides the exit
-code. Asking all of them makes a false pass rarer, so their confidence needs no correction.
+All gates must pass: a single one that fails or is inconclusive decides the exit code. Requiring
+all makes a false pass less likely, so their confidence needs no correction for multiple testing.
 """
 
 import re
@@ -13,7 +13,7 @@ from slmc.config import Budget, StageConfig, parse_budget
 
 OVERLAP = re.compile(r"overlap@([1-9]\d*)")
 LONGEST = 20
-"""Items of the top lists that an evaluation keeps: the largest K of overlap@K."""
+"""Length of the top lists that an evaluation stores: the largest K of overlap@K."""
 
 Segment = Literal["all", "cold-users", "tail-items", "long-histories"]
 
@@ -22,29 +22,29 @@ class Gate(StageConfig):
     """A condition on a model or an engine that decides the exit code."""
 
     metric: str
-    """ndcg@K, ndcg, hr@K, mrr, ce and ce_calibrated (nats, lower is better; the latter at the
-    temperature that is best on validation), overlap@K (of the top lists with the baseline's, K up
-    to 20) or size_mb (10^6 bytes that serving needs)."""
+    """ndcg@K, ndcg, hr@K, mrr, ce or ce_calibrated (nats, lower is better; the latter at the best
+    temperature on validation), overlap@K (of the top lists with those of the baseline, K up to
+    20) or size_mb (size of the files needed for serving, in 10^6 bytes)."""
     on: str | None = None
-    """Step whose model or engine is judged; null for the last one."""
+    """Id of the step whose model or engine is judged; null for the last one."""
     baseline: str | None = None
-    """Step it is compared with, or source: the model that the engine was made from."""
+    """Id of the step to compare with, or source: the model that the engine was exported from."""
     max_drop: Budget | None = None
-    """Largest loss against the baseline: 3% of it, or a plain number. For ce, a rise is a loss,
-    and the budget is a plain number of nats, such as 0.02."""
+    """Largest allowed loss against the baseline: a share such as 3%, or an absolute number. For ce,
+    a rise is a loss, and the budget is an absolute number of nats, such as 0.02."""
     min: float | None = None
-    """Smallest value."""
+    """Smallest allowed value."""
     max: float | None = None
-    """Largest value (ce, size_mb)."""
+    """Largest allowed value (ce, size_mb)."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """One-sided confidence of the verdict."""
     segment: Segment = "all"
-    """Users that count: all; cold-users, the quarter with the shortest histories;
-    long-histories, the quarter with the longest; tail-items, those whose target is in the
-    least popular 80 % of the catalogue."""
+    """Users to evaluate: all; cold-users, the quarter with the shortest histories; long-histories,
+    the quarter with the longest; tail-items, users whose target is in the least popular 80 % of
+    the catalogue."""
     anomalous: Literal["warn", "fail"] = "warn"
-    """What to do with an engine, or a pruned or quantized model, that is better by more than 5 %
-    than the baseline, if the baseline is the model that it was made from."""
+    """Whether to warn or fail if an engine, or a pruned or quantized model, is more than 5 % better
+    than the baseline, and the baseline is the model that it was made from."""
 
     @model_validator(mode="after")
     def _known_metric(self) -> "Gate":
@@ -60,28 +60,28 @@ class Gate(StageConfig):
                     "mrr, ce, ce_calibrated, overlap@K, size_mb"
                 ) from None
         if overlap is not None and int(overlap[1]) > LONGEST:
-            raise ValueError(f"{self.metric}: an evaluation keeps the {LONGEST} best items")
+            raise ValueError(f"{self.metric}: an evaluation stores only the {LONGEST} best items")
         return self
 
     @model_validator(mode="after")
-    def _one_sensible_bound(self) -> "Gate":
-        asked = [k for k in ("max_drop", "min", "max") if getattr(self, k) is not None]
+    def _one_fitting_bound(self) -> "Gate":
+        bounds = [k for k in ("max_drop", "min", "max") if getattr(self, k) is not None]
         allowed = self._bounds()
-        if len(asked) != 1 or asked[0] not in allowed:
+        if len(bounds) != 1 or bounds[0] not in allowed:
             raise ValueError(
                 f"a gate on {self.metric} takes {' or '.join(allowed)}, and has "
-                f"{' and '.join(asked) or 'none'}"
+                f"{' and '.join(bounds) or 'none'}"
             )
         return self
 
     @model_validator(mode="after")
     def _baseline_where_compared(self) -> "Gate":
         if self.max_drop is not None and self.baseline is None:
-            raise ValueError("max_drop needs a baseline to drop from")
+            raise ValueError("max_drop needs a baseline")
         if self.overlap_at is not None and self.baseline is None:
-            raise ValueError(f"{self.metric} needs a baseline whose lists are compared")
+            raise ValueError(f"{self.metric} needs a baseline to compare the top lists with")
         if self.baseline is not None and self.max_drop is None and self.overlap_at is None:
-            raise ValueError(f"a gate on {self.metric} with a plain bound takes no baseline")
+            raise ValueError(f"a gate on {self.metric} with min or max takes no baseline")
         return self
 
     @model_validator(mode="after")
@@ -100,14 +100,16 @@ class Gate(StageConfig):
     @model_validator(mode="after")
     def _users_where_counted(self) -> "Gate":
         if self.metric == "size_mb" and self.segment != "all":
-            raise ValueError(f"size_mb has no users, hence no segment {self.segment}")
+            raise ValueError(
+                f"size_mb is not measured per user, so it has no segment {self.segment}"
+            )
         return self
 
     @property
     def overlap_at(self) -> int | None:
-        """K of overlap@K; none for another metric."""
-        found = OVERLAP.fullmatch(self.metric)
-        return int(found[1]) if found else None
+        """K of overlap@K; None for other metrics."""
+        match = OVERLAP.fullmatch(self.metric)
+        return int(match[1]) if match else None
 
     def _bounds(self) -> tuple[str, ...]:
         if self.metric == "size_mb":

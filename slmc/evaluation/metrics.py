@@ -1,7 +1,7 @@
-"""Ranking metrics of one relevant item a user, from its rank: HR@k, NDCG@k, MRR; list overlap.
+"""Ranking metrics with one relevant item per user: HR@k, NDCG@k, MRR; overlap of top lists.
 
-A rank is 1-based and may be fractional: where scores tie, it is the expectation over all
-orders of the tied items (1 + items above + half the other items of the same score).
+Ranks start at 1 and may be fractional: with ties, the rank is the expectation over all orders of
+the tied items (1 + items above + half of the other items with the same score).
 """
 
 from typing import Any
@@ -14,21 +14,21 @@ from slmc.config import CROSS_ENTROPIES, METRIC
 LOWER_IS_BETTER = CROSS_ENTROPIES
 
 
-def of_ranks(name: str, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The metric ``hr@K``, ``ndcg@K``, ``ndcg`` or ``mrr`` of each user.
+def rank_metric(name: str, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the metric ``hr@K``, ``ndcg@K``, ``ndcg`` or ``mrr`` of each user.
 
     Args:
-        name: Metric; with one relevant item the ideal DCG is 1, hence
-            ``ndcg@K = 1 / log2(1 + rank)`` within the first K and 0 beyond
+        name: Metric. With one relevant item the ideal DCG is 1, so
+            ``ndcg@K = 1 / log2(1 + rank)`` for ranks up to K and 0 beyond
             (Järvelin & Kekäläinen 2002); ``ndcg`` has no cutoff.
-        ranks: ``[U]`` expected ranks, at least 1; infinite where the target cannot be ranked.
+        ranks: ``[U]`` expected ranks, at least 1; infinite if the target cannot be ranked.
 
     Returns:
         ``[U]`` in [0, 1].
     """
     match = METRIC.fullmatch(name)
     if match is None or name in CROSS_ENTROPIES:
-        raise ValueError(f"{name!r} is no metric of ranks")
+        raise ValueError(f"{name!r} is not a metric of ranks")
     if name == "mrr":
         return 1.0 / ranks
     if name == "ndcg":
@@ -48,19 +48,19 @@ def overlap(
     *,
     tolerance: float = 1e-6,
 ) -> NDArray[np.float64]:
-    """Share of the first ``k`` items that two top lists have in common, ties equal.
+    """Return the share of the first ``k`` items that two top lists have in common.
 
-    Items whose score equals that of a list's k-th item may stand in its first k or not: of all
-    such choices the one with the most common items counts, so that neither a rule of ties nor
-    a last bit is taken for a difference. Ties that go on beyond a list's end cannot be seen.
+    Items that tie with a list's k-th item may or may not be among its first k: the choice with
+    the most common items counts, so that neither the order of ties nor rounding appears as a
+    difference. Ties beyond the end of a list are unknown.
 
     Args:
         items: ``[U, w]`` rows of the best items, best first, ``w >= k``.
         scores: ``[U, w]`` their scores.
         other_items: ``[U, v]`` the other list, ``v >= k``.
         other_scores: ``[U, v]``.
-        k: Length that is compared.
-        tolerance: Scores are equal within this share of the k-th score (of 1 if that is less).
+        k: Number of items to compare.
+        tolerance: Scores tie within this share of the k-th score (of 1 if that is smaller).
 
     Returns:
         ``[U]`` in [0, 1].
@@ -75,7 +75,7 @@ def overlap(
         both = same & mine[:, :, None] & theirs[:, None, :]
         return both.sum(axis=(1, 2))
 
-    # Places of the first k that are left for tied items, in either list.
+    # Positions among the first k that are left for tied items, in each list.
     room, other_room = k - sure.sum(axis=1), k - other_sure.sum(axis=1)
     theirs_tied = np.minimum(common(sure, other_tied), other_room)
     mine_tied = np.minimum(common(tied, other_sure), room)
@@ -89,7 +89,7 @@ def overlap(
 def _first(
     scores: NDArray[np.floating[Any]], k: int, tolerance: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which items are surely among the first k, and which tie with the k-th."""
+    """Return which items are certainly among the first k, and which tie with the k-th."""
     wide = scores.astype(np.float64)
     edge = wide[:, k - 1 : k]
     margin = tolerance * np.maximum(1.0, np.abs(edge))

@@ -1,23 +1,23 @@
-"""Several opponents at once: Holm's correction of paired comparisons. No torch here."""
+"""Multiple testing: paired comparisons with several baselines, corrected by Holm. No torch here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from slmc.evaluation.bootstrap import Bounds, Floats, paired_bootstrap
-from slmc.evaluation.verdict import better_is_positive
+from slmc.evaluation.comparison import better_is_positive
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A candidate against one of several opponents."""
+    """The comparison of a candidate with one of several baselines."""
 
     outcome: Literal["better", "not worse", "worse"]
-    """better and worse are significant after the correction; not worse is neither."""
+    """better and worse are significant after the correction; not worse means neither."""
     bounds: Bounds
-    """Absolute change, positive where the candidate is better, with bounds at ``confidence``."""
+    """Absolute change, positive if the candidate is better, with bounds at ``confidence``."""
     confidence: float
-    """One-sided, after the correction: the level at which ``outcome`` was decided."""
+    """One-sided level after the correction, at which ``outcome`` was decided."""
 
 
 def compare_all(
@@ -27,23 +27,23 @@ def compare_all(
     seed: int,
     confidence: float = 0.95,
 ) -> list[Decision]:
-    """Compare a candidate with every opponent, at a confidence that holds for all together.
+    """Compare a candidate with several baselines, with a family-wise confidence.
 
-    "Better" and "worse" are two families of one-sided tests, with one test for each opponent.
-    In each family the chance of any false claim is at most ``1 - confidence`` (see :func:`holm`).
+    "Better" and "worse" are two families of one-sided tests, with one test per baseline. In each
+    family the probability of any false claim is at most ``1 - confidence`` (see :func:`holm`).
 
     Args:
-        pairs: For each opponent, the candidate's values and the opponent's, ``[n]`` each, of the
+        pairs: For each baseline, the values ``[n]`` of the candidate and of the baseline, for the
             same users.
-        metric: What the values are; for ``ce`` a lower value is better.
+        metric: Of the values; for ``ce`` lower is better.
         seed: Of the bootstrap.
         confidence: One-sided, of a whole family.
 
     Returns:
-        One decision for each pair, in their order.
+        One decision per pair, in the same order.
 
     Raises:
-        ValueError: A pair has no user, or different numbers of them.
+        ValueError: A pair has no user, or arrays of different lengths.
     """
 
     def bounds(i: int, level: float) -> Bounds:
@@ -66,24 +66,25 @@ def compare_all(
 
 @dataclass(frozen=True)
 class Step:
-    """What Holm's procedure says of one hypothesis."""
+    """The result of Holm's procedure for one hypothesis."""
 
     rejected: bool
     confidence: float
-    """The level at which it was rejected, or was last tested."""
+    """Confidence at which it was rejected, or last tested."""
 
 
 def holm(count: int, rejects: Callable[[int, float], bool], confidence: float = 0.95) -> list[Step]:
-    """Holm's step-down procedure (1979): the chance of any false rejection is bounded.
+    """Run Holm's step-down procedure (1979), which bounds the probability of any false rejection.
 
-    While ``r`` hypotheses are left, those that are rejected at ``1 - (1 - confidence) / r`` leave,
-    until none is. This decides as the order of p-values does, and needs only a test at a level.
+    With ``r`` hypotheses left, those rejected at ``1 - (1 - confidence) / r`` are removed; this
+    repeats until none is rejected. It equals the usual procedure on sorted p-values, but only
+    needs a test at a given level.
 
     Args:
         count: Number of hypotheses.
-        rejects: Whether hypothesis ``i`` is rejected at a confidence; one that is rejected at a
-            confidence is rejected at every lower one.
-        confidence: Of the whole family, at least.
+        rejects: Whether hypothesis ``i`` is rejected at a confidence; must be monotone: a
+            hypothesis rejected at one confidence is rejected at every lower one.
+        confidence: Smallest confidence of the whole family.
     """
     steps: dict[int, Step] = {}
     while left := [i for i in range(count) if i not in steps]:

@@ -1,4 +1,4 @@
-"""What a number of users can see: detectable losses and users needed. No torch here."""
+"""Statistical power: minimum detectable effect, and users needed to decide. No torch here."""
 
 import math
 from statistics import NormalDist
@@ -8,10 +8,10 @@ import numpy as np
 from slmc.evaluation.bootstrap import Floats
 
 POWER = 0.8
-"""Chance to pass that a gate should leave to a candidate as good as its baseline."""
+"""Probability with which a gate should pass a candidate that is as good as its baseline."""
 ASSUMED_CORRELATION = 0.9
-"""Between the values of candidate and baseline, before both are measured: fair for a student
-against its teacher, cautious for an engine against its model (about 1)."""
+"""Assumed correlation of candidate and baseline over users, before both are evaluated: realistic
+for a student and its teacher, cautious for an engine and its model (about 1)."""
 
 
 def detectable_drop(
@@ -21,21 +21,21 @@ def detectable_drop(
     power: float = POWER,
     correlation: float = ASSUMED_CORRELATION,
 ) -> float:
-    """Smallest relative ``max_drop`` that an unchanged candidate passes with ``power``.
+    """Return the minimum detectable effect: the smallest ``max_drop`` of sufficient power.
 
-    A smaller budget is below what so many users can see. It follows from the spread of a
-    baseline's values: a candidate's are assumed to spread as much, and to correlate with its
-    own baseline's by ``correlation``. The bound's part for users who were not drawn
-    (:func:`least_drop`) is added as an independent error.
+    A candidate as good as its baseline passes it with probability ``power``. The standard error
+    is estimated from a baseline: a candidate is assumed to have the same variance, and the given
+    correlation with it. The part of the bound due to the additional user (:func:`least_drop`) is
+    added as an independent error.
 
     Args:
-        values: ``[n]`` metric of each user, of a baseline at hand.
+        values: ``[n]`` metric of each user, of an evaluated baseline.
         confidence: One-sided, of the gate.
-        power: Chance to pass.
-        correlation: Between candidate and baseline over users.
+        power: Probability to pass.
+        correlation: Of candidate and baseline over users.
 
     Returns:
-        A share of the mean; infinite where the mean is 0 or there are under 2 users.
+        A share of the mean; infinite if the mean is 0 or there are fewer than 2 users.
     """
     quantiles = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(power)
     spread = quantiles * _relative_error(values, correlation)
@@ -43,14 +43,13 @@ def detectable_drop(
 
 
 def least_drop(values: Floats, *, confidence: float = 0.95) -> float:
-    """The relative loss that users who were not drawn could have, though none differs here.
+    """Return the relative loss that is possible although no user of the sample has a loss.
 
-    For a metric in [0, 1]: of users whose baseline values sum to ``s``, none lost; one of each
-    ``s / -log(1 - confidence)`` others could still lose all (the rule of three). A smaller
-    ``max_drop`` is passed by identical rankings alone.
+    For a metric in [0, 1] whose values sum to ``s``, this is ``-log(1 - confidence) / s`` (the
+    rule of three). Only identical rankings pass a smaller ``max_drop``.
 
     Returns:
-        A share of the mean, 0 for values above 1 (cross-entropy); infinite where the mean is 0.
+        A share of the mean; 0 for values above 1 (cross-entropy), infinite if the mean is 0.
     """
     if values.size == 0 or values.max() > 1:
         return 0.0
@@ -64,21 +63,20 @@ def pass_chance(
     *,
     relative: bool = True,
     confidence: float = 0.95,
-    correlation: float = ASSUMED_CORRELATION,
 ) -> float:
-    """Chance that a candidate as good as its baseline passes ``max_drop``, in [0, 1].
+    """Return the probability that a candidate as good as its baseline passes ``max_drop``.
 
     Args:
         max_drop: Budget; a share of the mean, or absolute.
-        values: As in :func:`detectable_drop`, with the same assumption.
+        values: As in :func:`detectable_drop`; :data:`ASSUMED_CORRELATION` applies.
         relative: Whether ``max_drop`` is a share.
         confidence: One-sided, of the gate.
-        correlation: As in :func:`detectable_drop`.
     """
     mean = abs(float(values.mean())) if values.size else 0.0
     if not relative:
         max_drop = max_drop / mean if mean else 0.0
-    error, least = _relative_error(values, correlation), least_drop(values, confidence=confidence)
+    error = _relative_error(values, ASSUMED_CORRELATION)
+    least = least_drop(values, confidence=confidence)
     if math.isinf(error) or max_drop < least:
         return 0.0
     if error == 0:
@@ -88,9 +86,9 @@ def pass_chance(
 
 
 def correlation_of(candidate: Floats, baseline: Floats) -> float:
-    """Correlation of ``[n]`` paired values over users; 1 where they are equal.
+    """Return the correlation of ``[n]`` paired values over users; 1 if they are equal.
 
-    Where either does not vary there is none, and :data:`ASSUMED_CORRELATION` is returned.
+    If either is constant the correlation is undefined, and :data:`ASSUMED_CORRELATION` is returned.
     """
     if np.array_equal(candidate, baseline):
         return 1.0
@@ -106,23 +104,21 @@ def users_needed(
     reach: float,
     error: float,
     confidence: float,
-    power: float = POWER,
 ) -> int:
-    """About how many users would decide with ``power``, if the change stays what it is.
+    """Estimate the users needed to decide with power :data:`POWER`, if the change stays the same.
 
-    Of the distance ``reach`` between estimate and bound, the part of the spread shrinks with the
-    square root of the users; the rest, for users who were not drawn, shrinks with their number.
+    The distance ``reach`` between estimate and bound has two parts: the standard error shrinks
+    with the square root of n, the part of the additional user with n.
 
     Args:
-        n: Users at hand.
+        n: Users of the evaluation.
         room: Distance of the estimate from the limit, above 0.
-        reach: Distance of the estimate from the bound that has not cleared the limit.
+        reach: Distance of the estimate from the bound on the other side of the limit.
         error: Standard error of the estimate.
         confidence: One-sided, of the bound.
-        power: Chance that the bound clears the limit.
     """
     z = NormalDist().inv_cdf(confidence)
-    spread = error * (z + NormalDist().inv_cdf(power))
+    spread = error * (z + NormalDist().inv_cdf(POWER))
     rest = max(0.0, reach - z * error)
     # room = spread * x + rest * x^2 with x = sqrt(n / N)
     x = 2 * room / (spread + math.sqrt(spread**2 + 4 * rest * room))
@@ -130,7 +126,7 @@ def users_needed(
 
 
 def _relative_error(values: Floats, correlation: float) -> float:
-    """Standard error of the relative change: of n differences, each of variance 2 (1 - r) s2."""
+    """Return the standard error of the relative change of n pairs of variance 2 (1 - r) s2."""
     mean = abs(float(values.mean())) if values.size else 0.0
     if values.size < 2 or mean == 0:
         return math.inf

@@ -1,7 +1,7 @@
-"""The rank of each user's target in the whole catalogue, from scores that come in blocks.
+"""Compute the rank of each user's target in the whole catalogue from blocks of scores.
 
-What is kept for a user does not depend on the number of items: counts of better and of equal
-items, a running log-sum-exp, a running top list. Letters: ``n`` users, ``w`` items of a block,
+Memory per user does not depend on the number of items: it holds counts of better and of equal
+items, a running log-sum-exp and a running top list. Letters: ``n`` users, ``w`` items per block,
 ``P`` pairs of a user and an item.
 """
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 Blocks = Callable[[], Iterator[tuple[int, Tensor]]]
-"""Gives the scores of the rows 1..V in order: first row of the block, scores ``[n, w]``. Every
-call gives the same values."""
+"""Yields the scores of the rows 1..V in order: first row of the block, scores ``[n, w]``. Every
+call must yield the same values."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Some items of each user, sorted by item row so that those of a block lie together."""
+    """Some items of each user, sorted by item row so that those of a block are adjacent."""
 
     users: Tensor
     """``[P]`` int64 in 0..n-1."""
@@ -30,19 +30,19 @@ class Pairs:
 
     @classmethod
     def of(cls, rows: Sequence[Tensor]) -> Self:
-        """From the rows of each of the n users."""
-        sizes = torch.tensor([len(own) for own in rows], dtype=torch.int64)
+        """Create from the item rows of each of the n users."""
+        sizes = torch.tensor([len(items) for items in rows], dtype=torch.int64)
         users = torch.repeat_interleave(torch.arange(len(rows)), sizes)
-        flat = torch.cat([own.to(torch.int64) for own in rows])
+        flat = torch.cat([items.to(torch.int64) for items in rows])
         flat, order = flat.sort(stable=True)
         return cls(users[order], flat)
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """Return a copy on a device."""
         return type(self)(self.users.to(device), self.rows.to(device))
 
     def within(self, first: int, width: int) -> tuple[Tensor, Tensor]:
-        """Users and columns of the pairs in a block."""
+        """Return users and columns of the pairs in a block."""
         edges = torch.tensor([first, first + width], device=self.rows.device)
         low, high = torch.searchsorted(self.rows, edges).tolist()
         return self.users[low:high], self.rows[low:high] - first
@@ -50,20 +50,20 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many items score above the target, and how many the same; ``[n]`` int64 each."""
+    """Number of items that score above the target, and equal to it; ``[n]`` int64 each."""
 
     above: Tensor
     equal: Tensor
 
     @classmethod
     def zero(cls, targets: Tensor) -> Self:
-        """No item counted yet."""
+        """Create counts of 0."""
         return cls(torch.zeros_like(targets), torch.zeros_like(targets))
 
     def add(self, scores: Tensor, target_scores: Tensor) -> None:
-        """Count all items of a block ``[n, w]``, of fewer than 2^24.
+        """Count all items of a block ``[n, w]``, ``w`` below 2^24.
 
-        The ones are summed as float32, exactly so far: a sum of bools takes five times as long.
+        Sums in float32, which is exact up to 2^24 and five times faster than a sum of bools.
         """
         line = target_scores[:, None]
         ones = torch.empty(scores.shape, device=scores.device)
@@ -71,33 +71,33 @@ class Counts:
         self.equal.add_(torch.eq(scores, line, out=ones).sum(dim=1).long())
 
     def add_pairs(self, pairs: Pairs, first: int, scores: Tensor, target_scores: Tensor) -> None:
-        """Count those items of a block that are in ``pairs``."""
+        """Count only the items of a block that are in ``pairs``."""
         users, columns = pairs.within(first, scores.shape[1])
-        own, line = scores[users, columns], target_scores[users]
-        self.above.index_add_(0, users, (own > line).long())
-        self.equal.index_add_(0, users, (own == line).long())
+        picked, line = scores[users, columns], target_scores[users]
+        self.above.index_add_(0, users, (picked > line).long())
+        self.equal.index_add_(0, users, (picked == line).long())
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """What the scores of n users say of their targets; on the CPU."""
+    """Ranks and cross-entropies of the targets of n users; on the CPU."""
 
     rank: Tensor
     """``[n]`` float64, expected rank among all items: 1 + above + half of the equal others."""
     rank_unseen: Tensor
-    """``[n]`` the same without the user's seen items; infinite where the target is one."""
+    """``[n]`` the same without the user's seen items; infinite if the target is one."""
     rank_sampled: Tensor | None
-    """``[n]`` the same among the user's negatives alone."""
+    """``[n]`` the same among the user's sampled negatives."""
     ce: Tensor
     """``[n]`` float64, cross-entropy of the target over the whole catalogue, in nats."""
     ce_calibrated: Tensor | None
-    """``[n]`` the same of the scores over a temperature, where one was given."""
+    """``[n]`` the same for scores divided by the temperature, if given."""
     top_items: Tensor
-    """``[n, k]`` int64, best first; of equal items the smaller row first."""
+    """``[n, k]`` int64, best first; ties by ascending row."""
     top_scores: Tensor
     """``[n, k]``."""
     finite: Tensor
-    """``[n]`` bool: every score is a finite number. The rest means nothing where it is not."""
+    """``[n]`` bool: all scores are finite. If not, the other results are undefined."""
     constant: Tensor
     """``[n]`` bool: all items have the same score."""
 
@@ -112,10 +112,10 @@ def rank_targets(
     top: int = 20,
     temperature: float | None = None,
 ) -> Ranks:
-    """Rank each user's target; one pass if one block holds the catalogue, else two.
+    """Rank each user's target, in one pass if one block holds the catalogue, otherwise in two.
 
-    The score of a target is read out of the very blocks that it is compared with: computed
-    apart, it could differ in the last bit and tie with, or beat, itself.
+    The score of a target is read from the blocks that it is compared with. Computed separately,
+    it could differ in the last bit.
 
     Args:
         blocks: Scores; see :data:`Blocks`.
@@ -123,8 +123,8 @@ def rank_targets(
         seen: Items left out of ``rank_unseen``.
         negatives: Items of the sampled protocol; the target must not be among them.
         num_items: V.
-        top: Length of the top lists, at most; with 0 no time goes into them.
-        temperature: What scores are divided by for a second cross-entropy.
+        top: Largest length of the top lists; 0 skips them.
+        temperature: Divides the scores for a second cross-entropy.
 
     Raises:
         ValueError: The blocks are not the rows 1..V in order, or differ between the passes.
@@ -134,44 +134,44 @@ def rank_targets(
     device = head[1].device
     targets, seen = targets.to(device), seen.to(device)
     negatives = None if negatives is None else negatives.to(device)
-    look = _FirstLook(targets, top, 1.0 if temperature is None else temperature)
-    every, taken, drawn = (Counts.zero(targets) for _ in range(3))
+    first_pass = _FirstPass(targets, top, 1.0 if temperature is None else temperature)
+    all_items, seen_items, sampled = (Counts.zero(targets) for _ in range(3))
 
     def count(first: int, scores: Tensor) -> None:
-        every.add(scores, look.target_scores)
-        taken.add_pairs(seen, first, scores, look.target_scores)
+        all_items.add(scores, first_pass.target_scores)
+        seen_items.add_pairs(seen, first, scores, first_pass.target_scores)
         if negatives is not None:
-            drawn.add_pairs(negatives, first, scores, look.target_scores)
+            sampled.add_pairs(negatives, first, scores, first_pass.target_scores)
 
     whole = False
     for first, scores in chain([head], stream):
-        look.add(first, scores)
+        first_pass.add(first, scores)
         whole = scores.shape[1] == num_items
         if whole:
             count(first, scores)
     if not whole:
         for first, scores in _checked(blocks(), num_items):
-            look.check_again(first, scores)
+            first_pass.check_again(first, scores)
             count(first, scores)
-    unseen = _expected(every.above - taken.above, every.equal - taken.equal - 1)
+    unseen = _expected(all_items.above - seen_items.above, all_items.equal - seen_items.equal - 1)
     unseen[seen.users[seen.rows == targets[seen.users]].cpu()] = math.inf
     return Ranks(
-        rank=_expected(every.above, every.equal - 1),
+        rank=_expected(all_items.above, all_items.equal - 1),
         rank_unseen=unseen,
-        rank_sampled=None if negatives is None else _expected(drawn.above, drawn.equal),
-        ce=look.cross_entropy().cpu(),
-        ce_calibrated=None if temperature is None else look.calibrated().cpu(),
-        top_items=look.top_items.cpu(),
-        top_scores=look.top_scores.cpu(),
-        finite=(look.low.isfinite() & look.high.isfinite()).cpu(),
-        constant=(look.low == look.high).cpu(),
+        rank_sampled=None if negatives is None else _expected(sampled.above, sampled.equal),
+        ce=first_pass.cross_entropy().cpu(),
+        ce_calibrated=None if temperature is None else first_pass.calibrated().cpu(),
+        top_items=first_pass.top_items.cpu(),
+        top_scores=first_pass.top_scores.cpu(),
+        finite=(first_pass.low.isfinite() & first_pass.high.isfinite()).cpu(),
+        constant=(first_pass.low == first_pass.high).cpu(),
     )
 
 
 def top_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best columns of ``[n, w]``, best first, of equal ones the smaller first.
+    """Return the k best columns of ``[n, w]``, best first, ties by ascending column.
 
-    ``torch.topk`` takes any of the equal ones at its edge, so those rows are chosen anew.
+    ``torch.topk`` picks arbitrary columns among ties with the k-th, so such rows are redone.
 
     Returns:
         Scores ``[n, k]`` and columns ``[n, k]`` int64.
@@ -183,9 +183,9 @@ def top_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     edge, columns = values[:, k - 1 : k], columns[:, :k]
     tied = (values[:, k:] == edge).any(dim=1).nonzero()[:, 0]
     if len(tied):
-        own = scores[tied]
-        equal = own == edge[tied]
-        above = (own > edge[tied]) | own.isnan()  # topk, too, has what is no number first
+        rows = scores[tied]
+        equal = rows == edge[tied]
+        above = (rows > edge[tied]) | rows.isnan()  # topk also puts NaN first
         room = k - above.sum(dim=1, keepdim=True)
         kept = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
         columns = columns.index_copy(0, tied, kept.nonzero()[:, 1].view(-1, k))
@@ -194,15 +194,15 @@ def top_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, columns.gather(1, order)
 
 
-class _FirstLook:
-    """What one pass over the blocks tells without the score of the target."""
+class _FirstPass:
+    """Results of the first pass over the blocks, before the target scores are known."""
 
     def __init__(self, targets: Tensor, top: int, temperature: float) -> None:
         self.targets, self.top, self.temperature = targets, top, temperature
         self.started = False
 
     def add(self, first: int, scores: Tensor) -> None:
-        # aminmax would do both in sixteen times the time (torch 2, CPU).
+        # aminmax takes sixteen times as long (torch 2, CPU).
         low, high = scores.amin(dim=1), scores.amax(dim=1)
         values, columns = top_of(scores, self.top)
         total = _log_sum_exp(scores, high, 1.0)
@@ -216,7 +216,7 @@ class _FirstLook:
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
             self.total = torch.logaddexp(self.total, total)
             self.divided = torch.logaddexp(self.divided, divided)
-            # Earlier blocks hold the smaller rows, so a stable sort keeps the rule of ties.
+            # Earlier blocks hold smaller rows, so a stable sort keeps ties in ascending order.
             joined = torch.cat([self.top_scores, values], dim=1)
             items = torch.cat([self.top_items, columns + first], dim=1)
             joined, order = joined.sort(dim=1, descending=True, stable=True)
@@ -228,9 +228,9 @@ class _FirstLook:
     def check_again(self, first: int, scores: Tensor) -> None:
         users, columns = self._in_block(first, scores)
         again = scores[users, columns]
-        # Not a number is told to the user elsewhere, and never equals itself.
+        # NaN never equals itself; it is reported elsewhere.
         if not torch.equal(again.nan_to_num(), self.target_scores[users].nan_to_num()):
-            raise ValueError("the scorer gives other scores for the same histories")
+            raise ValueError("the scorer returns different scores for the same histories")
 
     def cross_entropy(self) -> Tensor:
         return self.total - self.target_scores.double()
@@ -245,7 +245,7 @@ class _FirstLook:
 
 
 def _log_sum_exp(scores: Tensor, high: Tensor, temperature: float) -> Tensor:
-    """``[n]`` float64, of the scores ``[n, w]`` over a temperature; ``high`` is their maximum."""
+    """Return ``[n]`` float64 for scores ``[n, w]`` / temperature; ``high`` is their maximum."""
     gap = scores - high[:, None]
     total = (gap if temperature == 1 else gap.div_(temperature)).exp_().sum(dim=1).double()
     log_sum: Tensor = total.log() + high.double() / temperature
@@ -257,7 +257,7 @@ def _expected(above: Tensor, others_equal: Tensor) -> Tensor:
 
 
 def _checked(blocks: Iterator[tuple[int, Tensor]], num_items: int) -> Iterator[tuple[int, Tensor]]:
-    """The blocks, seen to be the rows 1..V in order."""
+    """Yield the blocks, and check that they are the rows 1..V in order."""
     expected = 1
     for first, scores in blocks:
         if first != expected:

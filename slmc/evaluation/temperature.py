@@ -1,8 +1,8 @@
-"""The temperature at which the cross-entropy of a scorer is lowest, found on validation users.
+"""Temperature scaling (Guo et al. 2017, arXiv 1706.04599), fitted on validation users.
 
-A model that is chosen by its ranking may be overconfident: its scores are right in their order
-and too far apart, which costs cross-entropy and no rank. Dividing all scores by one number
-(temperature scaling: Guo et al. 2017, arXiv 1706.04599) takes that apart from what it knows.
+A model that is selected by its ranking may be overconfident: the order of its scores is right,
+but they are too far apart, which raises the cross-entropy and changes no rank. Dividing all
+scores by one temperature removes this effect.
 """
 
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 USERS = 4096
-"""Validation users that are looked at, at most."""
+"""Largest number of validation users in the fit."""
 OCTAVES = 5
 """Doublings of the lowest inverse temperature, 1/8."""
 INVERSE = np.sort([lowest * 2**k for lowest in (1 / 8, 2**0.5 / 8) for k in range(OCTAVES + 1)])
-"""The inverse temperatures that are tried: 12 from 1/8 to 5.7, half an octave apart."""
+"""Grid of inverse temperatures: 12 from 1/8 to 5.7, half an octave apart."""
 FITTED = 5
-"""Points that the minimum is read from."""
+"""Grid points of the polynomial fit around the minimum."""
 
 
 def cross_entropies(blocks: Iterator[tuple[int, Tensor]], targets: Tensor) -> Tensor:
-    """Cross-entropy of each user's target at each of the inverse temperatures, in one pass.
+    """Return the cross-entropy of each user's target at each inverse temperature, in one pass.
 
-    Squaring an exponential doubles the inverse temperature: two exponentials of each score are
-    computed, not twelve.
+    Squaring an exponential doubles the inverse temperature, so only two exponentials per score
+    are computed, not twelve.
 
     Args:
         blocks: Scores of the rows 1..V in order; see :data:`slmc.evaluation.ranking.Blocks`.
@@ -37,7 +37,7 @@ def cross_entropies(blocks: Iterator[tuple[int, Tensor]], targets: Tensor) -> Te
     """
     inverse = torch.from_numpy(INVERSE)
     total = torch.full((len(targets), len(INVERSE)), -torch.inf, dtype=torch.float64)
-    own = torch.zeros(len(targets), dtype=torch.float64)
+    target_scores = torch.zeros(len(targets), dtype=torch.float64)
     for first, scores in blocks:
         high = scores.amax(dim=1)
         gap = scores - high[:, None]
@@ -52,22 +52,22 @@ def cross_entropies(blocks: Iterator[tuple[int, Tensor]], targets: Tensor) -> Te
         total = torch.logaddexp(total, in_order.log() + high.cpu().double()[:, None] * inverse)
         users = ((targets >= first) & (targets < first + scores.shape[1])).nonzero()[:, 0]
         at = (targets[users] - first).to(scores.device)
-        own[users] = scores[users.to(scores.device), at].cpu().double()
-    return total - own[:, None] * inverse
+        target_scores[users] = scores[users.to(scores.device), at].cpu().double()
+    return total - target_scores[:, None] * inverse
 
 
 def best(mean: NDArray[np.float64]) -> float:
-    """The temperature where the mean cross-entropy is lowest.
+    """Return the temperature with the lowest mean cross-entropy.
 
-    The mean is convex in the inverse temperature (a log-sum-exp less a straight line), hence has
-    one minimum, beside the lowest of the points. It is that of a polynomial through this point
+    The mean is convex in the inverse temperature (a log-sum-exp minus a linear term), so its only
+    minimum is next to the lowest grid point. It is located with a polynomial through that point
     and its neighbours, over the logarithm of the inverse temperature.
 
     Args:
         mean: ``[12]`` finite mean cross-entropies.
 
     Returns:
-        Between 0.18 and 8; an end where the cross-entropy falls up to it.
+        Between 0.18 and 8; an end of this range if the cross-entropy is lowest there.
     """
     lowest = int(np.argmin(mean))
     if lowest in (0, len(mean) - 1):

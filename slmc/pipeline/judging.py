@@ -15,7 +15,8 @@ from slmc.evaluation.gates import Gate
 from slmc.recipe import Recipe
 
 if TYPE_CHECKING:
-    from slmc.evaluation.verdict import Measured, Verdict
+    from slmc.evaluation.results import Evaluation
+    from slmc.evaluation.verdict import Verdict
 
 log = logging.getLogger("slmc.pipeline.judging")
 
@@ -40,7 +41,7 @@ def judge_gates(
         made: Step id -> artefact.
         evaluations: Id of a model or engine step -> report of its evaluation.
     """
-    from slmc.evaluation.verdict import judge
+    from slmc.evaluation.judge import judge
 
     result = Judgement()
     for gate in recipe.gates:
@@ -104,8 +105,8 @@ def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:
 def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
     import polars as pl
 
-    from slmc.evaluation.measured import segment_mask, values
     from slmc.evaluation.power import ASSUMED_CORRELATION, POWER, detectable_drop, pass_chance
+    from slmc.evaluation.results import segment_mask, values
 
     split = recipe.evaluate.split
     users = pl.read_parquet(baselines.file(f"markov/{split}.parquet"))
@@ -130,7 +131,7 @@ def protocol_of(baselines: Artefact, split: str) -> dict[str, Any]:
     return said
 
 
-def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Measured":
+def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Evaluation":
     """What is known of a model or engine: each user's ranks, the protocol, the size.
 
     Args:
@@ -140,10 +141,10 @@ def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Measure
     """
     import polars as pl
 
-    from slmc.evaluation.verdict import Measured
+    from slmc.evaluation.results import Evaluation
 
     size = artefact.manifest.metrics.get("size_mb")
-    return Measured(
+    return Evaluation(
         name=name,
         per_user=pl.read_parquet(evaluation.file("per_user.parquet")),
         protocol=summary_of(evaluation)["protocol"],

@@ -130,11 +130,11 @@ def check_backbone(config: TeachConfig | DistillConfig, history: int | None) -> 
     if name is None or not (name.startswith("random://") or Path(name).expanduser().is_dir()):
         return None
     # Only where a backbone lies here: they load torch.
-    from slmc.distill import own
+    from slmc.distill import existing
     from slmc.model import backbone
 
-    if own.is_recommender(Path(name)):
-        return own.check(Path(name), history)
+    if existing.is_recommender(Path(name)):
+        return existing.check(Path(name), history)
     return backbone.check(name, revision=config.revision, layers=config.layers, history=history)
 
 

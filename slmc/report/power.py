@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from slmc.evaluation.gates import Gate
-    from slmc.evaluation.measured import Measured
+    from slmc.evaluation.results import Evaluation
     from slmc.pipeline import RunResult
     from slmc.report.tables import Row
 
@@ -54,7 +54,9 @@ def _is_candidate(row: "Row", teacher: str) -> bool:
     return row.kind in ("model", "engine") and row.step != teacher
 
 
-def power_lines(gates: "Sequence[Gate]", candidate: "Measured", baseline: "Measured") -> list[str]:
+def power_lines(
+    gates: "Sequence[Gate]", candidate: "Evaluation", baseline: "Evaluation"
+) -> list[str]:
     """For each metric that is gated by a drop, what this many users can see.
 
     Args:
@@ -95,8 +97,8 @@ def power_line(
         name: What the candidate is called.
         confidence: One-sided, of a gate.
     """
-    from slmc.evaluation.measured import values
     from slmc.evaluation.power import ASSUMED_CORRELATION, POWER, correlation_of, detectable_drop
+    from slmc.evaluation.results import values
 
     ours = values(per_user, metric, protocol)
     if candidate is None:

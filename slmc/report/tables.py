@@ -242,7 +242,7 @@ def change_between(
         metric: Whose mean changes.
         result: The run, for its protocol and seed.
     """
-    from slmc.evaluation.verdict import paired_change
+    from slmc.evaluation.comparison import paired_change
 
     if table.height != against.height or table.height == 0:
         return None
@@ -296,7 +296,7 @@ def _per_user(report: Artefact) -> pl.DataFrame:
 
 def _values(table: pl.DataFrame, metric: str, result: "RunResult") -> NDArray[np.float64] | None:
     """The metric of each user; None where it was not measured in this way."""
-    from slmc.evaluation.measured import values
+    from slmc.evaluation.results import values
 
     try:
         return values(table, metric, result.protocol)

@@ -136,11 +136,11 @@ def metric_table(
         names: The metrics, in order.
         valid_repeats: Share of repeats among validation targets; None where it is not known.
     """
-    from slmc.evaluation.measured import told_of
+    from slmc.evaluation.results import summary_text
     from slmc.report.tables import Z
 
     protocols = dict.fromkeys(
-        f"{told_of(one, valid_repeats)}, n = {one['n']:,}" for one in summaries.values()
+        f"{summary_text(one, valid_repeats)}, n = {one['n']:,}" for one in summaries.values()
     )
     table = Table(pad_edge=False)
     for heading in ("", *names):

@@ -127,7 +127,7 @@ class View:
 
 def view_of(result: "RunResult") -> View:
     """Gather the view of a run that has ended, whole or up to a step."""
-    from slmc.evaluation.measured import told_of
+    from slmc.evaluation.results import summary_text
 
     recipe = result.recipe
     made = result.artefacts()
@@ -155,7 +155,7 @@ def view_of(result: "RunResult") -> View:
         smoke=recipe.smoke,
         seed=recipe.seed,
         metric=metric,
-        protocol=told_of(first, repeats) if first else "nothing was measured",
+        protocol=summary_text(first, repeats) if first else "nothing was measured",
         n=int(first["n"]) if first else 0,
         teacher=teacher,
         rows=rows,

@@ -1,6 +1,8 @@
 """Train a recommender.
 
-Read ``loop`` (the one training loop), ``next_item`` (its usual task), ``catalogue`` (losses over
-all items), ``schedule`` and ``optimizer``, ``checkpoint`` (resume) and ``types``. ``pretrain``
-trains SASRec, with the settings of ``config``. Imported by ``distill`` and ``compress``.
+Read ``types`` (what a run needs and returns), ``loop`` (the training loop) and its parts:
+``dataloader``, ``optimizer``, ``schedule`` (learning rate and early stopping), ``stability``
+(diverged runs), ``clock`` (time limit), ``checkpoint`` (resume). ``next_item`` is the usual task,
+``catalogue`` has the losses over all items. ``pretrain`` trains SASRec, configured by ``config``.
+Imported by ``distill`` and ``compress``.
 """

@@ -1,8 +1,8 @@
 """Losses over the whole catalogue whose memory does not grow with positions x items.
 
-The scores of a chunk of positions are computed, turned into loss and gradient at once, and
-dropped; only the gradients of queries and items, which are as large as these themselves, are
-kept for the backward pass. Letters: ``N`` positions, ``V`` items, ``d`` item width.
+Logits are computed for one chunk of positions at a time, reduced to loss and gradient, and
+freed. Only the gradients of queries and items are kept for the backward pass; they have the
+shapes of queries and items. Letters: ``N`` positions, ``V`` items, ``d`` item width.
 """
 
 from typing import Any
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 CHUNK_SCORES = 2**24
-"""Scores that exist at a time: 64 MB in float32."""
+"""Logits of one chunk: 64 MB in float32."""
 
 
 def cross_entropy(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, of the targets among the items 1..V.
+    """Return the mean cross-entropy, in nats, of the targets over the items 1..V.
 
     Args:
         queries: ``[N, d]`` user vectors.
-        items: ``[V + 1, d]`` item vectors; row 0 is padding and takes no part.
+        items: ``[V + 1, d]`` item vectors; row 0 is padding and is left out.
         targets: ``[N]`` int64 in 1..V.
     """
     loss: Tensor = _CrossEntropy.apply(queries, items, targets)
@@ -34,17 +34,17 @@ def divergence(
     *,
     temperature: float,
 ) -> Tensor:
-    """Mean KL(teacher || student) over the items 1..V, times the squared temperature.
+    """Return the mean KL(teacher || student) over the items 1..V, times the squared temperature.
 
-    Hinton et al. 2015 (arXiv 1503.02531), section 2: the factor keeps the size of the
-    gradient free of the temperature.
+    Hinton et al. 2015 (arXiv 1503.02531), section 2: the factor makes the size of the gradient
+    independent of the temperature.
 
     Args:
         student: ``[N, d]`` user vectors, with gradient.
         student_items: ``[V + 1, d]``.
-        teacher: ``[N, e]`` user vectors; carries no gradient.
+        teacher: ``[N, e]`` user vectors; it gets no gradient.
         teacher_items: ``[V + 1, e]``.
-        temperature: Scores are divided by it before the softmax.
+        temperature: Divides the logits before the softmax.
     """
     loss: Tensor = _Divergence.apply(
         student, student_items, teacher.detach(), teacher_items.detach(), temperature
@@ -57,11 +57,13 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
         fused = _Fused(ctx, queries, items)
         for part in fused.chunks():
-            scores = fused.scores(part)
-            log_p = scores.log_softmax(dim=1)
-            wanted = (targets[part] - 1)[:, None]
-            fused.loss += -log_p.gather(1, wanted).double().sum()
-            fused.keep(part, log_p.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted).float()))
+            logits = fused.logits(part)
+            log_p = logits.log_softmax(dim=1)
+            columns = (targets[part] - 1)[:, None]
+            fused.loss += -log_p.gather(1, columns).double().sum()
+            fused.add_gradient(
+                part, log_p.exp_().scatter_add_(1, columns, -torch.ones_like(columns).float())
+            )
         return fused.finish()
 
     @staticmethod
@@ -80,13 +82,13 @@ class _Divergence(torch.autograd.Function):
         temperature: float,
     ) -> Tensor:
         fused = _Fused(ctx, student, items)
-        known = teacher_items[1:].float()
+        teacher_rows = teacher_items[1:].float()
         for part in fused.chunks():
-            log_q = (fused.scores(part) / temperature).log_softmax(dim=1)
-            log_p = (teacher[part].float() @ known.T / temperature).log_softmax(dim=1)
+            log_q = (fused.logits(part) / temperature).log_softmax(dim=1)
+            log_p = (teacher[part].float() @ teacher_rows.T / temperature).log_softmax(dim=1)
             p = log_p.exp()
             fused.loss += temperature**2 * (p * (log_p - log_q)).double().sum()
-            fused.keep(part, (log_q.exp_() - p) * temperature)
+            fused.add_gradient(part, (log_q.exp_() - p) * temperature)
         return fused.finish()
 
     @staticmethod
@@ -95,32 +97,32 @@ class _Divergence(torch.autograd.Function):
 
 
 class _Fused:
-    """Loss and gradients, gathered chunk by chunk in the forward pass."""
+    """Loss and gradients, accumulated chunk by chunk in the forward pass."""
 
     def __init__(self, ctx: Any, queries: Tensor, items: Tensor) -> None:
         self.ctx = ctx
         self.queries = queries.detach().float()
         self.items = items.detach()[1:].float()
         self.loss = torch.zeros((), dtype=torch.float64, device=queries.device)
-        wants = ctx.needs_input_grad
-        self.query_grad = torch.zeros_like(self.queries) if wants[0] else None
-        self.item_grad = torch.zeros_like(items, dtype=torch.float32) if wants[1] else None
+        needed = ctx.needs_input_grad
+        self.query_grad = torch.zeros_like(self.queries) if needed[0] else None
+        self.item_grad = torch.zeros_like(items, dtype=torch.float32) if needed[1] else None
         ctx.types = (queries.dtype, items.dtype)
 
     def chunks(self) -> list[slice]:
         size = max(1, CHUNK_SCORES // max(1, len(self.items)))
         return [slice(i, i + size) for i in range(0, len(self.queries), size)]
 
-    def scores(self, part: slice) -> Tensor:
+    def logits(self, part: slice) -> Tensor:
         with torch.autocast(self.queries.device.type, enabled=False):
             return self.queries[part] @ self.items.T
 
-    def keep(self, part: slice, score_grad: Tensor) -> None:
+    def add_gradient(self, part: slice, logit_grad: Tensor) -> None:
         with torch.autocast(self.queries.device.type, enabled=False):
             if self.query_grad is not None:
-                self.query_grad[part] = score_grad @ self.items
+                self.query_grad[part] = logit_grad @ self.items
             if self.item_grad is not None:
-                self.item_grad[1:] += score_grad.T @ self.queries[part]
+                self.item_grad[1:] += logit_grad.T @ self.queries[part]
 
     def finish(self) -> Tensor:
         count = len(self.queries)

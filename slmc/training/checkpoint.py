@@ -17,35 +17,48 @@ from slmc.training.schedule import Decay
 
 @dataclass
 class Progress:
-    """Where a run stands; everything that is no tensor."""
+    """The state of a run, without its tensors."""
 
     step: int = 0
-    """Optimizer steps since the beginning."""
+    """Optimizer steps so far."""
     best: float = float("-inf")
-    """Best validation so far; larger is better."""
+    """Best validation so far, signed so that larger is better."""
     best_step: int = 0
-    """Steps after which it was measured; 0 before the first."""
+    """Step of that validation; 0 before the first."""
     decay: Decay | None = None
-    """The decay of the rate, once it is decided."""
+    """The learning-rate decay; None during the constant phase."""
     stopped: Literal["plateau", "epochs", "minutes", "like"] | None = None
     """Why the constant phase ended."""
     seconds: float = 0.0
-    """Time that was spent."""
+    """Seconds of training so far, validation included."""
     validating: float = 0.0
-    """Seconds of it that validation took."""
+    """Seconds of validation so far."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sum of each loss term over the steps since the last validation."""
     summed: int = 0
-    """How many steps these are."""
+    """Number of those steps."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """One entry for each validation."""
+    """One entry per validation."""
 
     @classmethod
     def read(cls, text: str) -> "Progress":
-        """From the JSON of a checkpoint."""
+        """Parse the JSON of a checkpoint."""
         stored = json.loads(text)
         decay = stored.pop("decay")
         return cls(**stored, decay=decay and Decay(**decay))
+
+    def add(self, terms: Mapping[str, float]) -> None:
+        """Count an optimizer step and its loss terms."""
+        self.step += 1
+        self.summed += 1
+        for term, value in terms.items():
+            self.sums[term] = self.sums.get(term, 0.0) + value
+
+    def pop_means(self) -> dict[str, float]:
+        """Return the mean loss terms since the last call, and start new sums."""
+        means = {term: total / self.summed for term, total in self.sums.items()}
+        self.sums, self.summed = {}, 0
+        return means
 
 
 class Checkpoint:
@@ -57,28 +70,28 @@ class Checkpoint:
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Watch the trained ``parameters`` and their ``optimizer``; nothing is written yet."""
+        """Keep references to the trained ``parameters`` and their ``optimizer``."""
         self.file = file
         self.parameters = parameters
         self.optimizer = optimizer
         self.best: dict[str, Tensor] = {}
 
     def exists(self) -> bool:
-        """Whether there is a run to go on with."""
+        """Return whether there is a run to resume."""
         return self.file.is_file()
 
     def remember_best(self) -> None:
-        """Take the weights of now for the best."""
+        """Copy the current weights as the best ones."""
         self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def restore_best(self) -> None:
-        """Put the best weights back, if any were remembered."""
+        """Load the best weights into the model, if any were remembered."""
         with torch.no_grad():
             for name, tensor in self.best.items():
                 self.parameters[name].copy_(tensor)
 
     def save(self, progress: Progress) -> None:
-        """Write the state in place of the last one."""
+        """Replace the checkpoint by the current state."""
         tensors = {f"parameter.{n}": p.detach() for n, p in self.parameters.items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
         for name, parameter in self.parameters.items():
@@ -93,9 +106,9 @@ class Checkpoint:
         os.replace(staged, self.file)
 
     def load(self) -> Progress:
-        """Restore the state in place and return where the run stood."""
+        """Restore the tensors in place and return the rest of the state."""
         with safe_open(self.file, framework="pt") as stored, torch.no_grad():
-            for key in stored.keys():  # noqa: SIM118 - safe_open is no mapping
+            for key in stored.keys():  # noqa: SIM118 - safe_open is not a mapping
                 tensor = stored.get_tensor(key)
                 if key == "rng":
                     torch.set_rng_state(tensor)

@@ -1,4 +1,4 @@
-"""What can be set for SASRec. No torch here."""
+"""Settings of SASRec. No torch here."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from slmc.config import TrainConfig
 
 
 class SasrecConfig(TrainConfig):
-    """SASRec with full-softmax cross-entropy, trained until its ranking stops improving."""
+    """SASRec with full-softmax cross-entropy, with early stopping on the ranking."""
 
     dim: int = Field(64, ge=1)
     """Width of the item embeddings and of the layers."""
@@ -17,8 +17,8 @@ class SasrecConfig(TrainConfig):
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout of embeddings, attention output and feed-forward."""
     epochs: int = Field(200, ge=1)
-    """Passes over the training sequences, at most: training ends once ranking has stopped
-    improving (see patience)."""
+    """Largest number of passes over the training sequences; early stopping ends training before
+    (see patience)."""
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.01, ge=0)
@@ -28,7 +28,8 @@ class SasrecConfig(TrainConfig):
     warmup: int = Field(50, ge=0)
     """Optimizer steps of linear warm-up; then the rate is constant until it decays to 0."""
     patience: int = Field(5, ge=1)
-    """The rate decays once the last so many validations are on average no better than as many
-    before them. There is one each epoch, and up to 8 on large logs."""
+    """The learning rate starts to decay when the last ``patience`` validations are on average no
+    better than the ``patience`` before them. There is one validation per epoch, up to 8 on large
+    logs."""
     rows: int = Field(64, ge=1)
-    """Packed rows of one optimizer step; a row is as long as the history."""
+    """Batch size: packed rows per optimizer step; a row has as many items as ``history``."""

@@ -1,400 +1,278 @@
-"""The one training loop: packed rows in, the weights that rank best out.
+"""The training loop: trains on packed rows and keeps the weights that rank best.
 
-Every stage that trains (SASRec, teach, distill) gives the loop a task, a module that turns a
-batch into named loss terms, and a validation that ranks. The loop knows neither models nor
-losses. It runs through HF Accelerate, so that ``accelerate launch`` spreads it over processes.
+Every stage that trains (SASRec, teach, distill) passes a task, a module that turns a batch into
+named loss terms, and a validation that ranks. The loop knows neither models nor losses. It uses
+HF Accelerate, so ``accelerate launch`` runs it in several processes.
 """
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slmc.config import TrainConfig
-from slmc.data.batches import Rows
-from slmc.errors import BrokenRunError
 from slmc.evaluation.metrics import LOWER_IS_BETTER
-from slmc.model.device import Placement
-from slmc.training import schedule
+from slmc.training import schedule, stability
 from slmc.training.checkpoint import Checkpoint, Progress
+from slmc.training.clock import Clock
+from slmc.training.dataloader import Dataloader
 from slmc.training.optimizer import adamw
 from slmc.training.schedule import Decay
-from slmc.training.types import Batch, Epochs, Outcome, Stopped, Validation
+from slmc.training.types import Batch, Outcome, Stopped, TrainSetup
 
 VALIDATION_SHARE = 0.1
-"""Largest share of training that several validations of one epoch may cost."""
+"""Largest share of the training time that several validations per epoch may take."""
 TRAINING_COST = 3
-"""Cost of training on a token, as a multiple of computing it once (forward and backward)."""
+"""Cost of training on a token relative to a forward pass (forward and backward)."""
 MOST_VALIDATIONS = 8
-"""Validations of one epoch, at most."""
-LARGEST_GRADIENT = 1e6
-"""A norm that no run which learned has shown; the ones that diverged had 1e7 and more."""
-STUCK_AFTER = 100
-"""Steps after the warm-up from which a loss at log(items) counts as diverged."""
-STUCK_MARGIN = 0.05
-"""Nats below log(items) that count as having learned nothing."""
+"""Largest number of validations per epoch."""
 
 log = logging.getLogger("slmc.train")
 
 
-def train(
-    task: nn.Module,
-    groups: Sequence[dict[str, Any]],
-    epochs: Epochs,
-    config: TrainConfig,
-    *,
-    name: str,
-    placement: Placement,
-    num_items: int,
-    validation: Validation,
-    resume: Path,
-    like: Decay | None = None,
-) -> Outcome:
-    """Train ``task`` in place and leave it with the weights that rank best on validation users.
+def train(task: nn.Module, groups: Sequence[dict[str, Any]], setup: TrainSetup) -> Outcome:
+    """Train ``task`` in place and keep the weights that rank best on validation users.
 
-    The rate is constant until the last ``config.patience`` validations are on average no better
-    than those before them, or a bound nears (``config.epochs``, ``config.max_minutes``); then it
-    decays to 0 from the best weights so far (:mod:`slmc.training.schedule`). The weights at the end
-    of the decay are kept, unless those of another validation rank better by more than validations
-    differ on the plateau: at a constant rate single ones stand out by chance.
+    The learning rate is constant until early stopping (the last ``config.patience`` validations
+    are on average no better than those before them) or until a limit is near (``config.epochs``,
+    ``config.max_minutes``). It then decays to 0, starting from the best weights so far
+    (:mod:`slmc.training.schedule`). The weights at the end of the decay are kept, unless those of
+    another validation rank better by more than the noise of validations on the plateau: at a
+    constant rate single validations stand out by chance.
 
     Args:
-        task: ``task(batch)`` gives the loss terms by name, ``ce`` and their sum ``total`` among
-            them.
+        task: ``task(batch)`` returns the loss terms by name, including ``ce`` and their sum
+            ``total``.
         groups: Parameter groups for AdamW, each with ``params`` and its peak ``lr``.
-        epochs: Where rows come from.
-        config: Settings of the loop.
-        name: Name of the stage in the log.
-        placement: Device and precision.
-        num_items: ``V``; a loss that stays at ``log(V)`` has learned nothing.
-        validation: Ranks validation users; once an epoch, or several times where that costs
-            less than a tenth of training.
-        resume: Folder of the checkpoint; a run that was killed goes on from it, with the same
-            bits on the same machine and number of threads.
-        like: Decay of the run that this one is compared with, to train for as many steps.
+        setup: Config, data, validation, device and checkpoint of the run.
 
     Raises:
         BrokenRunError: A loss or gradient is not finite, or the run diverged.
     """
-    run = _Run(task, groups, epochs, config, name, placement, num_items, validation, resume, like)
-    return run.go()
+    return _Run(task, groups, setup).run()
 
 
 class _Run:
-    def __init__(
-        self,
-        task: nn.Module,
-        groups: Sequence[dict[str, Any]],
-        epochs: Epochs,
-        config: TrainConfig,
-        name: str,
-        placement: Placement,
-        num_items: int,
-        validation: Validation,
-        resume: Path,
-        like: Decay | None,
-    ) -> None:
-        self.epochs, self.config, self.name = epochs, config, name
-        self.placement, self.num_items, self.validation = placement, num_items, validation
-        self.like = like
-        if placement.device.index is not None:
-            torch.cuda.set_device(placement.device)
-        self.accelerator = Accelerator(cpu=placement.device.type == "cpu")
-        torch.manual_seed(config.seed)
-        self.raw = task.to(placement.device)
-        optimizer = adamw(groups, config, placement.device)
-        self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.task, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.parameters = {n: p for n, p in self.raw.named_parameters() if id(p) in trained}
-        self.checkpoint = Checkpoint(resume / "train.safetensors", self.parameters, optimizer)
-        self.progress = Progress()
-        self.packed: tuple[int, Rows] | None = None
-        self.order: tuple[int, NDArray[np.int64]] | None = None
+    """One training run. A step is one optimizer step, counted over all epochs."""
 
-    def go(self) -> Outcome:
+    def __init__(
+        self, task: nn.Module, groups: Sequence[dict[str, Any]], setup: TrainSetup
+    ) -> None:
+        config, device = setup.config, setup.placement.device
+        self.setup, self.config = setup, config
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        self.accelerator = Accelerator(cpu=device.type == "cpu")
+        torch.manual_seed(config.seed)
+        unwrapped = task.to(device)
+        optimizer = adamw(groups, config, device)
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.task, self.optimizer = self.accelerator.prepare(unwrapped, optimizer)
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.parameters = {n: p for n, p in unwrapped.named_parameters() if id(p) in trained}
+        self.checkpoint = Checkpoint(setup.resume / "train.safetensors", self.parameters, optimizer)
+        self.progress = Progress()
+
+    def run(self) -> Outcome:
         if self.checkpoint.exists():
             self.progress = self.checkpoint.load()
-            log.info("%s goes on from step %d", self.name, self.progress.step)
-        rows = self._rows(0)
-        self.steps = math.ceil(
-            len(rows.item_ids) / (self.config.rows * self.accelerator.num_processes)
-        )
-        self.marks = self._marks(int((rows.item_ids != 0).sum()))
-        self.total = self.marks[-1] if self.like is None else self.like.end
-        self.latest = (
-            schedule.latest_start(self.total, self.marks) if self.like is None else self.like.start
-        )
-        self.resumed_at = self.saved_at = time.monotonic()
-        self.spent = self.progress.seconds
+            log.info("%s continues from step %d", self.setup.name, self.progress.step)
+        self.data = Dataloader(self.setup, self.accelerator)
+        self._plan()
+        self.clock = Clock(self.setup, self.accelerator, self.progress.seconds)
         while self.progress.decay is None or self.progress.step < self.progress.decay.end:
-            self._period()
-        kept = self._choose()
+            self._train_until_validation()
+            self._validate()
+            if self.progress.decay is None:
+                self._maybe_begin_decay()
+            self._save()
+        kept = self._keep_best()
         self.accelerator.free_memory()
         return self._outcome(kept)
 
-    def _choose(self) -> int:
-        """Keep the weights at the end of the decay, or earlier ones that rank better beyond noise.
+    def _plan(self) -> None:
+        """Set the steps at which the run validates, and where its decay begins at the latest."""
+        tokens, cost = self.data.tokens, max(1, self.setup.validation.tokens)
+        affordable = int(VALIDATION_SHARE * TRAINING_COST * tokens / cost)
+        parts = min(MOST_VALIDATIONS, max(1, affordable))
+        within = schedule.validations(self.data.steps, parts)
+        self.shortest_decay = within[0]
+        self.validate_at = [
+            epoch * self.data.steps + step for epoch in range(self.config.epochs) for step in within
+        ]
+        like = self.setup.like
+        if like is None:
+            self.total = self.validate_at[-1]
+            self.latest = schedule.latest_start(self.total, self.validate_at)
+        else:
+            self.total, self.latest = like.end, like.start
+
+    def _train_until_validation(self) -> None:
+        """Take optimizer steps up to the next validation, or until time is over."""
+        progress = self.progress
+        ends = [*self.validate_at, progress.decay.end if progress.decay else self.latest]
+        end = min(step for step in ends if step > progress.step)
+        self.task.train()
+        while progress.step < end and not self._out_of_time():
+            terms = self._step(self.data.batch(*divmod(progress.step, self.data.steps)))
+            self._log_step(terms)
+            if self.clock.checkpoint_due():
+                self._save()
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        """Take one optimizer step; returns the loss terms and the gradient norm."""
+        progress, placement = self.progress, self.setup.placement
+        self.lr_share = schedule.rate(progress.step, self.config.warmup, progress.decay)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.lr_share
+        with torch.autocast(placement.device.type, placement.dtype, enabled=placement.mixed):
+            losses: dict[str, Tensor] = self.task(batch)
+        self.accelerator.backward(losses["total"])
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.clip)
+        values = torch.stack([t.detach().float() for t in (*losses.values(), norm)]).tolist()
+        terms = dict(zip((*losses, "grad_norm"), values, strict=True))
+        stability.check_step(self.setup, terms, progress.step, self.total)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.add(terms)
+        return terms
+
+    def _validate(self) -> None:
+        """Rank the validation users, and remember the weights if they rank better."""
+        progress, name = self.progress, self.setup.name
+        means = progress.pop_means()
+        stability.check_learning(self.setup, means["ce"], progress.step, self.total)
+        self.task.eval()
+        began = time.monotonic()
+        metrics = self.setup.validation.measure()
+        progress.validating += time.monotonic() - began
+        stability.check_validation(self.setup, metrics, progress.step, self.total)
+        epoch = progress.step / self.data.steps
+        log.info(
+            "%s epoch %.4g of at most %d: ce %.4f, validation %s",
+            name,
+            epoch,
+            self.config.epochs,
+            means["ce"],
+            ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()),
+        )
+        valid = {f"valid_{metric}": value for metric, value in metrics.items()}
+        report = {"task": name, "done": progress.step, "terms": valid}
+        log.debug("validation", extra={"progress": report})
+        progress.history.append({"epoch": epoch, "lr": self.lr_share, **means, **valid})
+        latest = self._curve()[-1]
+        if latest > progress.best:
+            progress.best, progress.best_step = latest, progress.step
+            self.checkpoint.remember_best()
+
+    def _maybe_begin_decay(self) -> None:
+        """End the constant phase if ranking has stopped improving, or a limit is near."""
+        step, like = self.progress.step, self.setup.like
+        if like is not None:
+            if step >= like.start:
+                self._begin_decay(like, "like")
+            return
+        left = self.total - step
+        if schedule.plateau(self._curve(), self.config.patience):
+            most = self.clock.affordable(left, step)
+            useful = self.progress.best_step
+            decay = schedule.after(step, useful, least=self.shortest_decay, most=most)
+            self._begin_decay(decay, "plateau")
+        elif step >= self.latest:
+            self._begin_decay(Decay(step, self.clock.affordable(left, step)), "epochs")
+        elif self._out_of_time():
+            most = self.clock.affordable(left, step)
+            self._begin_decay(schedule.after(step, step, least=1, most=most), "minutes")
+
+    def _begin_decay(self, decay: Decay, why: Stopped) -> None:
+        self.progress.decay, self.progress.stopped = decay, why
+        self.checkpoint.restore_best()
+        log.info(
+            "%s: the learning rate decays over %.2f epochs, from the weights of epoch %.2f",
+            self.setup.name,
+            decay.steps / self.data.steps,
+            self.progress.best_step / self.data.steps,
+        )
+
+    def _keep_best(self) -> int:
+        """Keep the weights at the end of the decay, or earlier ones that are better beyond noise.
 
         Returns the step at which the kept weights were reached.
         """
         progress = self.progress
-        noise = schedule.noise(self._constant()[-2 * self.config.patience :])
+        noise = schedule.noise(self._constant_phase()[-2 * self.config.patience :])
         if self._curve()[-1] >= progress.best - noise:
             return progress.step
         self.checkpoint.restore_best()
         return progress.best_step
 
     def _outcome(self, kept: int) -> Outcome:
-        progress = self.progress
+        progress, config = self.progress, self.config
         assert progress.decay is not None and progress.stopped is not None
-        bounded = progress.stopped in ("epochs", "minutes")
-        improving = bounded and schedule.improving(self._constant(), self.config.patience)
+        limited = progress.stopped in ("epochs", "minutes")
+        improving = limited and schedule.improving(self._constant_phase(), config.patience)
         if improving:
             log.warning(
-                "%s: reached its bound (%s) while ranking still improved; more may rank better",
-                self.name,
-                f"epochs: {self.config.epochs}"
+                "%s: training ended at its limit (%s) while ranking still improved; training "
+                "longer may rank better",
+                self.setup.name,
+                f"epochs: {config.epochs}"
                 if progress.stopped == "epochs"
-                else f"max_minutes: {self.config.max_minutes:g}",
+                else f"max_minutes: {config.max_minutes:g}",
             )
-        minutes = self._elapsed() / 60, progress.validating / 60
-        log.info("%s: %.1f minutes, of which validation took %.1f", self.name, *minutes)
+        log.info(
+            "%s: %.1f minutes, including %.1f minutes of validation",
+            self.setup.name,
+            self.clock.elapsed() / 60,
+            progress.validating / 60,
+        )
         return Outcome(
             epochs=progress.history,
-            best_epoch=round(kept / self.steps, 3),
-            selected_by=self.config.select_by,
+            best_epoch=round(kept / self.data.steps, 3),
+            selected_by=config.select_by,
             steps=progress.step,
             stopped=progress.stopped,
             still_improving=improving,
             decay=asdict(progress.decay),
         )
 
-    def _marks(self, tokens: int) -> list[int]:
-        """Steps after which there is a validation, up to the bound of the run."""
-        affordable = VALIDATION_SHARE * TRAINING_COST * tokens / max(1, self.validation.tokens)
-        parts = min(MOST_VALIDATIONS, max(1, int(affordable)))
-        within = schedule.validations(self.steps, parts)
-        self.least = within[0]
-        return [e * self.steps + mark for e in range(self.config.epochs) for mark in within]
+    def _curve(self) -> list[float]:
+        """Return the ``select_by`` metric of each validation, signed so that larger is better."""
+        metric = self.config.select_by
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        return [sign * entry[f"valid_{metric}"] for entry in self.progress.history]
 
-    def _rows(self, epoch: int) -> Rows:
-        packing = self.epochs.packing(epoch)
-        if self.packed is None or self.packed[0] != packing:
-            self.packed = packing, self.epochs.pack(packing)
-        return self.packed[1]
+    def _constant_phase(self) -> list[float]:
+        """Return the part of that curve before the decay."""
+        assert self.progress.decay is not None
+        steps = (round(entry["epoch"] * self.data.steps) for entry in self.progress.history)
+        count = sum(step <= self.progress.decay.start for step in steps)
+        return self._curve()[:count]
 
-    def _period(self) -> None:
-        """Train up to the next validation, measure, and decide how to go on."""
-        progress = self.progress
-        ends = [mark for mark in self.marks if mark > progress.step]
-        ends += [progress.decay.end] if progress.decay else [self.latest]
-        end = min(mark for mark in ends if mark > progress.step)
-        self.task.train()
-        while progress.step < end and not self._out_of_time():
-            terms = self._step(self._batch(*divmod(progress.step, self.steps)))
-            self._log(terms)
-            self._maybe_save()
-        self._measure()
-        if progress.decay is None:
-            self._decide()
-        self._save()
+    def _out_of_time(self) -> bool:
+        """Return whether ``max_minutes`` ends the constant phase now."""
+        if self.progress.decay or self.setup.like:
+            return False
+        return self.clock.constant_phase_over() and self.progress.step > 0
 
-    def _decide(self) -> None:
-        """End the constant phase if ranking has stopped improving, or a bound is near."""
-        progress = self.progress
-        if self.like is not None:
-            if progress.step >= self.like.start:
-                self._begin_decay(self.like, "like")
-            return
-        left = self.total - progress.step
-        if schedule.plateau(self._curve(), self.config.patience):
-            decay = schedule.after(
-                progress.step, progress.best_step, least=self.least, most=self._affordable(left)
-            )
-            self._begin_decay(decay, "plateau")
-        elif progress.step >= self.latest:
-            self._begin_decay(Decay(progress.step, self._affordable(left)), "epochs")
-        elif self._out_of_time():
-            decay = schedule.after(
-                progress.step, progress.step, least=1, most=self._affordable(left)
-            )
-            self._begin_decay(decay, "minutes")
-
-    def _begin_decay(self, decay: Decay, why: Stopped) -> None:
-        self.progress.decay, self.progress.stopped = decay, why
-        self.checkpoint.restore_best()
-        log.info(
-            "%s: the rate decays over %.2f epochs, from the weights of epoch %.2f",
-            self.name,
-            decay.steps / self.steps,
-            self.progress.best_step / self.steps,
-        )
-
-    def _batch(self, epoch: int, step: int) -> Batch:
-        rows = self._rows(epoch)
-        if self.order is None or self.order[0] != epoch:
-            rng = np.random.default_rng((self.config.seed, epoch, 1))
-            self.order = epoch, rng.permutation(len(rows.item_ids))
-        order = self.order[1]
-        world = self.accelerator.num_processes
-        start = (step * world + self.accelerator.process_index) * self.config.rows
-        index = order[start : start + self.config.rows]
-        if not len(index):  # the last step of this process has no rows of its own
-            index = order[: self.config.rows]
-
-        def taken(array: NDArray[np.int64]) -> Tensor:
-            return torch.from_numpy(array[index]).to(self.placement.device)
-
-        return Batch(
-            taken(rows.item_ids),
-            taken(rows.targets),
-            taken(rows.positions),
-            taken(rows.segments),
-            index=index,
-            packing=self.epochs.packing(epoch),
-        )
-
-    def _step(self, batch: Batch) -> dict[str, float]:
-        self.share = schedule.rate(self.progress.step, self.config.warmup, self.progress.decay)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * self.share
-        with torch.autocast(
-            self.placement.device.type, self.placement.dtype, enabled=self.placement.mixed
-        ):
-            terms: dict[str, Tensor] = self.task(batch)
-        self.accelerator.backward(terms["total"])
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.clip)
-        values = torch.stack([t.detach().float() for t in (*terms.values(), norm)]).tolist()
-        found = dict(zip((*terms, "grad_norm"), values, strict=True))
-        self._check(found)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step += 1
-        self.progress.summed += 1
-        for term, value in found.items():
-            self.progress.sums[term] = self.progress.sums.get(term, 0.0) + value
-        return found
-
-    def _check(self, found: dict[str, float]) -> None:
-        bad = [term for term, value in found.items() if not math.isfinite(value)]
-        if bad:
-            raise self._diverged(f"{', '.join(bad)} is not a finite number")
-        if found["grad_norm"] > LARGEST_GRADIENT:
-            raise self._diverged(f"the gradient's norm is {found['grad_norm']:.1e}")
-
-    def _diverged(self, what: str) -> BrokenRunError:
-        return BrokenRunError(
-            f"{self.name}: {what} at step {self.progress.step} of {self.total}.",
-            f"Lower the learning rate (now {self.config.lr:g}), or lengthen the warm-up "
-            f"(now {self.config.warmup} steps).",
-        )
-
-    def _log(self, terms: dict[str, float]) -> None:
+    def _log_step(self, terms: dict[str, float]) -> None:
         progress = {
-            "task": self.name,
+            "task": self.setup.name,
             "done": self.progress.step,
             "total": self.progress.decay.end if self.progress.decay else None,
             "unit": "steps",
-            "epoch": (self.progress.step - 1) // self.steps,
+            "epoch": (self.progress.step - 1) // self.data.steps,
             "lr": self.optimizer.param_groups[0]["lr"],
             "terms": terms,
         }
         log.debug("progress", extra={"progress": progress})
 
-    def _measure(self) -> None:
-        """Rank the validation users, and remember the weights if they rank better."""
-        progress = self.progress
-        means = {term: total / progress.summed for term, total in progress.sums.items()}
-        uniform = math.log(self.num_items)
-        if progress.step >= self.config.warmup + STUCK_AFTER and means["ce"] > (
-            uniform - STUCK_MARGIN
-        ):
-            raise self._diverged(
-                f"the loss is {means['ce']:.2f}, as of a model that knows nothing ({uniform:.2f}),"
-            )
-        self.task.eval()
-        began = time.monotonic()
-        measured = self.validation.measure()
-        progress.validating += time.monotonic() - began
-        bad = [metric for metric, value in measured.items() if not math.isfinite(value)]
-        if bad:
-            raise self._diverged(f"the validation {bad[0]} is not a finite number")
-        valid = {f"valid_{metric}": value for metric, value in measured.items()}
-        epoch = progress.step / self.steps
-        log.info(
-            "%s epoch %.4g of at most %d: ce %.4f, validation %s",
-            self.name,
-            epoch,
-            self.config.epochs,
-            means["ce"],
-            ", ".join(f"{metric} {value:.4f}" for metric, value in measured.items()),
-        )
-        log.debug(
-            "validation",
-            extra={"progress": {"task": self.name, "done": progress.step, "terms": valid}},
-        )
-        progress.history.append({"epoch": epoch, "lr": self.share, **means, **valid})
-        if self._curve()[-1] > progress.best:
-            progress.best, progress.best_step = self._curve()[-1], progress.step
-            self.checkpoint.remember_best()
-        progress.sums, progress.summed = {}, 0
-
-    def _curve(self) -> list[float]:
-        """The metric that chooses, validation by validation, larger if better."""
-        metric = self.config.select_by
-        sign = -1 if metric in LOWER_IS_BETTER else 1
-        return [sign * one[f"valid_{metric}"] for one in self.progress.history]
-
-    def _constant(self) -> list[float]:
-        """The part of that curve before the decay."""
-        assert self.progress.decay is not None
-        steps = (round(one["epoch"] * self.steps) for one in self.progress.history)
-        before = sum(step <= self.progress.decay.start for step in steps)
-        return self._curve()[:before]
-
-    def _elapsed(self) -> float:
-        """Seconds of training so far, those before a kill included."""
-        return self.spent + time.monotonic() - self.resumed_at
-
-    def _out_of_time(self) -> bool:
-        """Whether the constant phase has used up its part of ``max_minutes``."""
-        if self.config.max_minutes is None or self.progress.decay or self.like:
-            return False
-        late = self._elapsed() > 60 * self.config.max_minutes * (1 - schedule.DECAY)
-        return self._agreed(int(late)) > 0 and self.progress.step > 0
-
-    def _affordable(self, left: int) -> int:
-        """Of ``left`` steps those for which there is time, at least one."""
-        if self.config.max_minutes is None:
-            return left
-        elapsed = self._elapsed()
-        time_left = max(0.0, 60 * self.config.max_minutes - elapsed)
-        return max(1, min(left, self._agreed(int(self.progress.step * time_left / elapsed))))
-
-    def _agreed(self, value: int) -> int:
-        """The main process's value: clocks differ, and all processes must take the same steps."""
-        if self.accelerator.num_processes == 1:
-            return value
-        shared = torch.tensor(value, device=self.placement.device)
-        return int(broadcast(shared).item())
-
-    def _maybe_save(self) -> None:
-        if time.monotonic() - self.saved_at >= self.config.checkpoint_s:
-            self._save()
-
     def _save(self) -> None:
-        self.progress.seconds = self._elapsed()
+        self.progress.seconds = self.clock.elapsed()
         if self.accelerator.is_main_process:
             self.checkpoint.save(self.progress)
-        self.saved_at = time.monotonic()
+        self.clock.checkpoint_saved()

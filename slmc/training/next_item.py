@@ -1,4 +1,4 @@
-"""Next-item prediction: the loss that every recommender is trained with, and its validation."""
+"""Next-item prediction: the training task of every recommender, and its validation."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from slmc.data.batches import Rows, pack
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import UndecidedError, UsageError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import VectorScorer, rank
-from slmc.evaluation.measured import protocol, values
+from slmc.evaluation.evaluate import rank
+from slmc.evaluation.results import protocol, values
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model import packing
 from slmc.model.device import Placement
 from slmc.model.loading import Recommender
@@ -35,18 +36,18 @@ class NextItem(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms ``ce`` and ``total`` of a batch."""
+        """Return the loss terms ``ce`` and ``total`` of a batch."""
         states = self.model.hidden_states(batch.tokens.flatten(), layout(batch))
-        wanted = batch.targets.flatten()
-        kept = wanted > 0
+        targets = batch.targets.flatten()
+        has_target = targets > 0
         loss = catalogue.cross_entropy(
-            self.model.head(states[kept]), self.model.item_vectors(), wanted[kept]
+            self.model.head(states[has_target]), self.model.item_vectors(), targets[has_target]
         )
         return {"ce": loss, "total": loss}
 
 
 def layout(batch: Batch) -> packing.Packing:
-    """Each training row as a window of attention."""
+    """Return the attention layout of a batch: each packed row is one window."""
     return packing.rows(batch.segments, batch.positions)
 
 
@@ -57,25 +58,25 @@ def training_rows(
     prompt: tuple[int, int] = (0, 0),
     packings: int | None = None,
 ) -> Epochs:
-    """The training sequences in packed rows, shuffled and cut anew for every packing.
+    """Return the training sequences in packed rows; each packing shuffles and cuts them anew.
 
     Args:
-        config: Its seed and targets.
+        config: Its seed and targets are used.
         data: The dataset.
         prompt: Tokens before and after the items of a history.
-        packings: How many packings there are, in turn; ``None`` for a new one each epoch.
+        packings: Number of packings, repeated over the epochs; ``None`` for a new one each epoch.
     """
     sequences = data.train_sequences()
 
-    def make(packing: int) -> Rows:
+    def pack_rows(packing: int) -> Rows:
         rng = np.random.default_rng((config.seed, packing))
         return pack(sequences, data.history, rng, targets=config.targets, prompt=prompt)
 
-    return Epochs(make, packings)
+    return Epochs(pack_rows, packings)
 
 
 def decay_of(like: Artefact | None) -> Decay | None:
-    """The decay of the run that made a model, for a control that is trained for as many steps.
+    """Return the decay of the run that trained ``like``, for a control with as many steps.
 
     Raises:
         UsageError: The model was not trained by this slmc, or not at all.
@@ -85,7 +86,7 @@ def decay_of(like: Artefact | None) -> Decay | None:
     decay = Decay(**json.loads(like.file("metrics.json").read_bytes()).get("decay", NOT_TRAINED))
     if not decay.end:
         raise UsageError(
-            f"like: {like.path} does not say for how many steps it was trained.",
+            f"like: {like.path} does not record for how many steps it was trained.",
             "Name the artefact of a sasrec, teach or distill step that was trained here.",
         )
     return decay
@@ -94,9 +95,9 @@ def decay_of(like: Artefact | None) -> Decay | None:
 def validation(
     model: Recommender, data: Dataset, config: TrainConfig, placement: Placement
 ) -> Validation:
-    """How a model in training ranks the validation users (a sample of them, if there are many).
+    """Return the validation of a model in training, on a sample of the validation users.
 
-    Vectors are computed in the precision of training, scores in float32, ranks under the
+    User vectors are computed in the training precision, scores in float32, and ranks under the
     protocol of the config. Raises :class:`UndecidedError` if there is no validation target.
     """
     targets = data.targets("valid").sample(config.validation_users, config.seed)
@@ -105,7 +106,7 @@ def validation(
             "data: no user has a validation target.",
             "Use a log with at least 3 interactions of some users, or another split.",
         )
-    asked = EvaluateConfig(
+    evaluation = EvaluateConfig(
         ranking=config.ranking,
         exclude_seen=data.excludes_seen(config.exclude_seen),
         split="valid",
@@ -114,24 +115,24 @@ def validation(
         metrics=tuple(dict.fromkeys((config.select_by, "ce"))),
     )
     tokens = sum(rows.size for rows in targets.histories)
-    return Validation(ranking(model, targets, data, asked, placement), tokens)
+    return Validation(validator(model, targets, data, evaluation, placement), tokens)
 
 
-def ranking(
+def validator(
     model: Recommender,
     targets: Targets,
     data: Dataset,
     config: EvaluateConfig,
     placement: Placement,
 ) -> Callable[[], dict[str, float]]:
-    """A function that ranks targets with the model as it is: the mean of each metric.
+    """Return a function that ranks targets with the current weights: metric -> mean.
 
     Args:
-        model: On the placement's device.
+        model: On the device of the placement.
         targets: Users of a split.
-        data: The dataset that they are of.
-        config: Metrics and protocol, ``exclude_seen`` a truth value.
-        placement: Vectors are computed in its precision, scores in float32.
+        data: Their dataset.
+        config: Metrics and protocol, ``exclude_seen`` true or false.
+        placement: User vectors are computed in its precision, scores in float32.
     """
 
     def vectors(item_ids: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ def ranking(
     def measure() -> dict[str, float]:
         scorer = VectorScorer(vectors, model.item_vectors().detach())
         ranked = rank(scorer, targets, data.counts, config, "validation", top=0)
-        shared = protocol(config)
-        return {name: float(values(ranked, name, shared).mean()) for name in config.metrics}
+        ranked_by = protocol(config)
+        return {name: float(values(ranked, name, ranked_by).mean()) for name in config.metrics}
 
     return measure

@@ -1,4 +1,4 @@
-"""AdamW as every stage trains with it."""
+"""The AdamW optimizer of every training stage."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ BETA1 = 0.9
 def adamw(
     groups: Sequence[dict[str, Any]], config: TrainConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over parameter groups, each with its peak ``lr``.
+    """Return AdamW (Loshchilov & Hutter 2019) over parameter groups, each with its peak ``lr``.
 
-    Matrices decay by ``config.weight_decay``, vectors (norms, biases) do not.
+    ``config.weight_decay`` applies to matrices, not to vectors (norms, biases).
     """
     return torch.optim.AdamW(
         _decayed(groups, config.weight_decay),
@@ -25,7 +25,7 @@ def adamw(
 
 
 def _decayed(groups: Sequence[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
-    """Each group split into its matrices and its vectors."""
+    """Split each group into its matrices and its vectors."""
     split = []
     for group in groups:
         for matrices in (True, False):

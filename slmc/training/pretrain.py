@@ -1,4 +1,4 @@
-"""SASRec trained for ranking: the strongest cheap baseline, and the source of the item table."""
+"""Train SASRec: the strongest cheap baseline, and the source of the item table."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +14,11 @@ from slmc.model.saving import seal_model
 from slmc.training.config import SasrecConfig
 from slmc.training.loop import train
 from slmc.training.next_item import NextItem, training_rows, validation
+from slmc.training.types import TrainSetup
 
 
 def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Train SASRec with full-softmax cross-entropy, for as long as its ranking improves."""
+    """Train SASRec with full-softmax cross-entropy and early stopping on the ranking."""
     data = Dataset.open(inputs["data"])
     placement = device.choose(config.device, config.dtype)
     with draft(out) as work:
@@ -26,13 +27,15 @@ def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Arte
         outcome = train(
             NextItem(model),
             [{"params": list(model.parameters()), "lr": config.lr}],
-            training_rows(config, data),
-            config,
-            name="sasrec",
-            placement=placement,
-            num_items=data.num_items,
-            validation=validation(model, data, config, placement),
-            resume=work.resume,
+            TrainSetup(
+                config=config,
+                epochs=training_rows(config, data),
+                validation=validation(model, data, config, placement),
+                name="sasrec",
+                placement=placement,
+                num_items=data.num_items,
+                resume=work.resume,
+            ),
         )
         return seal_model(
             work,
@@ -48,8 +51,8 @@ def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Arte
 def _model(config: SasrecConfig, data: Dataset) -> Sasrec:
     if config.dim % config.heads:
         raise UsageError(
-            f"sasrec: dim {config.dim} is no multiple of heads {config.heads}.",
-            "Choose heads that divide dim.",
+            f"sasrec: dim {config.dim} is not a multiple of heads {config.heads}.",
+            "Choose a number of heads that divides dim.",
         )
     return Sasrec(
         SasrecModelConfig(

@@ -1,9 +1,9 @@
-"""The learning rate of a run whose length nobody has to guess.
+"""The learning-rate schedule, and early stopping, so that nobody has to guess the epochs.
 
-Warm-up, a constant rate for as long as ranking improves, then a linear decay to 0 from the best
-weights (warmup-stable-decay: Hu et al. 2024, arXiv 2404.06395, section 4; linear decay: Hägele et
-al. 2024, arXiv 2405.18392). An upper bound of the run starts the decay earlier, so that the rate
-has always decayed when a run ends.
+Warm-up, a constant rate while ranking improves, then a linear decay to 0 from the best weights
+(warmup-stable-decay: Hu et al. 2024, arXiv 2404.06395, section 4; linear decay: Hägele et al.
+2024, arXiv 2405.18392). A limit on epochs or minutes starts the decay early enough that the rate
+has decayed to 0 when the run ends.
 """
 
 import math
@@ -12,51 +12,51 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 DECAY = 0.3
-"""Share of a run in which the rate decays."""
+"""Share of a run that the decay takes."""
 NOISE = 3.0
-"""Standard deviations by which validations of equally good weights may differ."""
+"""Validations that differ by at most this many standard deviations count as equally good."""
 LARGEST_NOISE = 0.05
-"""Share of the metric above which a difference is never taken for noise."""
+"""A difference above this share of the metric is never taken for noise."""
 
 
 @dataclass(frozen=True)
 class Decay:
-    """Where the decay begins, and for how many optimizer steps it lasts."""
+    """First optimizer step and length of the learning-rate decay."""
 
     start: int
     steps: int
 
     @property
     def end(self) -> int:
-        """The step at which the run is over."""
+        """Step at which the run ends."""
         return self.start + self.steps
 
 
 def rate(step: int, warmup: int, decay: Decay | None) -> float:
-    """Share of the peak learning rate at an optimizer step, counted from 0."""
+    """Return the learning rate at a step, counted from 0, as a share of its peak."""
     if decay is not None and step >= decay.start:
         return max(0.0, 1 - (step - decay.start) / decay.steps)
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
 def after(start: int, useful: int, *, least: int, most: int) -> Decay:
-    """The decay that follows a constant phase.
+    """Return the decay that follows a constant phase.
 
     Args:
-        start: Step at which it begins.
-        useful: Steps of the constant phase that led to the best weights.
-        least: Steps of the decay, at least.
-        most: Steps that are left until the bound of the run.
+        start: Step at which the decay begins.
+        useful: Steps that led to the best weights.
+        least: Fewest steps of the decay.
+        most: Steps left until the limit of the run.
     """
     steps = round(useful * DECAY / (1 - DECAY))
     return Decay(start, max(1, min(max(steps, least), most)))
 
 
 def plateau(curve: Sequence[float], patience: int) -> bool:
-    """Whether the last ``patience`` validations are on average no better than those before them.
+    """Return whether the last ``patience`` validations are on average no better than the previous.
 
-    Means, since the best of many validations is one that chance favoured: waiting for a better
-    one ends runs too early.
+    Means are compared because the best of many validations is partly luck: waiting for a single
+    better one would end runs too early.
     """
     if len(curve) < 2 * patience:
         return False
@@ -64,43 +64,43 @@ def plateau(curve: Sequence[float], patience: int) -> bool:
 
 
 def improving(curve: Sequence[float], patience: int) -> bool:
-    """Whether a constant phase that a bound has cut short was still improving.
+    """Return whether ranking still improved when a limit ended the constant phase.
 
-    As :func:`plateau` judges it, over fewer validations where there are few; with one alone
-    nothing speaks against it.
+    Uses :func:`plateau`, with a shorter window if there are few validations; a single validation
+    counts as improving.
     """
     window = min(patience, len(curve) // 2)
     return window == 0 or not plateau(curve, window)
 
 
 def noise(curve: Sequence[float]) -> float:
-    """How much better a validation may be by chance, from those near a plateau in their order.
+    """Return how much better a validation can be by chance, given those near a plateau in order.
 
-    Weights jitter at a constant rate. Its size is that of the steps between neighbours, whose
-    variance is twice that of one validation.
+    The weights fluctuate at a constant learning rate. The difference of two neighbouring
+    validations has twice the variance of one.
     """
     if len(curve) < 2:
         return 0.0
-    steps = [after - before for before, after in pairwise(curve)]
-    deviation = math.sqrt(sum(step**2 for step in steps) / len(steps) / 2)
+    changes = [after - before for before, after in pairwise(curve)]
+    deviation = math.sqrt(sum(change**2 for change in changes) / len(changes) / 2)
     return min(NOISE * deviation, LARGEST_NOISE * max(abs(value) for value in curve))
 
 
 def validations(steps: int, parts: int) -> list[int]:
-    """Steps of an epoch after which the ranking is measured, ``parts`` of them, the last included.
+    """Return the steps of an epoch after which to validate: ``parts`` steps, including the last.
 
     Args:
         steps: Optimizer steps of an epoch.
-        parts: Validations of an epoch; fewer if it has fewer steps.
+        parts: Validations per epoch; fewer if the epoch has fewer steps.
     """
     return sorted({max(1, round(part * steps / parts)) for part in range(1, parts + 1)})
 
 
 def latest_start(total: int, marks: list[int]) -> int:
-    """The step at which a run of ``total`` steps has to begin its decay.
+    """Return the step at which a run of ``total`` steps must begin its decay.
 
-    The validation nearest to it (of ``marks``, ascending), or the step itself where there is none
-    between the ends of the run.
+    This is the validation (of ``marks``, ascending) nearest to the exact step, or the exact step
+    if there is no validation before the end.
     """
     exact = max(1, round(total * (1 - DECAY)))
     between = [mark for mark in marks if mark < total]

@@ -1,21 +1,25 @@
-"""What a training run is given, and what it tells of itself."""
+"""What a training run needs, and what it returns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slmc.config import TrainConfig
 from slmc.data.batches import Rows
+from slmc.model.device import Placement
+from slmc.training.schedule import Decay
 
 Stopped = Literal["plateau", "epochs", "minutes", "like"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``R`` packed rows of ``L`` tokens on the device, and which rows of the epoch they are."""
+    """``R`` packed rows of ``L`` tokens on the device, and their row numbers in the packing."""
 
     tokens: Tensor
     targets: Tensor
@@ -24,12 +28,12 @@ class Batch:
     index: NDArray[np.int64]
     """``[R]`` row numbers within the packing."""
     packing: int
-    """Which packing the rows come from."""
+    """Number of the packing that the rows come from."""
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """The rows of each epoch; ``packings`` of them, in turn, or a new one each time."""
+    """The rows of each epoch: ``packings`` packings are repeated, or each epoch has a new one."""
 
     pack: Callable[[int], Rows]
     """Rows of packing ``p``, a pure function of it."""
@@ -42,35 +46,58 @@ class Epochs:
 
 @dataclass(frozen=True)
 class Validation:
-    """How the ranking of the model in training is measured."""
+    """How the model is validated during training."""
 
     measure: Callable[[], dict[str, float]]
-    """Metric -> mean over the validation users, ``ce`` and the one of ``select_by`` among them."""
+    """Metric -> mean over the validation users; includes ``ce`` and the metric of ``select_by``."""
     tokens: int
-    """Items of the histories that are ranked: what one validation costs."""
+    """Items in the ranked histories: the cost of one validation."""
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """Everything but the model that :func:`slmc.training.loop.train` needs."""
+
+    config: TrainConfig
+    epochs: Epochs
+    """Source of the training rows."""
+    validation: Validation
+    """Ranks validation users once per epoch, or several times where that costs less than a tenth
+    of training."""
+    name: str
+    """Name of the stage in the log."""
+    placement: Placement
+    """Device and precision."""
+    num_items: int
+    """``V``; a loss that stays at ``log(V)`` means that nothing was learned."""
+    resume: Path
+    """Folder of the checkpoint. A killed run continues from it, with the same bits on the same
+    machine and number of threads."""
+    like: Decay | None = None
+    """Decay of the run that this control run is compared with: it trains for as many steps."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training run tells of itself, in JSON-able form."""
+    """The result of a training run, JSON-able."""
 
     epochs: list[dict[str, float]]
     """For each validation: ``epoch``, ``lr`` as a share of its peak, the mean of every loss term
-    since the validation before, and ``valid_NAME`` for each metric."""
+    since the previous validation, and ``valid_NAME`` for each metric."""
     best_epoch: float
-    """Epochs after which the weights that are kept were reached; 0 if nothing was trained."""
+    """Epochs after which the kept weights were reached; 0 if nothing was trained."""
     selected_by: str
-    """Metric that chose them."""
+    """Metric that selected them."""
     steps: int
     stopped: Stopped
-    """Why the constant phase ended: ranking stopped improving (``plateau``), a bound was reached
+    """Why the constant phase ended: early stopping (``plateau``), a limit was reached
     (``epochs``, ``minutes``), or the run it is compared with ended it there (``like``)."""
     still_improving: bool
-    """Whether a bound ended the run before ranking had stopped improving."""
+    """Whether a limit ended the run while ranking still improved."""
     decay: dict[str, int]
-    """``start`` and ``steps`` of the decay."""
+    """``start`` and ``steps`` of the learning-rate decay."""
 
     @classmethod
     def untrained(cls, selected_by: str) -> "Outcome":
-        """Of a model that is taken as it is."""
+        """Return the outcome of a model that is used without training."""
         return cls([], 0.0, selected_by, 0, "epochs", False, {"start": 0, "steps": 0})

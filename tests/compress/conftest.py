@@ -1,4 +1,4 @@
-"""What pruning and quantizing take."""
+"""Inputs of pruning and quantization."""
 
 import pytest
 

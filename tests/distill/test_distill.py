@@ -1,4 +1,4 @@
-"""Distilling: every term is there, the control is the same run without them, states are kept."""
+"""Distillation: loss terms, the control run without them, cached teacher states, refusals."""
 
 import json
 import logging
@@ -36,11 +36,12 @@ def settings(**other: object) -> DistillConfig:
 
 
 def epochs_of(artefact: Artefact) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = json.loads(artefact.file("metrics.json").read_text())["epochs"]
-    return found
+    metrics = json.loads(artefact.file("metrics.json").read_text())
+    epochs: list[dict[str, float]] = metrics["epochs"]
+    return epochs
 
 
-def test_every_term_is_measured_and_falls(student: Artefact) -> None:
+def test_every_term_is_recorded_and_falls(student: Artefact) -> None:
     first, last = epochs_of(student)
     assert set(first) == {"ce", *TERMS, "total", "grad_norm", *VALIDATION}
     assert all(last[term] < first[term] for term in ("ce", *TERMS, "total"))
@@ -55,16 +56,16 @@ def test_every_term_is_logged_at_every_step(
     steps = [one for one in logged if "lr" in one]
     assert len(steps) == steps[-1]["total"]
     assert all(set(step["terms"]) == {"ce", *TERMS, "total", "grad_norm"} for step in steps)
-    measured = [one["terms"] for one in logged if "lr" not in one]
-    assert [set(terms) for terms in measured] == [{"valid_ndcg", "valid_ce"}] * 2
+    validations = [one["terms"] for one in logged if "lr" not in one]
+    assert [set(terms) for terms in validations] == [{"valid_ndcg", "valid_ce"}] * 2
 
 
 def test_control_starts_as_the_student_and_takes_the_same_steps(
     inputs: Inputs, tmp_path: Path
 ) -> None:
     taught = distill(settings(epochs=30, patience=1), inputs, tmp_path / "taught")
-    alike = inputs | {"like": taught}
-    control = distill(settings(losses={}, epochs=30, patience=1), alike, tmp_path / "control")
+    like = inputs | {"like": taught}
+    control = distill(settings(losses={}, epochs=30, patience=1), like, tmp_path / "control")
     ends = [json.loads(a.file("metrics.json").read_text()) for a in (taught, control)]
     assert ends[0]["steps"] == ends[1]["steps"] and ends[0]["decay"] == ends[1]["decay"]
     assert ends[1]["stopped"] == "like"
@@ -83,33 +84,33 @@ def test_a_student_of_another_width_learns_through_projections(
     inputs: Inputs, tmp_path: Path
 ) -> None:
     narrow = "random://qwen3?layers=2&hidden=16&heads=2&kv_heads=1&intermediate=32&head_dim=8"
-    made = distill(settings(backbone=narrow, losses=TERMS), inputs, tmp_path / "s")
-    model = load_model(made)
+    student = distill(settings(backbone=narrow, losses=TERMS), inputs, tmp_path / "s")
+    model = load_model(student)
     assert isinstance(model, SequentialRecommender)
     assert model.config.backbone_config.hidden_size == 16
-    assert {"cosine", "norm"} <= set(epochs_of(made)[0])
+    assert {"cosine", "norm"} <= set(epochs_of(student)[0])
 
 
 def test_a_student_with_adapters_ends_as_a_plain_model(inputs: Inputs, tmp_path: Path) -> None:
     plain = load_model(distill(settings(losses=TERMS), inputs, tmp_path / "plain")).state_dict()
     config = settings(losses=TERMS, tune="lora", lora={"modules": ["up_proj"]})
-    made = distill(config, inputs, tmp_path / "lora")
-    adapted = load_model(made).state_dict()
+    with_lora = distill(config, inputs, tmp_path / "lora")
+    adapted = load_model(with_lora).state_dict()
     assert adapted.keys() == plain.keys()
-    assert {"cosine", "supervise"} <= set(epochs_of(made)[0])
+    assert {"cosine", "supervise"} <= set(epochs_of(with_lora)[0])
 
 
 def test_blocks_that_do_not_divide_the_teacher(inputs: Inputs, tmp_path: Path) -> None:
-    made = distill(settings(losses={"cosine": 1.0}, scale="none"), inputs, tmp_path / "s")
-    assert epochs_of(made)[0]["cosine"] > 0
+    student = distill(settings(losses={"cosine": 1.0}, scale="none"), inputs, tmp_path / "s")
+    assert epochs_of(student)[0]["cosine"] > 0
 
 
 def test_a_student_can_start_from_a_model(
     inputs: Inputs, student: Artefact, tmp_path: Path
 ) -> None:
     config = settings(lr=1e-12, projection_lr=1e-12, weight_decay=0)
-    made = distill(config, inputs | {"student": student}, tmp_path / "s")
-    before, after = load_model(student).state_dict(), load_model(made).state_dict()
+    again = distill(config, inputs | {"student": student}, tmp_path / "s")
+    before, after = load_model(student).state_dict(), load_model(again).state_dict()
     assert all(torch.allclose(before[n], after[n], atol=1e-6) for n in before)
 
 
@@ -125,19 +126,19 @@ def test_a_student_can_start_from_the_teacher(
 def test_more_layers_than_the_teacher_has(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         distill(settings(layers=4, init="teacher"), inputs, tmp_path / "s")
-    assert caught.value.what == "layers: 4 are asked for, but the teacher has 3."
+    assert caught.value.what == "layers: 4 is more than the 3 layers of the teacher."
     assert not (tmp_path / "s").exists()
 
 
-def test_sasrec_is_no_teacher(inputs: Inputs, sasrec: Artefact, tmp_path: Path) -> None:
+def test_sasrec_is_refused_as_teacher(inputs: Inputs, sasrec: Artefact, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         distill(settings(), inputs | {"teacher": sasrec}, tmp_path / "s")
     assert "is a Sasrec, not a recommender on an LLM." in caught.value.what
 
 
 def test_two_runs_give_the_same_artefact(inputs: Inputs, tmp_path: Path) -> None:
-    made = [distill(settings(losses=TERMS), inputs, tmp_path / name) for name in "ab"]
-    assert made[0].digest == made[1].digest
+    first, second = (distill(settings(losses=TERMS), inputs, tmp_path / name) for name in "ab")
+    assert first.digest == second.digest
 
 
 def computed(inputs: Inputs, packing: int = 0) -> states.TeacherStates:
@@ -149,18 +150,18 @@ def computed(inputs: Inputs, packing: int = 0) -> states.TeacherStates:
     )
 
 
-def test_states_are_what_the_teacher_says(inputs: Inputs) -> None:
-    found = computed(inputs, packing=3)
+def test_states_are_those_of_the_teacher(inputs: Inputs) -> None:
+    cached = computed(inputs, packing=3)
     teacher = load_model(inputs["teacher"])
     rows = training_rows(settings(), Dataset.open(inputs["data"])).pack(3)
     history = rows.item_ids[0][: int(np.argmax(rows.positions[0] == 0)) or None]
     end = np.flatnonzero(rows.segments[0] == rows.segments[0, 0])[-1]
     with torch.no_grad():
         vector = teacher.user_vectors(torch.from_numpy(rows.item_ids[:1, : end + 1]))[0]
-    kept = torch.zeros(1, rows.item_ids.shape[1], dtype=torch.bool)
-    kept[0, end] = True
+    mask = torch.zeros(1, rows.item_ids.shape[1], dtype=torch.bool)
+    mask[0, end] = True
     assert len(history)
-    assert torch.allclose(found.user_vectors(np.array([0]), kept)[0], vector, atol=2e-3)
+    assert torch.allclose(cached.user_vectors(np.array([0]), mask)[0], vector, atol=2e-3)
 
 
 def test_states_are_computed_once(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ def test_states_are_computed_once(inputs: Inputs, monkeypatch: pytest.MonkeyPatc
     assert first.blocks is not None and np.array_equal(first.blocks, again.blocks)
 
 
-def test_killed_states_go_on_and_are_the_same(
+def test_a_killed_computation_of_states_resumes_with_the_same_bits(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch, cache_of_the_tests: Path
 ) -> None:
     whole = computed(inputs, packing=5)
@@ -206,7 +207,7 @@ def test_a_state_that_is_not_finite_ends_the_run(
     assert caught.value.what.startswith("teacher states: a state is not finite in float16")
 
 
-def test_large_states_are_stored_in_larger_units(inputs: Inputs) -> None:
+def test_large_states_are_stored_divided_by_a_power_of_two(inputs: Inputs) -> None:
     assert states._unit(torch.tensor([3.0])) == 1.0
     assert states._unit(torch.tensor([-1e6])) == 64.0
 
@@ -220,6 +221,6 @@ def test_large_states_are_stored_in_larger_units(inputs: Inputs) -> None:
         ({"losses": {"kl": 1.0}}, "Extra inputs are not permitted"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(config: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(config: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings(**config)

@@ -1,4 +1,4 @@
-"""The terms of SLMRec against plain loops in float64, by hand, and by what they ignore."""
+"""The loss terms of SLMRec: against plain loops in float64, worked by hand, invariances."""
 
 import math
 
@@ -17,7 +17,7 @@ def states(n: int = 4, b: int = 3, h: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(n, b, h, generator=generator), torch.randn(n, b, h, generator=generator)
 
 
-def test_direction_is_that_of_the_plain_loop() -> None:
+def test_direction_equals_a_plain_loop() -> None:
     student, teacher = states()
     cosines = []
     for s, t in zip(student.double().flatten(0, 1), teacher.double().flatten(0, 1), strict=True):
@@ -28,7 +28,7 @@ def test_direction_is_that_of_the_plain_loop() -> None:
     assert abs(direction_loss(student, teacher).item() - expected) < TOLERANCE
 
 
-def test_paper_norm_is_that_of_the_plain_loop() -> None:
+def test_paper_norm_equals_a_plain_loop() -> None:
     student, teacher = states()
     squares = [
         sum((float(a) - float(b)) ** 2 for a, b in zip(s, t, strict=True))
@@ -38,7 +38,7 @@ def test_paper_norm_is_that_of_the_plain_loop() -> None:
     assert abs(norm_loss(student, teacher).item() - expected) < 10 * TOLERANCE
 
 
-def test_scaled_norm_is_that_of_the_plain_loop() -> None:
+def test_scaled_norm_equals_a_plain_loop() -> None:
     student, teacher = states()
     mean_square = teacher.square().mean(dim=0)
     total, count = 0.0, 0
@@ -51,7 +51,7 @@ def test_scaled_norm_is_that_of_the_plain_loop() -> None:
     assert abs(norm_loss(student, teacher, mean_square).item() - total / count) < 10 * TOLERANCE
 
 
-def test_scaled_norm_does_not_see_the_units_of_a_dimension() -> None:
+def test_scaled_norm_ignores_the_units_of_a_dimension() -> None:
     student, teacher = states()
     units = torch.tensor([1.0, 10.0, 0.1, 300.0, 1.0, 7.0])
     plain = norm_loss(student, teacher, teacher.square().mean(dim=0))
@@ -102,5 +102,5 @@ def test_blocks_are_even_and_end_at_the_last_layer(
 
 
 def test_more_blocks_than_layers_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 layers cannot be cut into 3 blocks"):
+    with pytest.raises(ValueError, match="2 layers cannot be divided into 3 blocks"):
         block_ends(2, 3)

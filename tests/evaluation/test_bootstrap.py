@@ -38,46 +38,46 @@ def exact(losses: int, n: int, confidence: float = 0.95) -> float:
 
 
 @pytest.mark.parametrize(("losses", "n"), [(0, 1), (0, 40), (1, 40), (3, 200), (0, 1000)])
-def test_the_bound_of_few_losses_is_the_exact_one(losses: int, n: int) -> None:
-    """Every user a hit before, some of them none after: the share that is lost is binomial."""
+def test_the_bound_of_few_losses_is_exact(losses: int, n: int) -> None:
+    """All users have a hit in the baseline, some lose it: the number of losses is binomial."""
     candidate = np.r_[np.zeros(losses), np.ones(n - losses)]
-    found = paired_bootstrap(candidate, np.ones(n), seed=1, resamples=200_000)
-    assert -found.low == pytest.approx(exact(losses, n), rel=0.02)
-    assert found.relative is not None
-    assert -found.relative.low == pytest.approx(exact(losses, n), rel=0.02)
+    interval = paired_bootstrap(candidate, np.ones(n), seed=1, resamples=200_000)
+    assert -interval.low == pytest.approx(exact(losses, n), rel=0.02)
+    assert interval.relative is not None
+    assert -interval.relative.low == pytest.approx(exact(losses, n), rel=0.02)
     assert 1 - mean_bounds(candidate, seed=1, resamples=200_000).low == pytest.approx(
         exact(losses, n), rel=0.02
     )
 
 
-def test_equal_values_leave_the_rule_of_three() -> None:
+def test_equal_values_give_the_rule_of_three() -> None:
     baseline = hits(5000, 0.04)
-    found = paired_bootstrap(baseline, baseline, seed=1, resamples=100_000)
-    assert found.change == 0.0
-    assert found.low == pytest.approx(-3 / 5000, rel=0.02)
-    assert found.high == pytest.approx(3 / 5000, rel=0.02)
-    assert found.relative is not None
-    assert found.relative.low == pytest.approx(-3 / (3 + baseline.sum()), rel=0.02)
+    interval = paired_bootstrap(baseline, baseline, seed=1, resamples=100_000)
+    assert interval.change == 0.0
+    assert interval.low == pytest.approx(-3 / 5000, rel=0.02)
+    assert interval.high == pytest.approx(3 / 5000, rel=0.02)
+    assert interval.relative is not None
+    assert interval.relative.low == pytest.approx(-3 / (3 + baseline.sum()), rel=0.02)
 
 
-def test_equal_values_without_a_largest_one_leave_nothing() -> None:
+def test_equal_unbounded_values_give_an_interval_of_zero() -> None:
     baseline = normal(50)
-    found = paired_bootstrap(baseline, baseline, seed=1)
-    assert (found.absolute, found.relative) == (UNCHANGED.absolute, UNCHANGED.relative)
+    interval = paired_bootstrap(baseline, baseline, seed=1)
+    assert (interval.absolute, interval.relative) == (UNCHANGED.absolute, UNCHANGED.relative)
 
 
 @pytest.mark.parametrize("n", [1000, 20_000])  # one block of weights, and several
-def test_bounds_are_those_of_the_normal_where_that_holds(n: int) -> None:
+def test_bounds_are_normal_for_normal_values(n: int) -> None:
     assert (n <= BLOCK) == (n == 1000)
     baseline, noise = normal(n), np.random.default_rng(1).normal(0.1, 0.5, n)
-    found = paired_bootstrap(baseline + noise, baseline, seed=2)
+    interval = paired_bootstrap(baseline + noise, baseline, seed=2)
     error = noise.std() / math.sqrt(n)
-    assert found.change == pytest.approx(noise.mean(), abs=1e-12)
-    assert found.low == pytest.approx(noise.mean() - 1.645 * error, abs=0.15 * error)
-    assert found.high == pytest.approx(noise.mean() + 1.645 * error, abs=0.15 * error)
-    assert found.relative is not None
-    assert found.relative.change == pytest.approx(noise.mean() / baseline.mean())
-    assert found.relative.low == pytest.approx(found.low / 6, rel=0.05)
+    assert interval.change == pytest.approx(noise.mean(), abs=1e-12)
+    assert interval.low == pytest.approx(noise.mean() - 1.645 * error, abs=0.15 * error)
+    assert interval.high == pytest.approx(noise.mean() + 1.645 * error, abs=0.15 * error)
+    assert interval.relative is not None
+    assert interval.relative.change == pytest.approx(noise.mean() / baseline.mean())
+    assert interval.relative.low == pytest.approx(interval.low / 6, rel=0.05)
 
 
 def test_agrees_with_a_loop_over_resamples() -> None:
@@ -88,27 +88,27 @@ def test_agrees_with_a_loop_over_resamples() -> None:
         users = rng.integers(0, 200, 200)
         changes.append(candidate[users].mean() - baseline[users].mean())
         ratios.append(candidate[users].mean() / baseline[users].mean() - 1)
-    found = paired_bootstrap(candidate, baseline, seed=3, resamples=20_000)
-    assert found.relative is not None
-    for bounds, loop in ((found.absolute, changes), (found.relative, ratios)):
-        # A percentile of 20,000 resamples has an error of .015 standard deviations; the half
-        # user that is added moves a bound by up to a fifth, outwards.
+    interval = paired_bootstrap(candidate, baseline, seed=3, resamples=20_000)
+    assert interval.relative is not None
+    for bounds, loop in ((interval.absolute, changes), (interval.relative, ratios)):
+        # A percentile of 20,000 resamples has an error of .015 standard deviations; the
+        # additional half user widens a bound by up to a fifth of one.
         spread = float(np.std(loop))
         assert -0.25 < (bounds.low - np.quantile(loop, 0.05)) / spread < 0.06
         assert -0.06 < (bounds.high - np.quantile(loop, 0.95)) / spread < 0.25
 
 
-def test_the_lower_bound_covers_as_often_as_it_says() -> None:
+def test_the_lower_bound_has_its_nominal_coverage() -> None:
     rng, covered = np.random.default_rng(5), 0
     for trial in range(400):
         baseline = rng.random(300) < 0.3
         flipped = rng.random(300) < 0.1
         candidate = np.where(flipped, rng.random(300) < 0.3, baseline)
-        found = paired_bootstrap(
+        interval = paired_bootstrap(
             candidate.astype(float), baseline.astype(float), seed=trial, resamples=500
         )
-        covered += found.low <= 0.0
-    assert 0.92 < covered / 400 < 0.985  # 95 % +- 2 standard errors, and the steps of counts
+        covered += interval.low <= 0.0
+    assert 0.92 < covered / 400 < 0.985  # 95 % +- 2 standard errors; counts are discrete
 
 
 @settings(deadline=None, max_examples=50)
@@ -116,11 +116,13 @@ def test_the_lower_bound_covers_as_often_as_it_says() -> None:
 def test_wider_with_confidence_and_around_the_change(n: int, seed: int, confidence: float) -> None:
     rng = np.random.default_rng(seed)
     candidate, baseline = rng.random(n), rng.random(n)
-    found = paired_bootstrap(candidate, baseline, seed=seed, confidence=confidence, resamples=200)
+    interval = paired_bootstrap(
+        candidate, baseline, seed=seed, confidence=confidence, resamples=200
+    )
     wider = paired_bootstrap(candidate, baseline, seed=seed, confidence=0.99, resamples=200)
-    assert wider.low <= found.low <= found.high <= wider.high
+    assert wider.low <= interval.low <= interval.high <= wider.high
     swapped = paired_bootstrap(baseline, candidate, seed=seed, confidence=confidence)
-    assert swapped.change == pytest.approx(-found.change)
+    assert swapped.change == pytest.approx(-interval.change)
 
 
 def test_the_same_seed_gives_the_same_bounds() -> None:
@@ -130,8 +132,8 @@ def test_the_same_seed_gives_the_same_bounds() -> None:
     assert one != paired_bootstrap(candidate, baseline, seed=5)
 
 
-@pytest.mark.parametrize("repeated", [1, 3 * GAMMA_COST])  # a weight each, and one of many
-def test_every_user_weighs_as_much(repeated: int) -> None:
+@pytest.mark.parametrize("repeated", [1, 3 * GAMMA_COST])  # one weight per user, and a shared one
+def test_all_users_have_equal_weight(repeated: int) -> None:
     first = np.repeat(np.arange(9000 // repeated, dtype=float), repeated)
     n, rng = first.size, np.random.default_rng(0)
     sums = resampled_sums(first, first % 2, resamples=2000, rng=rng)
@@ -149,7 +151,7 @@ def test_effective_users_hand_worked() -> None:
     assert effective_users(normal(100_000) - 6) == pytest.approx(100_000 / 3, rel=0.05)
 
 
-def test_the_additional_user_has_half_a_weight_where_enough_users_differ() -> None:
+def test_the_additional_user_has_half_the_weight_if_enough_users_differ() -> None:
     def low(differing: int) -> float:
         candidate = np.full(100_000, 0.5)
         candidate[:differing] += np.tile([0.001, -0.001], differing // 2)  # hardly any spread
@@ -163,9 +165,9 @@ def test_the_additional_user_has_half_a_weight_where_enough_users_differ() -> No
 
 
 def test_no_relative_change_from_a_baseline_at_zero() -> None:
-    found = paired_bootstrap(np.array([1.0, 0.0, 0.0]), np.zeros(3), seed=0)
-    assert found.relative is None
-    assert found.change == pytest.approx(1 / 3)
+    interval = paired_bootstrap(np.array([1.0, 0.0, 0.0]), np.zeros(3), seed=0)
+    assert interval.relative is None
+    assert interval.change == pytest.approx(1 / 3)
     one = np.zeros(40)
     one[0] = 1.0
     relative = paired_bootstrap(np.ones(40), one, seed=0).relative
@@ -183,28 +185,28 @@ def test_users_that_do_not_pair(n: tuple[int, int]) -> None:
         paired_bootstrap(np.zeros(n[0]), np.zeros(n[1]), seed=0)
 
 
-def trained(seeds: int, n: int, seed: int, *, together: float, between: float) -> np.ndarray:
-    """Changes ``[S, n]`` of mean 0: an effect of each user, of both together, of each seed."""
+def trained(seeds: int, n: int, seed: int, *, interaction: float, between: float) -> np.ndarray:
+    """Changes ``[S, n]`` of mean 0: effects of users, of seeds, and of their interaction."""
     rng = np.random.default_rng(seed)
-    users, mixed = rng.normal(0, 1, n), rng.normal(0, together, (seeds, n))
+    users, mixed = rng.normal(0, 1, n), rng.normal(0, interaction, (seeds, n))
     return users + mixed + rng.normal(0, between, (seeds, 1))
 
 
 def test_the_error_of_seeds_is_what_users_do_not_explain() -> None:
-    changes = np.array([[0.0, 2.0], [4.0, 6.0]])  # means 1 and 5, nothing together
+    changes = np.array([[0.0, 2.0], [4.0, 6.0]])  # means 1 and 5, no interaction
     assert seed_error(changes) == pytest.approx(math.sqrt(8 / 2))
-    # The variance of means 1 and 1 is 0, of each user's changes over the seeds not.
+    # The means are 1 and 1, so their variance is 0, although each user's changes differ.
     assert seed_error(np.array([[0.0, 2.0], [2.0, 0.0]])) == 0.0
-    many = [seed_error(trained(40, 300, s, together=1.0, between=0.5)) ** 2 for s in range(100)]
+    many = [seed_error(trained(40, 300, s, interaction=1.0, between=0.5)) ** 2 for s in range(100)]
     assert np.mean(many) == pytest.approx(0.25 / 40, rel=0.1)
 
 
-def test_seeds_that_agree_leave_the_interval_of_their_mean() -> None:
+def test_equal_seeds_give_the_interval_of_their_mean() -> None:
     baseline = normal(400)
     candidate = np.tile(baseline + np.random.default_rng(1).normal(0.1, 0.5, 400), (3, 1))
-    found = paired_over_seeds(candidate, np.tile(baseline, (3, 1)), seed=2, resamples=20_000)
+    interval = paired_over_seeds(candidate, np.tile(baseline, (3, 1)), seed=2, resamples=20_000)
     one = paired_bootstrap(candidate[0], baseline, seed=2, resamples=20_000)
-    for ours, theirs in ((found.absolute, one.absolute), (found.relative, one.relative)):
+    for ours, theirs in ((interval.absolute, one.absolute), (interval.relative, one.relative)):
         assert ours is not None and theirs is not None
         assert ours.change == pytest.approx(theirs.change)
         width = theirs.high - theirs.low
@@ -214,12 +216,12 @@ def test_seeds_that_agree_leave_the_interval_of_their_mean() -> None:
 def test_seeds_that_differ_widen_the_interval_by_students_t() -> None:
     baseline = np.full(5000, 6.0)
     candidate = 6.0 + np.array([[0.0], [0.1], [0.2]]) + np.zeros(5000)
-    found = paired_over_seeds(candidate, baseline, seed=2, confidence=0.975, resamples=100_000)
+    interval = paired_over_seeds(candidate, baseline, seed=2, confidence=0.975, resamples=100_000)
     reach = 4.303 * 0.1 / math.sqrt(3)  # t of two degrees of freedom
-    assert found.absolute.change == pytest.approx(0.1)
-    assert found.low == pytest.approx(0.1 - reach, rel=0.05)
-    assert found.relative is not None
-    assert found.relative.high == pytest.approx((0.1 + reach) / 6, rel=0.05)
+    assert interval.absolute.change == pytest.approx(0.1)
+    assert interval.low == pytest.approx(0.1 - reach, rel=0.05)
+    assert interval.relative is not None
+    assert interval.relative.high == pytest.approx((0.1 + reach) / 6, rel=0.05)
 
 
 @pytest.mark.parametrize(

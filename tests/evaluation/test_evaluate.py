@@ -16,18 +16,16 @@ from slmc.config import Sampled
 from slmc.data.dataset import Dataset, Targets
 from slmc.errors import BrokenRunError, SlmcError, UndecidedError, UsageError, VerdictError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import (
-    Histories,
-    VectorScorer,
-    check_catalogue,
-    evaluate,
-    negatives_of,
+from slmc.evaluation.evaluate import check_catalogue, evaluate, negatives_of, rank
+from slmc.evaluation.results import (
+    SCHEMA,
     protocol,
-    rank,
+    resolve_auto,
     summarise,
+    tail_limit,
     values,
 )
-from slmc.evaluation.measured import SCHEMA, settled, tail_limit
+from slmc.evaluation.scorers import Histories, VectorScorer
 
 ITEMS = 60
 
@@ -48,7 +46,7 @@ COUNTS = np.concatenate([[0], np.random.default_rng(1).integers(1, 50, ITEMS)])
 
 
 class TableScorer:
-    """Scores that depend on the last item alone, in blocks of a width."""
+    """Scores depend only on the last item; blocks have a fixed width."""
 
     def __init__(self, width: int = ITEMS, items: int = ITEMS) -> None:
         self.num_items, self.width = items, width
@@ -64,15 +62,15 @@ class TableScorer:
 
 
 def reference(scorer: TableScorer, targets: Targets, user: int) -> dict[str, Any]:
-    """Everything about one user, by loops over items in float64."""
+    """Compute the results of one user by loops over items in float64."""
     row = scorer.table[int(targets.histories[user][-1])].tolist()
     target = int(targets.targets[user])
-    own = row[target - 1]
+    target_score = row[target - 1]
     others = [i for i in range(1, ITEMS + 1) if i != target]
 
     def expected(among: list[int]) -> float:
-        above = sum(row[i - 1] > own for i in among)
-        return 1 + above + sum(row[i - 1] == own for i in among) / 2
+        above = sum(row[i - 1] > target_score for i in among)
+        return 1 + above + sum(row[i - 1] == target_score for i in among) / 2
 
     return {
         "target": target,
@@ -80,7 +78,7 @@ def reference(scorer: TableScorer, targets: Targets, user: int) -> dict[str, Any
         "rank_unseen": math.inf
         if target in targets.seen[user]
         else expected([i for i in others if i not in targets.seen[user]]),
-        "ce": math.log(math.fsum(math.exp(s) for s in row)) - own,
+        "ce": math.log(math.fsum(math.exp(s) for s in row)) - target_score,
         "top_items": sorted(range(1, ITEMS + 1), key=lambda i: (-row[i - 1], i))[:20],
     }
 
@@ -90,15 +88,15 @@ def reference(scorer: TableScorer, targets: Targets, user: int) -> dict[str, Any
 def test_agrees_with_loops_and_keeps_the_order_of_users(width: int, batch: int) -> None:
     targets = some_targets()
     scorer = TableScorer(width)
-    found = rank(scorer, targets, COUNTS, EvaluateConfig(batch=batch))
-    assert found["user"].to_list() == targets.users
-    assert found.schema == pl.Schema(SCHEMA)
+    table = rank(scorer, targets, COUNTS, EvaluateConfig(batch=batch))
+    assert table["user"].to_list() == targets.users
+    assert table.schema == pl.Schema(SCHEMA)
     for user in range(len(targets.users)):
         expected = reference(scorer, targets, user)
-        row = found.row(user, named=True)
+        row = table.row(user, named=True)
         assert row["ce"] == pytest.approx(expected.pop("ce"), abs=1e-5)
         assert {k: row[k] for k in expected} == expected
-    assert found["rank_sampled"].null_count() == found["negatives"].null_count() == 37
+    assert table["rank_sampled"].null_count() == table["negatives"].null_count() == 37
 
 
 @pytest.mark.parametrize("width", [ITEMS, 7])
@@ -111,7 +109,7 @@ def test_without_top_lists_the_rest_is_the_same(width: int) -> None:
     assert all(rows.is_empty() for name in lists for rows in less[name])
 
 
-def test_batches_hold_histories_of_like_length() -> None:
+def test_batches_hold_histories_of_similar_length() -> None:
     scorer = TableScorer()
     rank(scorer, some_targets(), COUNTS, EvaluateConfig(batch=8))
     sizes = [size for batch in scorer.batches for size in batch]
@@ -119,17 +117,17 @@ def test_batches_hold_histories_of_like_length() -> None:
     assert [len(batch) for batch in scorer.batches] == [8, 8, 8, 8, 5]
 
 
-def test_what_is_known_of_users_and_targets() -> None:
+def test_columns_of_users_and_targets() -> None:
     targets = some_targets()
-    found = rank(TableScorer(), targets, COUNTS, EvaluateConfig())
-    assert found["count"].to_list() == COUNTS[targets.targets].tolist()
+    table = rank(TableScorer(), targets, COUNTS, EvaluateConfig())
+    assert table["count"].to_list() == COUNTS[targets.targets].tolist()
     lengths = [max(h.size, s.size) for h, s in zip(targets.histories, targets.seen, strict=True)]
-    assert found["history"].to_list() == lengths
-    assert found["tail"].to_list() == [COUNTS[t] <= tail_limit(COUNTS) for t in targets.targets]
+    assert table["history"].to_list() == lengths
+    assert table["tail"].to_list() == [COUNTS[t] <= tail_limit(COUNTS) for t in targets.targets]
 
 
 class SeenScorer:
-    """Knows nothing but which items the user has seen: these have one score, all others another."""
+    """Seen items have one score, all others 0."""
 
     def __init__(self, of_seen: float) -> None:
         self.num_items, self.of_seen = ITEMS, of_seen
@@ -146,28 +144,28 @@ class SeenScorer:
 def test_a_seen_target_is_a_miss_where_seen_items_are_left_out(
     of_seen: float, ranking: Literal["full"] | Sampled
 ) -> None:
-    """Taken out of the mask, it would be first for a scorer that knows the seen items alone."""
+    """If the target were unmasked, a scorer that only knows the seen items would rank it first."""
     earlier = [np.array([1, 2, 3], dtype=np.int32), np.array([4], dtype=np.int32)]
     targets = Targets(["again", "new"], earlier, np.array([2, 9]), seen=earlier)
-    asked = EvaluateConfig(
+    config = EvaluateConfig(
         ranking=ranking, exclude_seen=True, metrics=("ndcg@10", "ndcg", "hr@10", "mrr")
     )
-    found = rank(SeenScorer(of_seen), targets, COUNTS, asked)
-    summary = summarise(found, asked)
+    table = rank(SeenScorer(of_seen), targets, COUNTS, config)
+    summary = summarise(table, config)
     assert summary["repeats"] == {"users": 1, "share": 0.5}
-    for metric in asked.metrics:
-        again, new = values(found, metric, protocol(asked))
+    for metric in config.metrics:
+        again, new = values(table, metric, protocol(config))
         assert again == 0
         assert summary["metrics"][metric]["value"] == new / 2
     json.dumps(summary, allow_nan=False)
-    kept = asked.model_copy(update={"exclude_seen": False})
+    kept = config.model_copy(update={"exclude_seen": False})
     again = values(rank(SeenScorer(of_seen), targets, COUNTS, kept), "mrr", protocol(kept))[0]
-    # Kept, it ties with the two other seen items; the nine negatives hold no seen item.
+    # With seen items kept, it ties with two others; no negative is a seen item.
     among_all = 1 / 2 if of_seen > 0 else 1 / (ITEMS - 1)
     assert again == pytest.approx(among_all if ranking == "full" else 1.0 if of_seen > 0 else 0.1)
 
 
-def test_auto_is_settled_by_the_share_of_repeats() -> None:
+def test_auto_depends_on_the_share_of_repeats() -> None:
     def data(again: int, users: int = 200) -> Dataset:
         items = pl.DataFrame({"row": [1, 2, 3], "count": [1, 1, 1]})
         rows = [[1, 1, 2] if user < again else [1, 2, 3] for user in range(users)]
@@ -176,10 +174,11 @@ def test_auto_is_settled_by_the_share_of_repeats() -> None:
 
     for again, excluded in ((1, True), (2, False)):
         assert data(again).repeats == again / 200
-        assert settled(EvaluateConfig(), data(again)).exclude_seen is excluded
-        for said in (True, False):
-            assert settled(EvaluateConfig(exclude_seen=said), data(again)).exclude_seen is said
-    with pytest.raises(ValueError, match="settled by a dataset first"):
+        assert resolve_auto(EvaluateConfig(), data(again)).exclude_seen is excluded
+        for value in (True, False):
+            config = EvaluateConfig(exclude_seen=value)
+            assert resolve_auto(config, data(again)).exclude_seen is value
+    with pytest.raises(ValueError, match="depends on the dataset"):
         protocol(EvaluateConfig())
 
 
@@ -206,12 +205,12 @@ def test_vector_scorer_ranks_the_same_in_any_chunk() -> None:
     whole = rank(VectorScorer(user_vectors, table), targets, COUNTS, EvaluateConfig())
     once = len(calls)
     parts = rank(VectorScorer(user_vectors, table, chunk=16), targets, COUNTS, EvaluateConfig())
-    assert len(calls) == 2 * once  # the second pass does not compute the vectors again
+    assert len(calls) == 2 * once  # the second pass reuses the vectors
     assert whole.drop("ce", "top_scores").equals(parts.drop("ce", "top_scores"))
     assert whole["ce"].to_numpy() == pytest.approx(parts["ce"].to_numpy(), abs=1e-5)
 
 
-def test_negatives_are_free_items_each_as_likely_and_the_same_for_every_model() -> None:
+def test_negatives_are_uniform_over_free_items_and_equal_for_every_model() -> None:
     excluded, drawn = np.array([1, 4, 5, 9, 10]), np.zeros(11, dtype=int)
     for index in range(4000):
         rows = negatives_of(index, excluded, 10, Sampled(sampled=2), seed=3)
@@ -225,28 +224,28 @@ def test_negatives_are_free_items_each_as_likely_and_the_same_for_every_model() 
 
 
 def test_sampled_ranks_do_not_depend_on_batches_or_blocks() -> None:
-    asked = EvaluateConfig(ranking=Sampled(sampled=9), batch=3, exclude_seen=False)
+    config = EvaluateConfig(ranking=Sampled(sampled=9), batch=3, exclude_seen=False)
     targets = some_targets()
-    one = rank(TableScorer(), targets, COUNTS, asked)
-    other = rank(TableScorer(13), targets, COUNTS, asked.model_copy(update={"batch": 50}))
+    one = rank(TableScorer(), targets, COUNTS, config)
+    other = rank(TableScorer(13), targets, COUNTS, config.model_copy(update={"batch": 50}))
     assert one.drop("ce").equals(other.drop("ce"))
     assert one["negatives"].unique().to_list() == [9]
     assert 1 <= one["rank_sampled"].min() <= one["rank_sampled"].max() <= 10  # type: ignore[operator]
-    reseeded = rank(TableScorer(), targets, COUNTS, asked.model_copy(update={"seed": 18}))
+    reseeded = rank(TableScorer(), targets, COUNTS, config.model_copy(update={"seed": 18}))
     assert not reseeded["rank_sampled"].equals(one["rank_sampled"])
 
 
-def test_too_many_negatives_are_all_there_are(caplog: pytest.LogCaptureFixture) -> None:
-    asked = EvaluateConfig(ranking=Sampled(sampled=55), exclude_seen=True)
-    found = rank(TableScorer(), some_targets(), COUNTS, asked)
-    sampled = found.filter(pl.col("negatives") < 55)
-    assert 0 < sampled.height < found.height
-    # Ranked among all free items: what full ranking with seen items left out does.
+def test_too_few_items_for_the_negatives(caplog: pytest.LogCaptureFixture) -> None:
+    config = EvaluateConfig(ranking=Sampled(sampled=55), exclude_seen=True)
+    table = rank(TableScorer(), some_targets(), COUNTS, config)
+    sampled = table.filter(pl.col("negatives") < 55)
+    assert 0 < sampled.height < table.height
+    # Ranked among all free items, as in full ranking without seen items.
     assert sampled["rank_sampled"].equals(sampled["rank_unseen"], null_equal=False)
-    expected = f"evaluate: {sampled.height} users have fewer items left than negatives asked for"
+    expected = f"evaluate: {sampled.height} users have fewer unseen items than sampled negatives"
     assert caplog.messages == [expected]
-    told_so = summarise(found, asked)["protocol"]["users_with_fewer_negatives"]
-    assert told_so == sampled.height
+    recorded = summarise(table, config)["protocol"]["users_with_fewer_negatives"]
+    assert recorded == sampled.height
 
 
 def test_progress_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -263,7 +262,7 @@ def check(error: pytest.ExceptionInfo[SlmcError], what: str, remedy: str) -> Non
 
 
 @pytest.mark.parametrize("width", [ITEMS, 7])
-def test_a_score_that_is_no_number(width: int) -> None:
+def test_a_score_that_is_not_finite(width: int) -> None:
     scorer, targets = TableScorer(width), some_targets()
     scorer.table[int(targets.histories[11][-1]), 5] = math.nan
     with pytest.raises(BrokenRunError) as caught:
@@ -275,7 +274,7 @@ def test_a_score_that_is_no_number(width: int) -> None:
     check(
         caught,
         f"evaluate: a score of user {named!r} is not a finite number.",
-        "Look at how the model was made: its training diverged, or its weights are damaged.",
+        "Check how the model was trained: training diverged, or its weights are damaged.",
     )
 
 
@@ -286,8 +285,8 @@ def test_constant_scores_of_all_users() -> None:
         rank(scorer, some_targets(), COUNTS, EvaluateConfig())
     check(
         caught,
-        "evaluate: anomalous: the scores of every user are the same for all items.",
-        "Look at how the model was made: it has learned nothing, or its weights are lost.",
+        "evaluate: anomalous: each user has the same score for all items.",
+        "Check how the model was trained: it has learned nothing, or its weights were lost.",
     )
 
 
@@ -297,32 +296,32 @@ def test_no_user() -> None:
         rank(TableScorer(), nobody, COUNTS, EvaluateConfig(split="valid"))
     check(
         caught,
-        "no user has a valid target, so there is nothing to measure.",
-        "Choose a split with users in it; `slmc data check` shows how many each has.",
+        "no user has a valid target, so there is nothing to evaluate.",
+        "Choose a split with users; `slmc data check` shows the users of each split.",
     )
 
 
 def test_the_stage(dataset: Artefact, sasrec: Artefact, tmp_path: Path) -> None:
     inputs = {"data": dataset, "model": sasrec}
     report = evaluate(EvaluateConfig(), inputs, tmp_path / "one")
-    found = pl.read_parquet(report.file("per_user.parquet"))
+    table = pl.read_parquet(report.file("per_user.parquet"))
     data = Dataset.open(dataset)
-    assert found["user"].to_list() == data.targets("test").users
+    assert table["user"].to_list() == data.targets("test").users
     summary = json.loads(report.file("metrics.json").read_text())
-    asked, temperature = settled(EvaluateConfig(), data), summary["temperature"]
+    config, temperature = resolve_auto(EvaluateConfig(), data), summary["temperature"]
     assert 0.2 < temperature < 8
-    assert summary == report.manifest.metrics == summarise(found, asked, temperature)
+    assert summary == report.manifest.metrics == summarise(table, config, temperature)
     ce = {name: summary["metrics"][name]["value"] for name in ("ce", "ce_calibrated")}
     assert ce["ce_calibrated"] < ce["ce"]
-    # An item mostly tells the next, so that what was learned shows: chance is a mean rank of 15.
-    assert found["rank"].mean() < 8  # type: ignore[operator]
+    # The next item is predictable; the mean rank of chance would be 15.
+    assert table["rank"].mean() < 8  # type: ignore[operator]
     again = evaluate(EvaluateConfig(), inputs, tmp_path / "two")
     assert again.digest == report.digest == load(tmp_path / "one").digest
 
 
 def test_a_model_of_another_catalogue(dataset: Artefact) -> None:
     with pytest.raises(UsageError) as caught:
-        check_catalogue(TableScorer(), Dataset.open(dataset))
+        check_catalogue(TableScorer().num_items, Dataset.open(dataset))
     check(
         caught,
         "the model ranks 60 items, the dataset has 30.",
@@ -332,14 +331,16 @@ def test_a_model_of_another_catalogue(dataset: Artefact) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_ranks_as_the_cpu_does() -> None:
-    """Small whole numbers: their products are exact in any order, so that ties stay ties."""
+    """Small integers: their dot products are exact in any order, so ties remain ties."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randint(-3, 4, (ITEMS + 1, 8), generator=generator).float()
-    asked = EvaluateConfig(ranking=Sampled(sampled=9), batch=8, exclude_seen=False)
-    found = {}
+    config = EvaluateConfig(ranking=Sampled(sampled=9), batch=8, exclude_seen=False)
+    tables = {}
     for device in ("cpu", "cuda"):
         items = table.to(device)
         scorer = VectorScorer(lambda ids, items=items: items[ids].sum(dim=1), items, chunk=16)  # type: ignore[misc]
-        found[device] = rank(scorer, some_targets(), COUNTS, asked)
-    assert found["cpu"].drop("ce").equals(found["cuda"].drop("ce"))
-    assert found["cuda"]["ce"].to_numpy() == pytest.approx(found["cpu"]["ce"].to_numpy(), abs=1e-4)
+        tables[device] = rank(scorer, some_targets(), COUNTS, config)
+    assert tables["cpu"].drop("ce").equals(tables["cuda"].drop("ce"))
+    assert tables["cuda"]["ce"].to_numpy() == pytest.approx(
+        tables["cpu"]["ce"].to_numpy(), abs=1e-4
+    )

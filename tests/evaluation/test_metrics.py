@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmc.config import check_metric
-from slmc.evaluation.metrics import of_ranks, overlap
+from slmc.evaluation.metrics import overlap, rank_metric
 
 RANKS = np.array([1.0, 2.0, 3.5, 10.0, 10.5, 11.0])
 
@@ -25,13 +25,13 @@ RANKS = np.array([1.0, 2.0, 3.5, 10.0, 10.5, 11.0])
     ],
 )
 def test_hand_worked(metric: str, expected: list[float]) -> None:
-    assert of_ranks(metric, RANKS) == pytest.approx(expected, abs=1e-8)
+    assert rank_metric(metric, RANKS) == pytest.approx(expected, abs=1e-8)
 
 
 @given(st.lists(st.integers(2, 4000), min_size=1), st.integers(1, 50))
 def test_ndcg_lies_between_its_bounds_given_hr(halves: list[int], k: int) -> None:
     ranks = np.array(halves) / 2
-    hr, ndcg = of_ranks(f"hr@{k}", ranks).mean(), of_ranks(f"ndcg@{k}", ranks).mean()
+    hr, ndcg = rank_metric(f"hr@{k}", ranks).mean(), rank_metric(f"ndcg@{k}", ranks).mean()
     assert hr / math.log2(1 + k) - 1e-12 <= ndcg <= hr + 1e-12
 
 
@@ -45,14 +45,14 @@ def test_unknown_metrics(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["ce", "ce_calibrated"])
-def test_a_cross_entropy_is_no_metric_of_ranks(metric: str) -> None:
-    with pytest.raises(ValueError, match=f"'{metric}' is no metric of ranks"):
-        of_ranks(metric, RANKS)
+def test_a_cross_entropy_is_not_a_metric_of_ranks(metric: str) -> None:
+    with pytest.raises(ValueError, match=f"'{metric}' is not a metric of ranks"):
+        rank_metric(metric, RANKS)
 
 
 @pytest.mark.parametrize("metric", ["ndcg@10", "ndcg", "hr@10", "mrr"])
 def test_a_target_that_cannot_be_ranked_counts_nothing(metric: str) -> None:
-    assert of_ranks(metric, np.array([1.0, np.inf])).tolist() == [1, 0]
+    assert rank_metric(metric, np.array([1.0, np.inf])).tolist() == [1, 0]
 
 
 def lists(*rows: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from slmc.evaluation.ranking import Blocks, Pairs, Ranks, rank_targets, top_of
 
 
 def cut(scores: Tensor, width: int) -> Blocks:
-    """Scores [n, V] of the rows 1..V as blocks."""
+    """Split scores [n, V] of the rows 1..V into blocks."""
     starts = range(0, scores.shape[1], width)
     return lambda: iter([(s + 1, scores[:, s : s + width].clone()) for s in starts])
 
@@ -35,8 +35,8 @@ def ranked(
     )
 
 
-def expected_rank(own: float, others: list[float]) -> float:
-    return 1 + sum(s > own for s in others) + sum(s == own for s in others) / 2
+def expected_rank(target_score: float, others: list[float]) -> float:
+    return 1 + sum(s > target_score for s in others) + sum(s == target_score for s in others) / 2
 
 
 @st.composite
@@ -58,22 +58,24 @@ def test_any_block_size_agrees_with_loops_in_float64(
     case: tuple[Tensor, list[int], list[list[int]], list[list[int]], int], top: int
 ) -> None:
     scores, targets, seen, negatives, width = case
-    found = ranked(scores, targets, seen, negatives, width=width, top=top)
+    ranks = ranked(scores, targets, seen, negatives, width=width, top=top)
     for user, target in enumerate(targets):
         row = {i + 1: s for i, s in enumerate(scores[user].tolist())}
-        own = row[target]
+        target_score = row[target]
         others = {i: s for i, s in row.items() if i != target}
-        assert found.rank[user] == expected_rank(own, list(others.values()))
+        assert ranks.rank[user] == expected_rank(target_score, list(others.values()))
         unseen = [s for i, s in others.items() if i not in seen[user]]
-        expected = math.inf if target in seen[user] else expected_rank(own, unseen)
-        assert found.rank_unseen[user] == expected
-        assert found.rank_sampled is not None
-        assert found.rank_sampled[user] == expected_rank(own, [row[i] for i in negatives[user]])
-        ce = math.log(math.fsum(math.exp(s) for s in row.values())) - own
-        assert found.ce[user].item() == pytest.approx(ce, abs=1e-5)
+        expected = math.inf if target in seen[user] else expected_rank(target_score, unseen)
+        assert ranks.rank_unseen[user] == expected
+        assert ranks.rank_sampled is not None
+        assert ranks.rank_sampled[user] == expected_rank(
+            target_score, [row[i] for i in negatives[user]]
+        )
+        ce = math.log(math.fsum(math.exp(s) for s in row.values())) - target_score
+        assert ranks.ce[user].item() == pytest.approx(ce, abs=1e-5)
         best = sorted(row, key=lambda i: (-row[i], i))[:top]
-        assert found.top_items[user].tolist() == best
-        assert found.top_scores[user].tolist() == [row[i] for i in best]
+        assert ranks.top_items[user].tolist() == best
+        assert ranks.top_scores[user].tolist() == [row[i] for i in best]
 
 
 def test_ties_are_the_mean_over_all_orders() -> None:
@@ -109,20 +111,20 @@ def test_ranks_do_not_change_under_a_monotone_transform(
 
 
 def test_a_target_does_not_tie_with_itself_by_rounding() -> None:
-    """A matrix product of another shape differs in the last bits; the rank must not see it."""
+    """A matmul of another shape differs in the last bits; the rank must not depend on it."""
     generator = torch.Generator().manual_seed(0)
     users = torch.randn(8, 96, generator=generator)
     items = torch.randn(3000, 96, generator=generator)
     targets = torch.randint(1, 3001, (8,), generator=generator).tolist()
     parts = [(s + 1, users @ items[s : s + 700].T) for s in range(0, 3000, 700)]
-    found = rank_targets(
+    ranks = rank_targets(
         lambda: iter(parts),
         torch.tensor(targets),
         Pairs.of([torch.tensor([], dtype=torch.int64)] * 8),
         None,
         num_items=3000,
     )
-    assert torch.equal(found.rank, found.rank.round())
+    assert torch.equal(ranks.rank, ranks.rank.round())
 
 
 def test_one_block_takes_one_pass_and_more_take_two() -> None:
@@ -142,13 +144,13 @@ def test_one_block_takes_one_pass_and_more_take_two() -> None:
 
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_broken_scores_are_noticed(bad: float, width: int) -> None:
+def test_scores_that_are_not_finite_are_flagged(bad: float, width: int) -> None:
     scores = torch.rand(3, 4)
     scores[1, 2] = bad
     assert ranked(scores, [1, 3, 2], width=width).finite.tolist() == [True, False, True]
 
 
-def test_constant_scores_are_noticed() -> None:
+def test_constant_scores_are_flagged() -> None:
     scores = torch.tensor([[2.0, 2.0, 2.0], [2.0, 2.0, 1.0]])
     assert ranked(scores, [1, 1]).constant.tolist() == [True, False]
     assert ranked(scores, [1, 1], width=1).constant.tolist() == [True, False]
@@ -177,7 +179,7 @@ def test_blocks_that_are_not_the_catalogue(blocks: list[tuple[int, int]], messag
 
 
 def test_scores_that_change_between_the_passes() -> None:
-    with pytest.raises(ValueError, match="other scores for the same histories"):
+    with pytest.raises(ValueError, match="different scores for the same histories"):
         rank_targets(
             lambda: iter([(1, torch.rand(1, 2)), (3, torch.rand(1, 2))]),
             torch.tensor([2]),

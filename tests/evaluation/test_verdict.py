@@ -9,8 +9,9 @@ from slmc.config import Sampled
 from slmc.errors import SlmcError, UndecidedError, VerdictError
 from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate, Segment
-from slmc.evaluation.measured import Measured, protocol, segment_mask
-from slmc.evaluation.verdict import Verdict, judge
+from slmc.evaluation.judge import judge
+from slmc.evaluation.results import Evaluation, protocol, segment_mask
+from slmc.evaluation.verdict import Verdict
 
 FULL = protocol(EvaluateConfig(exclude_seen=False))
 RNG = np.random.default_rng(0)
@@ -18,15 +19,15 @@ RANKS = np.exp(RNG.normal(3, 1.5, 1000)).round() + 1
 CE = RNG.normal(6, 2, 1000)
 
 
-def measured(
+def evaluation(
     name: str = "export",
     ranks: np.ndarray = RANKS,
     ce: np.ndarray | None = None,
     *,
-    asked: dict[str, Any] = FULL,
+    ranked_by: dict[str, Any] = FULL,
     tops: list[list[int]] | None = None,
     size_mb: float = 12.34,
-) -> Measured:
+) -> Evaluation:
     n = len(ranks)
     lists = tops or [list(range(1, 21))] * n
     per_user = pl.DataFrame(
@@ -42,7 +43,7 @@ def measured(
             "top_scores": pl.Series([[30.0 - i for i in range(len(r))] for r in lists]),
         },
     )
-    return Measured(name, per_user, asked, size_mb)
+    return Evaluation(name, per_user, ranked_by, size_mb)
 
 
 def drop(metric: str = "mrr", budget: str | float = "3%", **more: Any) -> Gate:
@@ -50,14 +51,14 @@ def drop(metric: str = "mrr", budget: str | float = "3%", **more: Any) -> Gate:
 
 
 def worsened(share: float) -> np.ndarray:
-    """Ranks of which a share of the users has its own doubled."""
+    """Ranks, doubled for a share of the users."""
     moved = np.random.default_rng(1).random(RANKS.size) < share
     return np.where(moved, 2 * RANKS, RANKS)
 
 
 def test_an_identical_candidate_passes_any_budget() -> None:
     for budget in ("3%", 0.0):
-        verdict = judge(drop(budget=budget), measured(), measured("teach"), seed=1)
+        verdict = judge(drop(budget=budget), evaluation(), evaluation("teach"), seed=1)
         assert (verdict.outcome, verdict.failed, verdict.needed_users) == ("pass", False, None)
         assert (verdict.change, verdict.low, verdict.high) == (0.0, 0.0, 0.0)
 
@@ -67,7 +68,7 @@ def test_equal_values_of_other_ranks_are_bounded_by_the_rule_of_three() -> None:
     moved = np.where(baseline == 50, 51.0, baseline)
     for budget, outcome in (("1%", "pass"), ("0.5%", "inconclusive")):
         verdict = judge(
-            drop("hr@10", budget), measured(ranks=moved), measured("teach", baseline), seed=1
+            drop("hr@10", budget), evaluation(ranks=moved), evaluation("teach", baseline), seed=1
         )
         assert verdict.outcome == outcome
         assert verdict.low == pytest.approx(-3 / 503, rel=0.1)
@@ -76,15 +77,15 @@ def test_equal_values_of_other_ranks_are_bounded_by_the_rule_of_three() -> None:
         (baseline, "pass"),
         (np.where(np.arange(1000) == 2, 51.0, baseline), "inconclusive"),
     ):
-        # The segment's own ranks are the same in both; those of others tell the models apart.
-        verdict = judge(gate, measured(ranks=ranks), measured("teach", baseline), seed=1)
+        # Ranks within the segment are equal; those of other users show that the models differ.
+        verdict = judge(gate, evaluation(ranks=ranks), evaluation("teach", baseline), seed=1)
         assert verdict.outcome == outcome
 
 
 def test_one_user_decides_nothing() -> None:
-    one, other = measured(ranks=np.ones(1)), measured("teach", np.full(1, 9.0))
+    one, other = evaluation(ranks=np.ones(1)), evaluation("teach", np.full(1, 9.0))
     for gate in (drop(), drop(budget=0.0), Gate(metric="hr@10", min=0.001)):
-        for baseline in (measured("teach", np.ones(1)), other):
+        for baseline in (evaluation("teach", np.ones(1)), other):
             verdict = judge(gate, one, baseline, seed=1)
             assert (verdict.outcome, verdict.n, verdict.needed_users) == ("inconclusive", 1, None)
 
@@ -100,7 +101,9 @@ def test_one_user_decides_nothing() -> None:
     ],
 )
 def test_outcomes(share: float, budget: str | float, outcome: str) -> None:
-    verdict = judge(drop(budget=budget), measured(ranks=worsened(share)), measured("teach"), seed=1)
+    verdict = judge(
+        drop(budget=budget), evaluation(ranks=worsened(share)), evaluation("teach"), seed=1
+    )
     assert verdict.outcome == outcome
     assert verdict.failed == (outcome != "pass")
     limit = -0.05 if verdict.relative else -0.005
@@ -112,33 +115,33 @@ def test_outcomes(share: float, budget: str | float, outcome: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_number_of_users_that_it_takes_is_about_right() -> None:
-    candidate, baseline = measured(ranks=worsened(0.1)), measured("teach")
+def test_the_estimate_of_needed_users_is_about_right() -> None:
+    candidate, baseline = evaluation(ranks=worsened(0.1)), evaluation("teach")
     verdict = judge(drop(budget="7%"), candidate, baseline, seed=1)
     assert verdict.outcome == "inconclusive" and verdict.needed_users is not None
     rng, passed, trials = np.random.default_rng(3), 0, 100
     for trial in range(trials):
         users = rng.integers(0, RANKS.size, verdict.needed_users)
-        many = measured(ranks=worsened(0.1)[users]), measured("teach", RANKS[users])
+        many = evaluation(ranks=worsened(0.1)[users]), evaluation("teach", RANKS[users])
         passed += judge(drop(budget="7%"), *many, seed=trial).outcome == "pass"
     assert passed / trials == pytest.approx(0.8, abs=0.12)  # three standard errors
 
 
 def test_a_rise_of_ce_is_a_drop() -> None:
     rise = CE + RNG.normal(0.3, 0.1, CE.size)
-    worse = judge(drop("ce", 0.2), measured(ce=rise), measured("teach"), seed=1)
+    worse = judge(drop("ce", 0.2), evaluation(ce=rise), evaluation("teach"), seed=1)
     assert worse.outcome == "regression"
     assert worse.change == pytest.approx(CE.mean() - rise.mean())
     assert worse.low is not None and worse.high is not None
     assert worse.low < worse.change < worse.high < -0.2
-    better = judge(drop("ce", 0.2), measured(ce=CE - 0.3), measured("teach"), seed=1)
+    better = judge(drop("ce", 0.2), evaluation(ce=CE - 0.3), evaluation("teach"), seed=1)
     assert (better.outcome, better.change) == ("pass", pytest.approx(0.3))
 
 
-def test_the_protocol_of_the_measurement_chooses_the_ranks() -> None:
-    asked = protocol(EvaluateConfig(exclude_seen=True))
+def test_the_protocol_chooses_the_ranks() -> None:
+    ranked_by = protocol(EvaluateConfig(exclude_seen=True))
     verdict = judge(
-        Gate(metric="mrr", min=0.9), measured(asked=asked, ranks=np.full(30, 9.0)), seed=1
+        Gate(metric="mrr", min=0.9), evaluation(ranked_by=ranked_by, ranks=np.full(30, 9.0)), seed=1
     )
     assert (verdict.value, verdict.outcome) == (1.0, "pass")
 
@@ -155,7 +158,7 @@ def test_the_protocol_of_the_measurement_chooses_the_ranks() -> None:
     ],
 )
 def test_plain_bounds_use_the_interval_of_the_mean(gate: Gate, outcome: str) -> None:
-    verdict = judge(gate, measured(), seed=1)
+    verdict = judge(gate, evaluation(), seed=1)
     assert verdict.outcome == outcome
     assert verdict.change is None and verdict.baseline_value is None
     assert verdict.low is not None and verdict.high is not None
@@ -163,22 +166,22 @@ def test_plain_bounds_use_the_interval_of_the_mean(gate: Gate, outcome: str) -> 
 
 
 def test_size_is_compared_as_it_is() -> None:
-    assert judge(Gate(metric="size_mb", max=12.34), measured(), seed=1).outcome == "pass"
-    assert judge(Gate(metric="size_mb", max=12.3), measured(), seed=1).outcome == "regression"
+    assert judge(Gate(metric="size_mb", max=12.34), evaluation(), seed=1).outcome == "pass"
+    assert judge(Gate(metric="size_mb", max=12.3), evaluation(), seed=1).outcome == "regression"
 
 
 def test_overlap_of_top_lists() -> None:
     same, other = list(range(1, 21)), list(range(101, 121))
     gate = Gate(metric="overlap@10", baseline="source", min=0.9)
-    candidate = measured(ranks=np.ones(40), tops=[same] * 40)
-    half = measured("distill", np.ones(40), tops=[same, other] * 20)
+    candidate = evaluation(ranks=np.ones(40), tops=[same] * 40)
+    half = evaluation("distill", np.ones(40), tops=[same, other] * 20)
     assert judge(gate, candidate, candidate, seed=1).value == 1.0
     verdict = judge(gate, candidate, half, seed=1)
     assert (verdict.value, verdict.outcome) == (0.5, "regression")
 
 
 def test_overlap_in_a_catalogue_that_is_too_small() -> None:
-    few = measured(ranks=np.ones(3), tops=[[1, 2, 3]] * 3)
+    few = evaluation(ranks=np.ones(3), tops=[[1, 2, 3]] * 3)
     gate = Gate(metric="overlap@10", baseline="source", min=0.9)
     with pytest.raises(UndecidedError, match="overlap@10: the catalogue has only 3 items"):
         judge(gate, few, few, seed=1)
@@ -195,15 +198,15 @@ def test_segments() -> None:
 
 def test_a_drop_in_a_segment_alone() -> None:
     tail = np.arange(RANKS.size) % 5 == 0
-    hurt = measured(ranks=np.where(tail, 4 * RANKS, RANKS))
-    within = judge(drop(budget="30%", segment="tail-items"), hurt, measured("teach"), seed=1)
+    hurt = evaluation(ranks=np.where(tail, 4 * RANKS, RANKS))
+    within = judge(drop(budget="30%", segment="tail-items"), hurt, evaluation("teach"), seed=1)
     assert (within.outcome, within.n) == ("regression", 200)
-    assert judge(drop(budget="30%"), hurt, measured("teach"), seed=1).outcome == "pass"
+    assert judge(drop(budget="30%"), hurt, evaluation("teach"), seed=1).outcome == "pass"
 
 
 @pytest.mark.parametrize("of_same_model", [True, False])
 def test_a_gain_on_the_model_that_it_was_made_from_is_anomalous(of_same_model: bool) -> None:
-    pair = measured(ranks=np.maximum(1, RANKS // 2)), measured("teach")
+    pair = evaluation(ranks=np.maximum(1, RANKS // 2)), evaluation("teach")
     warned = judge(drop(), *pair, seed=1, of_same_model=of_same_model)
     assert (warned.outcome, warned.anomalous, warned.failed) == ("pass", of_same_model, False)
     strict = judge(drop(anomalous="fail"), *pair, seed=1, of_same_model=of_same_model)
@@ -211,23 +214,23 @@ def test_a_gain_on_the_model_that_it_was_made_from_is_anomalous(of_same_model: b
 
 
 def test_a_gain_that_is_small_or_not_significant_is_not_anomalous() -> None:
-    small = measured(ranks=np.where(RANKS < 20, np.maximum(1, 0.95 * RANKS), RANKS))
-    verdict = judge(drop(), small, measured("teach"), seed=1, of_same_model=True)
+    small = evaluation(ranks=np.where(RANKS < 20, np.maximum(1, 0.95 * RANKS), RANKS))
+    verdict = judge(drop(), small, evaluation("teach"), seed=1, of_same_model=True)
     assert verdict.change is not None and 0 < verdict.change < 0.05 and not verdict.anomalous
-    lucky = measured(ranks=np.r_[1.0, np.full(19, 50.0)])
-    unlucky = measured("teach", np.r_[2.0, np.full(19, 50.0)])
+    lucky = evaluation(ranks=np.r_[1.0, np.full(19, 50.0)])
+    unlucky = evaluation("teach", np.r_[2.0, np.full(19, 50.0)])
     verdict = judge(drop(), lucky, unlucky, seed=1, of_same_model=True)
     assert verdict.change is not None and verdict.change > 0.05 and not verdict.anomalous
 
 
 def test_nothing_is_relative_to_zero() -> None:
-    none = measured("teach", np.full(50, 99.0))
-    some = measured(ranks=np.r_[1.0, np.full(49, 99.0)])
+    none = evaluation("teach", np.full(50, 99.0))
+    some = evaluation(ranks=np.r_[1.0, np.full(49, 99.0)])
     verdict = judge(drop("hr@10"), some, none, seed=1)
     assert (verdict.outcome, verdict.change, verdict.needed_users) == ("inconclusive", None, None)
     assert verdict.sentence == (
-        "hr@10 of export: 0.0200 against 0.0000 of teach, no relative change can be told of a "
-        "baseline at 0 (n = 50, full ranking, seen items kept, test, one-sided 95 % bounds): "
+        "hr@10 of export: 0.0200 against 0.0000 of teach, no relative change, since the "
+        "baseline is 0 (n = 50, full ranking, seen items kept, test, one-sided 95 % bounds): "
         "inconclusive, max_drop 3%"
     )
     assert judge(drop("hr@10"), none, none, seed=1).outcome == "pass"
@@ -239,10 +242,10 @@ def check(error: pytest.ExceptionInfo[SlmcError], what: str, remedy: str) -> Non
 
 def test_different_users() -> None:
     with pytest.raises(VerdictError) as caught:
-        judge(drop(), measured(), measured("teach", RANKS[:-1]), seed=1)
+        judge(drop(), evaluation(), evaluation("teach", RANKS[:-1]), seed=1)
     check(
         caught,
-        "export and teach were measured on different users or targets, so they cannot be paired.",
+        "export and teach were evaluated on different users or targets, so they cannot be paired.",
         "Evaluate both on the same dataset and split.",
     )
 
@@ -250,48 +253,48 @@ def test_different_users() -> None:
 def test_different_protocols() -> None:
     sampled = protocol(EvaluateConfig(ranking=Sampled(), exclude_seen=False))
     with pytest.raises(VerdictError) as caught:
-        judge(drop(), measured(), measured("teach", asked=sampled), seed=1)
+        judge(drop(), evaluation(), evaluation("teach", ranked_by=sampled), seed=1)
     check(
         caught,
-        "export and teach were measured differently: full ranking, seen items kept, test, "
-        "against 999 sampled negatives, test.",
+        "export and teach were evaluated under different protocols: full ranking, seen items kept, "
+        "test, and 999 sampled negatives, test.",
         "Evaluate both with the same settings.",
     )
 
 
 def test_a_missing_baseline() -> None:
     with pytest.raises(UndecidedError) as caught:
-        judge(drop(), measured(), None, seed=1)
+        judge(drop(), evaluation(), None, seed=1)
     check(
         caught,
         "gate mrr on export: the baseline teach is missing.",
-        "Name a baseline that has been made and measured.",
+        "Name a step whose model or engine was evaluated.",
     )
 
 
 def test_no_user() -> None:
-    nobody = measured(ranks=np.zeros(0))
+    nobody = evaluation(ranks=np.zeros(0))
     with pytest.raises(UndecidedError) as caught:
         judge(Gate(metric="mrr", min=0.1), nobody, seed=1)
     check(
         caught,
-        "gate mrr on export: there is no user.",
-        "Evaluate on a split with users in it; `slmc data check` shows how many each has.",
+        "gate mrr on export: there are no users.",
+        "Evaluate on a split with users; `slmc data check` shows the users of each split.",
     )
-    popular = measured(ranks=np.ones(1))
-    popular = Measured("x", popular.per_user.with_columns(tail=pl.lit(False)), FULL, 1.0)
-    with pytest.raises(UndecidedError, match="there is no user in the segment tail-items"):
+    popular = evaluation(ranks=np.ones(1))
+    popular = Evaluation("x", popular.per_user.with_columns(tail=pl.lit(False)), FULL, 1.0)
+    with pytest.raises(UndecidedError, match="there are no users in the segment tail-items"):
         judge(Gate(metric="mrr", min=0.1, segment="tail-items"), popular, seed=1)
 
 
-def sentence(gate: Gate, candidate: Measured, baseline: Measured | None = None) -> str:
+def sentence(gate: Gate, candidate: Evaluation, baseline: Evaluation | None = None) -> str:
     verdict: Verdict = judge(gate, candidate, baseline, seed=1)
     assert "\n" not in verdict.sentence
     return verdict.sentence
 
 
 def test_sentences() -> None:
-    three = measured(ranks=np.ones(4)), measured("teach", np.ones(4))
+    three = evaluation(ranks=np.ones(4)), evaluation("teach", np.ones(4))
     basis = "(n = 4, full ranking, seen items kept, test, one-sided 95 % bounds)"
     assert sentence(drop("ndcg@10"), *three) == (
         "ndcg@10 of export: 1.0000 against 1.0000 of teach, change +0.00 % [+0.00 %, +0.00 %] "
@@ -303,32 +306,32 @@ def test_sentences() -> None:
     )
     assert sentence(Gate(metric="hr@10", min=0.5), three[0]) == (
         f"hr@10 of export: 1.0000 [0.4655, 1.0000] {basis}: inconclusive, min 0.5; about 5 users "
-        "would tell with 80 % power"
+        "would decide it with 80 % power"
     )
     assert sentence(Gate(metric="overlap@10", baseline="source", min=0.5), *three) == (
         f"overlap@10 of export: 1.0000 with teach [1.0000, 1.0000] {basis}: pass, min 0.5"
     )
     assert sentence(Gate(metric="size_mb", max=10), three[0]) == (
-        "size_mb of export: 12.3 MB (what serving needs): regression, max 10.0"
+        "size_mb of export: 12.3 MB (files needed for serving): regression, max 10.0"
     )
     cold = Gate(metric="hr@10", min=0.5, segment="cold-users", confidence=0.9)
-    assert sentence(cold, measured(ranks=np.ones(70))) == (
+    assert sentence(cold, evaluation(ranks=np.ones(70))) == (
         "hr@10 of export: 1.0000 [0.8798, 1.0000] (cold-users, 26 % of users, n = 18, full "
         "ranking, seen items kept, test, one-sided 90 % bounds): pass, min 0.5"
     )
 
 
-def test_sentences_of_what_cannot_be_told_or_believed() -> None:
-    text = sentence(drop(budget="5%"), measured(ranks=worsened(0.1)), measured("teach"))
+def test_sentences_of_inconclusive_and_anomalous_verdicts() -> None:
+    text = sentence(drop(budget="5%"), evaluation(ranks=worsened(0.1)), evaluation("teach"))
     assert text.startswith("mrr of export: 0.0962 against 0.1008 of teach, change -4.61 % [")
     assert ": inconclusive, max_drop 5%; about " in text
-    assert text.endswith("0 users would tell with 80 % power")
+    assert text.endswith("0 users would decide it with 80 % power")
     odd = judge(
-        drop(), measured(ranks=np.maximum(1, RANKS // 2)), measured("teach"), seed=1,
+        drop(), evaluation(ranks=np.maximum(1, RANKS // 2)), evaluation("teach"), seed=1,
         of_same_model=True,
     )  # fmt: skip
     assert odd.sentence.endswith(
-        "pass, max_drop 3%; anomalous: better by more than 5 % than the model that it was made from"
+        "pass, max_drop 3%; anomalous: more than 5 % better than the model that it was made from"
     )
 
 
@@ -342,7 +345,7 @@ def test_sentences_of_what_cannot_be_told_or_believed() -> None:
         ),
         (
             {"metric": "overlap@21", "baseline": "source", "min": 0.5},
-            "overlap@21: an evaluation keeps the 20 best items",
+            "overlap@21: an evaluation stores only the 20 best items",
         ),
         (
             {"metric": "mrr"},
@@ -368,22 +371,22 @@ def test_sentences_of_what_cannot_be_told_or_believed() -> None:
             {"metric": "ce", "baseline": "teach", "max_drop": "3%"},
             "3% of ce would pass models that rank far worse; give a budget in nats, such as 0.02",
         ),
-        ({"metric": "mrr", "max_drop": "1%"}, "max_drop needs a baseline to drop from"),
+        ({"metric": "mrr", "max_drop": "1%"}, "max_drop needs a baseline"),
         (
             {"metric": "overlap@10", "min": 0.9},
-            "overlap@10 needs a baseline whose lists are compared",
+            "overlap@10 needs a baseline to compare the top lists with",
         ),
         (
             {"metric": "mrr", "min": 0.1, "baseline": "teach"},
-            "a gate on mrr with a plain bound takes no baseline",
+            "a gate on mrr with min or max takes no baseline",
         ),
         (
             {"metric": "size_mb", "max": 1, "baseline": "teach"},
-            "a gate on size_mb with a plain bound takes no baseline",
+            "a gate on size_mb with min or max takes no baseline",
         ),
         (
             {"metric": "size_mb", "max": 1, "segment": "cold-users"},
-            "size_mb has no users, hence no segment cold-users",
+            "size_mb is not measured per user, so it has no segment cold-users",
         ),
     ],
 )

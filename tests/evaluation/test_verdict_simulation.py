@@ -1,10 +1,9 @@
-"""How often verdicts are wrong where the truth is known: ``pytest -m slow -s`` prints the table.
+"""Simulate the error rates of verdicts with a known truth: ``pytest -m slow -s`` prints the table.
 
-A user's NDCG@10 is 0 for a miss and 1 / log2(1 + rank) for a hit. Of a share of the users the
-candidate's differs: hits are lost and gained, and ranks change. Losses and gains are mixed so
-that the true loss is exactly the budget: whatever passes passes falsely. Values are what a user
-draws from a table of (baseline's rank, candidate's rank), so that one sample of n users is one
-multinomial draw.
+A user's NDCG@10 is 0 for a miss and 1 / log2(1 + rank) for a hit. For a share of the users the
+candidate differs: hits are lost and gained, and ranks change. The true loss is exactly the
+budget, so every pass is a false one. Each user draws a pair (rank of the baseline, rank of the
+candidate) from a table, so a sample of n users is one multinomial draw.
 
 Letters: ``H`` values that NDCG@10 can have (10 ranks and 0).
 """
@@ -20,13 +19,13 @@ from slmc.evaluation.bootstrap import ENOUGH, paired_bootstrap, paired_over_seed
 
 GAINS = np.append(1 / np.log2(1 + np.arange(1, 11)), 0.0)  # [H]
 RANKS = np.arange(1, 11) ** -0.6 / (np.arange(1, 11) ** -0.6).sum()
-"""How the hits are spread over the ranks: the first most, the tenth least."""
+"""Distribution of hits over the ranks: most at the first, fewest at the tenth."""
 MOVED = 0.4
-"""Of the users that differ, those who have a hit in both."""
+"""Share of the differing users that have a hit in both."""
 MEANS = (0.014, 0.034)
 BUDGETS = (0.005, 0.01, 0.03)
 SHARES = (0.001, 0.005, 0.02)
-"""Of users whose value differs: more than 5 % cannot where so few have a hit."""
+"""Shares of users whose value differs; with so few hits, more than 5 % is impossible."""
 DENSE = ((0.12, 0.01, 0.1), (0.12, 0.01, 0.2), (0.2, 0.03, 0.3))
 """Mean, budget and share of populations in which more users have a hit."""
 CORRELATIONS = (0.99, 0.9)
@@ -39,7 +38,7 @@ ERROR = 2 * math.sqrt(0.05 * 0.95 / TRIALS)
 
 
 def population(mean: float, share: float, loss: float) -> np.ndarray | None:
-    """Probabilities ``[H, H]`` of (baseline, candidate); None where such a loss does not fit.
+    """Probabilities ``[H, H]`` of (baseline, candidate); None if such a loss is impossible.
 
     Args:
         mean: NDCG@10 of the baseline.
@@ -84,7 +83,7 @@ def share_of(correlation: float, mean: float, loss: float) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """A population, and how often its verdicts were right."""
+    """A population, and the error rates of its verdicts."""
 
     n: int
     mean: float
@@ -95,11 +94,11 @@ class Case:
     """Expected effective number of differing users in a sample."""
     false_passes: float
     coverage: float
-    """Of the interval of two one-sided 97.5 % bounds."""
+    """Coverage of the interval between two one-sided 97.5 % bounds."""
 
     @property
     def enough(self) -> bool:
-        """Whether the bound is meant to be as wide as it says, and not wider."""
+        """Whether the bound should not be conservative."""
         return self.effective >= 2 * ENOUGH
 
     @property
@@ -120,7 +119,7 @@ HEAD = (
 
 
 def simulate(n: int, mean: float, loss: float, share: float) -> Case | None:
-    """Draw samples of n users, and judge each; None where such a loss does not fit."""
+    """Draw samples of n users, and judge each; None if such a loss is impossible."""
     table = population(mean, share, loss)
     if table is None:
         return None
@@ -142,7 +141,7 @@ def simulate(n: int, mean: float, loss: float, share: float) -> Case | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
-def test_verdicts_are_right_as_often_as_they_say(
+def test_verdicts_have_their_nominal_error_rates(
     n: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     populations = [
@@ -166,17 +165,18 @@ SEEDS, USERS = 3, 300
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("together", "between"), [(1.0, 0.0), (1.0, 1.4), (0.3, 3.0)])
-def test_intervals_over_seeds_hold(
-    together: float, between: float, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("interaction", "between"), [(1.0, 0.0), (1.0, 1.4), (0.3, 3.0)])
+def test_intervals_over_seeds_have_their_nominal_coverage(
+    interaction: float, between: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Changes with an effect of the user (1), of user and seed together, and of the seed.
+    """Changes with effects of users (standard deviation 1), of their interaction, and of seeds.
 
-    The last is in standard errors of the users' mean. Drawing the seeds anew holds less often.
+    The effect of the seeds is in standard errors of the users' mean. Resampling the seeds has
+    less coverage.
     """
     rng, covered, naive = np.random.default_rng(0), 0, 0
     for trial in range(TRIALS):
-        users, mixed = rng.normal(0, 1, USERS), rng.normal(0, together, (SEEDS, USERS))
+        users, mixed = rng.normal(0, 1, USERS), rng.normal(0, interaction, (SEEDS, USERS))
         effects = rng.normal(0, between, (SEEDS, 1)) / math.sqrt(USERS)
         candidate = 6 + users + mixed + effects
         level, zero = {"confidence": 0.975, "resamples": RESAMPLES}, np.full(USERS, 6.0)
@@ -190,5 +190,5 @@ def test_intervals_over_seeds_hold(
         naive += low <= 0 <= high
     rates = f"{100 * covered / TRIALS:.1f} % | {100 * naive / TRIALS:.1f} %"
     with capsys.disabled():
-        print(f"\n| {SEEDS} seeds, {USERS} users | {together} | {between} | {rates} |")
+        print(f"\n| {SEEDS} seeds, {USERS} users | {interaction} | {between} | {rates} |")
     assert COVERAGE[0] - ERROR <= covered / TRIALS <= COVERAGE[1] + ERROR

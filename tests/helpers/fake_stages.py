@@ -18,7 +18,7 @@ from slmc import stages
 from slmc.artefact import Artefact, canonical, draft
 from slmc.errors import VerdictError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.measured import SCHEMA, protocol
+from slmc.evaluation.results import SCHEMA, protocol
 from slmc.libraries import LIBRARIES
 
 USERS = 40

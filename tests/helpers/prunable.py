@@ -18,7 +18,7 @@ WITH_HEAD_DIM = ("qwen3", "gemma2", "gemma3_text")
 """Kinds whose config has a width of heads of its own."""
 ITEMS, HISTORY, HIDDEN, HEADS, WIDTH, CHANNELS = 30, 10, 32, 4, 8, 48
 HALF = {"heads": 0.5, "ffn": 0.5, "round_to": 8, "calibration": 40}
-"""Settings that take half of the heads and channels."""
+"""Settings that keep half of the heads and channels."""
 Inputs = dict[str, Artefact]
 
 
@@ -77,8 +77,8 @@ def channels_of(model: SequentialRecommender) -> list[Any]:
 
 
 def numbers_of(artefact: Artefact) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(artefact.file("metrics.json").read_text())
-    return found
+    numbers: dict[str, Any] = json.loads(artefact.file("metrics.json").read_text())
+    return numbers
 
 
 def shape_of(artefact: Artefact) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Random recommenders with inputs as uneven as those of an LLM; settings and marks of tests."""
+"""Random recommenders with outlier activations, as in LLMs; settings and marks of tests."""
 
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ def build(kind: str, kv_heads: int) -> SequentialRecommender:
     items = torch.randn(ITEMS + 1, WIDTH) * torch.logspace(0, -1.5, WIDTH)
     items[0] = 0
     shape = f"layers=2&hidden=64&heads=4&kv_heads={kv_heads}&intermediate=96&head_dim=16"
-    made = fresh(backbone.load(f"random://{kind}?{shape}"), items, history=HISTORY, dropout=0.0)
-    return made.eval()
+    model = fresh(backbone.load(f"random://{kind}?{shape}"), items, history=HISTORY)
+    return model.eval()
 
 
 def batches() -> list[Tensor]:
@@ -57,5 +57,5 @@ def config(**settings: Any) -> QuantizeConfig:
 
 
 def stop(*_: Any, **__: Any) -> None:
-    """Ctrl-C, in the place of a function."""
+    """Raise KeyboardInterrupt, as Ctrl-C does."""
     raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
-from slmc.evaluation.measured import values
+from slmc.evaluation.results import values
 from slmc.pipeline import RunResult
 from slmc.report import junit, markdown
 from slmc.report.advice import advice

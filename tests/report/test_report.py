@@ -15,7 +15,7 @@ from rich.console import Console
 from slmc import report
 from slmc.commands import console
 from slmc.config import CROSS_ENTROPIES
-from slmc.evaluation.measured import values
+from slmc.evaluation.results import values
 from slmc.pipeline import RunResult
 from slmc.report import junit, markdown
 from slmc.report import model_card as card

@@ -1,4 +1,4 @@
-"""The training loop: it learns, stops, resumes with the same bits, and says when it diverged."""
+"""The training loop: learning, early stopping, resume with the same bits, diverged runs."""
 
 import itertools
 import math
@@ -27,14 +27,14 @@ from slmc.training.schedule import (
     rate,
     validations,
 )
-from slmc.training.types import Batch, Epochs, Outcome, Validation
+from slmc.training.types import Batch, Epochs, Outcome, TrainSetup, Validation
 
 ITEMS = 12
 CPU = Placement(torch.device("cpu"), torch.float32)
 
 
 class Bigram(nn.Module):
-    """Scores of the next item by the last, with dropout so that random numbers matter."""
+    """A bigram model, with dropout so that the random state matters."""
 
     def __init__(self, fault: Callable[[int, Tensor], Tensor] | None = None) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class Bigram(nn.Module):
         self.fault, self.calls = fault, 0
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        kept = batch.targets > 0
-        scores = self.dropout(self.table(batch.tokens[kept]))
-        loss = nn.functional.cross_entropy(scores, batch.targets[kept])
+        has_target = batch.targets > 0
+        logits = self.dropout(self.table(batch.tokens[has_target]))
+        loss = nn.functional.cross_entropy(logits, batch.targets[has_target])
         self.calls += 1
         loss = self.fault(self.calls, loss) if self.fault else loss
         return {"ce": loss, "total": loss}
@@ -60,7 +60,27 @@ def epochs() -> Epochs:
 
 
 STEPS = math.ceil(58 / 8)
-"""Optimizer steps of an epoch."""
+"""Optimizer steps per epoch."""
+
+
+def setup(
+    config: TrainConfig,
+    measure: Callable[[], dict[str, float]],
+    resume: Path,
+    *,
+    tokens: int = 10**6,
+    like: Decay | None = None,
+) -> TrainSetup:
+    return TrainSetup(
+        config=config,
+        epochs=epochs(),
+        validation=Validation(measure, tokens),
+        name="bigram",
+        placement=CPU,
+        num_items=ITEMS,
+        resume=resume,
+        like=like,
+    )
 
 
 def run(
@@ -80,14 +100,7 @@ def run(
     return train(
         task,
         [{"params": list(task.parameters()), "lr": config.lr}],
-        epochs(),
-        config,
-        name="bigram",
-        placement=CPU,
-        num_items=ITEMS,
-        validation=Validation(lambda: {"ndcg": measure(), "ce": 2.0}, tokens),
-        resume=resume,
-        like=like,
+        setup(config, lambda: {"ndcg": measure(), "ce": 2.0}, resume, tokens=tokens, like=like),
     )
 
 
@@ -120,7 +133,7 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path: Path, killed_at: int) -> N
 def weights_at_validations(
     task: Bigram, values: list[float]
 ) -> tuple[Callable[[], float], list[Tensor]]:
-    """A validation that gives ``values`` in turn, and keeps the weights that it was asked of."""
+    """Return a validation that yields ``values``, and a list that collects the weights."""
     seen: list[Tensor] = []
 
     def ndcg() -> float:
@@ -166,7 +179,7 @@ def test_one_lucky_validation_ends_no_run() -> None:
     assert not plateau([0.3], 1) and plateau([0.3, 0.3], 1)
 
 
-def test_a_bound_starts_the_decay_and_is_told(
+def test_a_limit_starts_the_decay_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outcome = run(Bigram(), tmp_path, itertools.count().__next__, epochs=10)
@@ -174,21 +187,22 @@ def test_a_bound_starts_the_decay_and_is_told(
     assert outcome.stopped == "epochs" and outcome.still_improving
     assert outcome.steps == 10 * STEPS and outcome.epochs[-1]["lr"] == pytest.approx(1 / 24)
     assert caplog.messages[-1] == (
-        "bigram: reached its bound (epochs: 10) while ranking still improved; more may rank better"
+        "bigram: training ended at its limit (epochs: 10) while ranking still improved; training "
+        "longer may rank better"
     )
 
 
-def test_a_bound_is_not_told_where_ranking_no_longer_improved(
+def test_a_limit_is_not_logged_where_ranking_no_longer_improved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outcome = run(Bigram(), tmp_path, itertools.count(9, -1).__next__, epochs=3)
     assert outcome.stopped == "epochs" and not outcome.still_improving
-    assert not any("bound" in message for message in caplog.messages)
+    assert not any("limit" in message for message in caplog.messages)
 
 
 def test_minutes_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()  # a second passes whenever the time is asked for
-    monkeypatch.setattr("slmc.training.loop.time.monotonic", lambda: float(next(clock)))
+    clock = itertools.count()  # each call advances the clock by a second
+    monkeypatch.setattr("slmc.training.clock.time.monotonic", lambda: float(next(clock)))
     outcome = run(Bigram(), tmp_path, itertools.count().__next__, epochs=10**4, max_minutes=3)
     assert outcome.stopped == "minutes" and outcome.still_improving
     assert 0 < outcome.steps < 180
@@ -200,11 +214,8 @@ def test_lower_is_better_where_cross_entropy_chooses(tmp_path: Path) -> None:
     task = Bigram()
     ce = iter([3.0, 2.0, 2.1, 2.6, 2.9, 2.9]).__next__
     config = TrainConfig(epochs=50, lr=0.05, rows=8, warmup=2, patience=2, select_by="ce")
-    outcome = train(
-        task, [{"params": list(task.parameters()), "lr": 0.05}], epochs(), config, name="bigram",
-        placement=CPU, num_items=ITEMS, resume=tmp_path,
-        validation=Validation(lambda: {"ce": ce()}, 10**6),
-    )  # fmt: skip
+    groups = [{"params": list(task.parameters()), "lr": 0.05}]
+    outcome = train(task, groups, setup(config, lambda: {"ce": ce()}, tmp_path))
     assert outcome.best_epoch == 2 and outcome.selected_by == "ce"
 
 
@@ -231,10 +242,10 @@ def test_a_large_log_is_validated_within_an_epoch(tmp_path: Path) -> None:
     ("fault", "what"),
     [
         (lambda call, loss: loss * (math.nan if call == 4 else 1), "ce, total, grad_norm is not"),
-        (lambda call, loss: loss * (1e9 if call == 4 else 1), "the gradient's norm is "),
+        (lambda call, loss: loss * (1e9 if call == 4 else 1), "the gradient norm is "),
     ],
 )
-def test_a_run_that_breaks_says_so(
+def test_a_diverged_run_raises(
     tmp_path: Path, fault: Callable[[int, Tensor], Tensor], what: str
 ) -> None:
     with pytest.raises(BrokenRunError) as caught:
@@ -247,10 +258,12 @@ def test_a_run_that_breaks_says_so(
     assert (tmp_path / "train.safetensors").is_file()
 
 
-def test_a_run_that_learns_nothing_says_so(tmp_path: Path) -> None:
+def test_a_run_that_learns_nothing_raises(tmp_path: Path) -> None:
     with pytest.raises(BrokenRunError) as caught:
         run(Bigram(lambda _, loss: loss * 0 + math.log(ITEMS)), tmp_path, epochs=50, patience=50)
-    assert "as of a model that knows nothing (2.48), at step 104 of 400." in caught.value.what
+    assert (
+        "that of a model that has learned nothing (2.48), at step 104 of 400." in caught.value.what
+    )
 
 
 def test_a_short_curve_improves_unless_it_falls() -> None:

@@ -1,4 +1,4 @@
-"""Which layers go: ShortGPT's formula by hand, a search that finds the idle layer."""
+"""Which layers are removed: ShortGPT's formula by hand, a search that finds the idle layer."""
 
 import logging
 from copy import deepcopy
@@ -15,8 +15,9 @@ from slmc.compress.prune.width import cut
 from slmc.data.batches import pad_left
 from slmc.data.dataset import Targets
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import VectorScorer, rank
-from slmc.evaluation.measured import protocol, values
+from slmc.evaluation.evaluate import rank
+from slmc.evaluation.results import protocol, values
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model.recommender import SequentialRecommender
 
 FLOAT32 = 1e-5
@@ -33,13 +34,13 @@ def some_targets(count: int = 40) -> Targets:
 
 
 def ndcg(model: SequentialRecommender, targets: Targets) -> float:
-    asked, counts = EvaluateConfig(split="valid", exclude_seen=False), np.ones(ITEMS + 1, int)
-    found = rank(VectorScorer.of(model), targets, counts, asked)
-    return float(values(found, "ndcg", protocol(asked)).mean())
+    config, counts = EvaluateConfig(split="valid", exclude_seen=False), np.ones(ITEMS + 1, int)
+    table = rank(VectorScorer.of(model), targets, counts, config)
+    return float(values(table, "ndcg", protocol(config)).mean())
 
 
 def idle(model: SequentialRecommender, *numbers: int) -> SequentialRecommender:
-    """Make layers hand on what they get."""
+    """Make layers return their input."""
     with torch.no_grad():
         for number in numbers:
             model.layers[number].get_parameter("self_attn.o_proj.weight").zero_()
@@ -66,14 +67,14 @@ def test_block_influence_is_one_minus_the_mean_cosine(kind: str) -> None:
             for x, y in zip(states[number], states[number + 1], strict=True):
                 cosines[number].append(float(x @ y / np.sqrt((x @ x) * (y @ y))))
     expected = [1 - float(np.mean(values)) for values in cosines]
-    found = block_influence(model, some_histories())
-    assert found == pytest.approx(expected, rel=FLOAT32)
-    assert len({round(value, 6) for value in found}) == 3
+    influence = block_influence(model, some_histories())
+    assert influence == pytest.approx(expected, rel=FLOAT32)
+    assert len({round(value, 6) for value in influence}) == 3
 
 
 def test_a_layer_that_does_nothing_has_no_influence() -> None:
-    found = block_influence(idle(build("llama", layers=3), 1), some_histories())
-    assert abs(found[1]) < 1e-12 and found[0] > 0.01 and found[2] > 0.01
+    influence = block_influence(idle(build("llama", layers=3), 1), some_histories())
+    assert abs(influence[1]) < 1e-12 and influence[0] > 0.01 and influence[2] > 0.01
 
 
 def test_the_most_influential_layers_stay_in_their_order() -> None:
@@ -100,17 +101,17 @@ def test_skipped_layers_are_not_computed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
-def test_search_drops_the_layer_that_does_nothing(kind: str) -> None:
+def test_search_removes_the_layer_that_does_nothing(kind: str) -> None:
     model = idle(build(kind, layers=4), 2)
     targets = some_targets()
-    # What the whole model ranks first is true, so that any layer that does something is missed.
+    # The targets are the model's own top items, so removing any other layer lowers the NDCG.
     best = model(torch.from_numpy(pad_left(targets.histories))).argmax(dim=1).numpy()
-    kept, gone = by_search(model, lambda: ndcg(model, replace(targets, targets=best)), 3)
+    kept, removed = by_search(model, lambda: ndcg(model, replace(targets, targets=best)), 3)
     assert kept == (0, 1, 3)
-    assert gone == [{"removed": 2, "valid_ndcg": 1.0}]
+    assert removed == [{"removed": 2, "valid_ndcg": 1.0}]
 
 
-def test_search_takes_at_each_step_the_layer_that_hurts_least(
+def test_search_removes_at_each_step_the_layer_with_the_smallest_loss(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = build("llama", layers=4)
@@ -125,15 +126,15 @@ def test_search_takes_at_each_step_the_layer_that_hurts_least(
         left = tuple(j for j in left if j != idlest)
         expected.append({"removed": idlest, "valid_ndcg": pytest.approx(by_layer[idlest])})
     with caplog.at_level(logging.DEBUG, logger="slmc.prune"):
-        kept, gone = by_search(model, lambda: ndcg(model, some_targets()), 1)
-    assert (kept, gone) == (left, expected)
+        kept, removed = by_search(model, lambda: ndcg(model, some_targets()), 1)
+    assert (kept, removed) == (left, expected)
     steps = [r.__dict__["progress"] for r in caplog.records if "progress" in r.__dict__]
     assert [s["done"] for s in steps] == list(range(1, 10)) and steps[0]["total"] == 9
 
 
-def test_of_two_alike_the_later_layer_goes() -> None:
-    kept, gone = by_search(build("llama", layers=3), lambda: 0.5, 2)
-    assert kept == (0, 1) and gone == [{"removed": 2, "valid_ndcg": 0.5}]
+def test_ties_remove_the_later_layer() -> None:
+    kept, removed = by_search(build("llama", layers=3), lambda: 0.5, 2)
+    assert kept == (0, 1) and removed == [{"removed": 2, "valid_ndcg": 0.5}]
 
 
 def test_a_sample_of_many_users() -> None:

@@ -18,7 +18,7 @@ from slmc.errors import BrokenRunError, UndecidedError
 from slmc.model.recommender import SequentialRecommender
 
 FLOAT32 = 1e-4
-"""Relative: products in float32, summed in another order."""
+"""Relative tolerance: float32 sums in another order."""
 SPLIT = ("llama", "qwen2", "gemma2")
 
 
@@ -30,7 +30,7 @@ def whole_sequences() -> list[np.ndarray]:
 def plain(
     layer: nn.Module, of: dict[str, Tensor], kv_heads: int
 ) -> tuple[list[float], list[float]]:
-    """Sums of values of weights by kv group and by channel, head by head and row by row."""
+    """Sums over the weights of each KV group and channel, by loops over heads and rows."""
     groups, served = [0.0] * kv_heads, HEADS // kv_heads
     for group in range(kv_heads):
         for head in range(HEADS):
@@ -73,9 +73,9 @@ def test_taylor(kind: str, kv_heads: int) -> None:
     model = build(kind, kv_heads=kv_heads)
     sequences = whole_sequences()
     units = [*groups_of(model), *channels_of(model)]
-    found = taylor(model, units, Calibration(sequences, seed=0))
+    scores = taylor(model, units, Calibration(sequences, seed=0))
     assert all(p.grad is None for p in model.parameters())
-    # Each next item is predicted by itself, from the items before it.
+    # One position at a time is predicted, from the items before it.
     model.requires_grad_(True)
     losses = []
     for sequence in sequences:
@@ -91,8 +91,8 @@ def test_taylor(kind: str, kv_heads: int) -> None:
             if p.grad is not None
         }
         by_group, by_channel = plain(layer, moved, kv_heads)
-        assert found[number].tolist() == pytest.approx(by_group, rel=FLOAT32)
-        assert found[2 + number].tolist() == pytest.approx(by_channel, rel=FLOAT32)
+        assert scores[number].tolist() == pytest.approx(by_group, rel=FLOAT32)
+        assert scores[2 + number].tolist() == pytest.approx(by_channel, rel=FLOAT32)
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])
@@ -102,11 +102,11 @@ def test_activation(kind: str, kv_heads: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(importance, "BATCH", 5)
     model = build(kind, kv_heads=kv_heads)
     units = [*groups_of(model), *channels_of(model)]
-    found = activation(model, units, histories())
+    scores = activation(model, units, histories())
     for number, layer in enumerate(model.layers):
         for part, got, size in (
-            ("self_attn.o_proj", found[number], HEADS // kv_heads * WIDTH),
-            ("mlp.down_proj", found[2 + number], 1),
+            ("self_attn.o_proj", scores[number], HEADS // kv_heads * WIDTH),
+            ("mlp.down_proj", scores[2 + number], 1),
         ):
             linear = layer.get_submodule(part)
             assert isinstance(linear, nn.Linear)
@@ -139,19 +139,19 @@ def test_a_prompt_takes_part(method: Literal["activation", "taylor"]) -> None:
     assert not torch.allclose(first[0], other[0], rtol=FLOAT32)
 
 
-def test_what_adds_nothing_has_no_importance() -> None:
+def test_a_unit_without_contribution_has_no_importance() -> None:
     model = build("llama")
     with torch.no_grad():
         down = model.layers[0].get_parameter("mlp.down_proj.weight")
         down[:, 7] = 0
     on = Calibration(histories(), seed=0)
     assert scores("activation", model, channels_of(model), on)[0][7] == 0
-    # The rows of a channel that goes nowhere have no gradient, its zero column no weight.
+    # The rows of an unused channel have no gradient; its output column is zero.
     assert scores("taylor", model, channels_of(model), on)[0][7] == 0
     assert scores("magnitude", model, channels_of(model), on)[0][7] > 0
 
 
-def test_gradients_are_asked_for_as_before() -> None:
+def test_requires_grad_is_restored() -> None:
     model = build("llama")
     model.item_embeddings.requires_grad_(False)
     before = {n: p.requires_grad for n, p in model.named_parameters()}
@@ -167,15 +167,13 @@ def overflowing(model: SequentialRecommender) -> list[Units]:
 
 
 @pytest.mark.parametrize("method", ["magnitude", "activation", "taylor"])
-def test_importance_that_is_no_number(
+def test_importance_that_is_not_finite(
     method: Literal["magnitude", "activation", "taylor"],
 ) -> None:
     model = build("llama")
     with pytest.raises(BrokenRunError) as caught:
         scores(method, model, overflowing(model), Calibration(histories(), seed=0))
-    assert caught.value.what == (
-        f"prune: the importance by {method} is not a finite number everywhere."
-    )
+    assert caught.value.what == (f"prune: an importance by {method} is not a finite number.")
 
 
 def test_nothing_to_predict() -> None:

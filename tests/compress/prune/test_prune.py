@@ -1,4 +1,4 @@
-"""The stage: what it keeps and says, and that distilling wins back the loss."""
+"""The prune stage: kept units, reported numbers, recovery by distillation."""
 
 from pathlib import Path
 
@@ -17,21 +17,24 @@ from slmc.data.dataset import Dataset
 from slmc.distill.config import DistillConfig
 from slmc.distill.distill import distill
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.evaluate import VectorScorer, rank
+from slmc.evaluation.evaluate import rank
+from slmc.evaluation.scorers import VectorScorer
 from slmc.model.loading import load_model
 
 
 def valid_ce(artefact: Artefact, dataset: Artefact) -> float:
-    data, asked = Dataset.open(dataset), EvaluateConfig(split="valid")
+    data, config = Dataset.open(dataset), EvaluateConfig(split="valid")
     scorer = VectorScorer.of(load_model(artefact))
-    return float(rank(scorer, data.targets("valid"), data.counts, asked)["ce"].to_numpy().mean())
+    return float(rank(scorer, data.targets("valid"), data.counts, config)["ce"].to_numpy().mean())
 
 
 @pytest.mark.parametrize("method", ["magnitude", "activation", "taylor"])
 def test_width(method: str, inputs: Inputs, tmp_path: Path) -> None:
-    made = prune(PruneConfig.model_validate(HALF | {"importance": method}), inputs, tmp_path / "p")
-    assert shape_of(made) == (3, 2, 1, 32)
-    numbers = numbers_of(made)
+    pruned = prune(
+        PruneConfig.model_validate(HALF | {"importance": method}), inputs, tmp_path / "p"
+    )
+    assert shape_of(pruned) == (3, 2, 1, 32)
+    numbers = numbers_of(pruned)
     assert numbers["before"] | {"parameters": 0} == {
         "layers": 3,
         "kv_groups": 2,
@@ -39,9 +42,9 @@ def test_width(method: str, inputs: Inputs, tmp_path: Path) -> None:
         "channels": 64,
         "parameters": 0,
     }
-    assert numbers["after"]["parameters"] == made.manifest.metrics["parameters"]
+    assert numbers["after"]["parameters"] == pruned.manifest.metrics["parameters"]
     assert numbers["kept_layers"] == [0, 1, 2] and "block_influence" not in numbers
-    full, small = load_model(inputs["model"]), AutoModel.from_pretrained(made.path)
+    full, small = load_model(inputs["model"]), AutoModel.from_pretrained(pruned.path)
     for layer in numbers["layers"]:
         number, channels = layer["layer"], layer["channels"]["kept"]
         (group,) = layer["kv_groups"]["kept"]
@@ -65,40 +68,42 @@ def test_every_method_on_every_decoder(
     depth = {"layers": 1, "depth_by": by, "calibration": 8}
     settings = depth if by in ("influence", "search") else HALF | {"importance": by}
     inputs = {"data": dataset, "model": given}
-    made = prune(PruneConfig.model_validate(settings), inputs, tmp_path / "made")
+    pruned = prune(PruneConfig.model_validate(settings), inputs, tmp_path / "made")
     after = (1, 4, kv_heads, 48) if "layers" in settings else (2, 2, kv_heads // 2, 24)
-    assert shape_of(made) == after
-    assert load(made.path).manifest.metrics["layers"] == after[0]
+    assert shape_of(pruned) == after
+    assert load(pruned.path).manifest.metrics["layers"] == after[0]
 
 
-def test_depth_and_width_are_told(inputs: Inputs, tmp_path: Path) -> None:
+def test_depth_and_width_are_reported(inputs: Inputs, tmp_path: Path) -> None:
     how = {"ranking": Sampled(sampled=9), "exclude_seen": True, "seed": 3}
     config = PruneConfig(layers=2, depth_by="search", ffn=0.25, round_to=1, calibration=40, **how)
-    made = prune(config, inputs, tmp_path / "p")
-    numbers = numbers_of(made)
-    assert shape_of(made) == (2, 4, 2, 16)
+    pruned = prune(config, inputs, tmp_path / "p")
+    numbers = numbers_of(pruned)
+    assert shape_of(pruned) == (2, 4, 2, 16)
     assert len(numbers["block_influence"]) == 3
-    (gone,) = numbers["search"]
+    (removed,) = numbers["search"]
     assert numbers["protocol"] == {
         "ranking": {"sampled": 9},
         "exclude_seen": True,
         "split": "valid",
         "seed": 3,
     }
-    assert sorted([*numbers["kept_layers"], gone["removed"]]) == [0, 1, 2]
+    assert sorted([*numbers["kept_layers"], removed["removed"]]) == [0, 1, 2]
     assert [one["layer"] for one in numbers["layers"]] == numbers["kept_layers"]
     assert all(set(one) == {"layer", "channels"} for one in numbers["layers"])
-    assert made.manifest.versions.keys() >= {"torch", "torch-pruning"}
-    card = made.file("README.md").read_text()
+    assert pruned.manifest.versions.keys() >= {"torch", "torch-pruning"}
+    card = pruned.file("README.md").read_text()
     assert "2 of 3 layers, 4 of 4 attention heads and 16 of 64 MLP channels" in card
 
 
-def test_influence_keeps_the_layers_that_turn_most(inputs: Inputs, tmp_path: Path) -> None:
-    made = prune(PruneConfig(layers=1, calibration=40), inputs, tmp_path / "p")
-    numbers = numbers_of(made)
+def test_influence_keeps_the_layers_with_the_highest_influence(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    pruned = prune(PruneConfig(layers=1, calibration=40), inputs, tmp_path / "p")
+    numbers = numbers_of(pruned)
     influence = numbers["block_influence"]
     assert numbers["kept_layers"] == [influence.index(max(influence))]
-    full, small = load_model(inputs["model"]).state_dict(), load_model(made).state_dict()
+    full, small = load_model(inputs["model"]).state_dict(), load_model(pruned).state_dict()
     (stays,) = numbers["kept_layers"]
     for name, tensor in small.items():
         assert torch.equal(tensor, full[name.replace("layers.0.", f"layers.{stays}.")])
@@ -106,8 +111,8 @@ def test_influence_keeps_the_layers_that_turn_most(inputs: Inputs, tmp_path: Pat
 
 def test_the_same_call_gives_the_same_artefact(inputs: Inputs, tmp_path: Path) -> None:
     config = PruneConfig.model_validate(HALF | {"layers": 2})
-    made = [prune(config, inputs, tmp_path / name) for name in ("a", "b")]
-    assert made[0].digest == made[1].digest
+    pruned = [prune(config, inputs, tmp_path / name) for name in ("a", "b")]
+    assert pruned[0].digest == pruned[1].digest
 
 
 @pytest.mark.parametrize("rate", [1e-12, 3e-3])
@@ -140,8 +145,8 @@ def test_as_a_command(
     assert capsys.readouterr().out.strip() == str(out)
     assert shape_of(load(out)) == (2, 2, 1, 32)
     assert call(["prune", str(student.path), "--data", str(dataset.path)]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "say what is kept: at least one of layers, heads and ffn" in said
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "set at least one of layers, heads and ffn" in errors
 
 
 def test_best_and_summary() -> None:

@@ -1,4 +1,4 @@
-"""What is asked of pruning and cannot be had, or brings nothing."""
+"""Settings and models that pruning refuses, and settings that remove nothing."""
 
 import json
 import logging
@@ -26,25 +26,27 @@ from slmc.model.saving import save_model
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": 3}, "prune: layers: 3 keeps all layers; nothing is saved by it"),
-        ({"heads": 0.8}, "prune: heads: 0.8 keeps all 2 kv groups; nothing is saved by it"),
+        ({"layers": 3}, "prune: layers: 3 keeps all layers, so nothing is removed"),
+        ({"heads": 0.8}, "prune: heads: 0.8 keeps all 2 KV groups, so nothing is removed"),
         (
             {"ffn": 0.75},
-            "prune: ffn: 0.75 keeps all 64 channels, rounded to a multiple of 64; "
-            "nothing is saved by it",
+            "prune: ffn: 0.75 keeps all 64 channels, rounded to a multiple of 64, "
+            "so nothing is removed",
         ),
     ],
 )
-def test_what_saves_nothing_is_said(
+def test_settings_that_remove_nothing_are_logged(
     settings: dict[str, Any],
     message: str,
     inputs: Inputs,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    made = prune(PruneConfig.model_validate({"calibration": 8} | settings), inputs, tmp_path / "p")
+    pruned = prune(
+        PruneConfig.model_validate({"calibration": 8} | settings), inputs, tmp_path / "p"
+    )
     assert message in caplog.messages
-    assert shape_of(made) == shape_of(inputs["model"])
+    assert shape_of(pruned) == shape_of(inputs["model"])
 
 
 @pytest.mark.parametrize(
@@ -65,19 +67,19 @@ def test_channels_are_rounded(
     model = load_model(inputs["model"])
     assert isinstance(model.config, RecommenderConfig)
     config = PruneConfig(ffn=share, round_to=round_to)
-    assert module.wanted(config, model.config).channels == kept
+    assert module.target_sizes(config, model.config).channels == kept
 
 
-def test_a_number_of_heads_that_a_config_does_not_take(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_number_of_heads_that_a_config_does_not_allow(caplog: pytest.LogCaptureFixture) -> None:
     config = PruneConfig(heads=0.67)
-    assert module.wanted(config, build("llama", kv_heads=4).config).heads == 4
+    assert module.target_sizes(config, build("llama", kv_heads=4).config).heads == 4
     assert caplog.messages == [
-        "prune: 4 kv groups are kept instead of 3: a config of llama takes no such number of "
-        "heads at a hidden size of 32",
-        "prune: heads: 0.67 keeps all 4 kv groups; nothing is saved by it",
+        "prune: keeps 4 KV groups instead of 3: a config of llama does not allow that number of "
+        "heads with a hidden size of 32",
+        "prune: heads: 0.67 keeps all 4 KV groups, so nothing is removed",
     ]
     caplog.clear()
-    assert module.wanted(config, build("qwen3", kv_heads=4).config).heads == 3
+    assert module.target_sizes(config, build("qwen3", kv_heads=4).config).heads == 3
     assert caplog.messages == []
 
 
@@ -87,12 +89,12 @@ def test_a_model_that_is_mostly_items(
     model = build("llama")
     before = 10 * sum(p.numel() for p in model.parameters())
     model.item_embeddings = torch.nn.Embedding(before // 16, 16)
-    module._say_what_is_saved(model, before + 100)
-    (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    module._log_savings(model, before + 100)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert re.fullmatch(
         r"prune: the model is only -?\d\.\d % smaller: \d+ % of its weights are the item table, "
-        r"which pruning leaves as it is; quantize it instead",
-        said,
+        r"which is not pruned; quantize it instead",
+        warning,
     )
 
 
@@ -101,11 +103,11 @@ def test_a_model_that_is_mostly_items(
     [
         (
             {"layers": 4},
-            "layers: 4 are to be kept, but the model has 3.",
-            "Ask for at most 3.",
+            "layers: 4 is more than the 3 layers of the model.",
+            "Set at most 3.",
         ),
-        ({"heads": 0.2}, "heads: 0.2 of 2 kv groups is none.", "Ask for at least 0.5."),
-        ({"ffn": 0.001}, "ffn: 0.001 of 64 channels is none.", "Ask for at least 0.016."),
+        ({"heads": 0.2}, "heads: 0.2 of 2 KV groups keeps none.", "Set at least 0.5."),
+        ({"ffn": 0.001}, "ffn: 0.001 of 64 channels keeps none.", "Set at least 0.016."),
     ],
 )
 def test_nothing_would_be_left(
@@ -120,8 +122,8 @@ def test_nothing_would_be_left(
 @pytest.mark.parametrize(
     "settings", [{}, {"layers": 0}, {"heads": 0}, {"heads": 1.5}, {"ffn": -0.1}, {"round_to": 64}]
 )
-def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"greater than|less than|say what is kept"):
+def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"greater than|less than|set at least one of"):
         PruneConfig.model_validate(settings)
 
 
@@ -164,13 +166,13 @@ def test_weights_that_are_no_numbers(inputs: Inputs, dataset: Artefact, tmp_path
     assert list(tmp_path.iterdir()) == [given.path]
 
 
-def test_another_decoder_is_refused_before_anything_is_measured(
+def test_an_unsupported_decoder_is_refused_before_importance_is_computed(
     inputs: Inputs, dataset: Artefact, tmp_path: Path
 ) -> None:
     given = seal_model(build("olmo2"), dataset, tmp_path / "given")
     with pytest.raises(UsageError) as caught:
         prune(PruneConfig(heads=0.5), inputs | {"model": given}, tmp_path / "p")
-    assert "the attention of olmo2 is of a form" in caught.value.what
+    assert "heads cannot prune the attention of olmo2" in caught.value.what
     assert list(tmp_path.iterdir()) == [given.path]
 
 
@@ -188,7 +190,7 @@ def test_fewer_histories_than_asked_for(
     inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prune(PruneConfig(heads=0.5, calibration=1000), inputs, tmp_path / "p")
-    assert "calibration: 1000 histories are asked for, there are 80" in caplog.messages
+    assert "calibration: 1000 histories requested, but there are 80" in caplog.messages
 
 
 def test_without_the_extra(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from quantizable import RTN, batches, build, nothing_finished
 
-from slmc.compress.layers import Quantized
 from slmc.compress.quantize.gptq import DAMPENING, gptq
+from slmc.compress.quantize.layer_report import Quantized
 from slmc.compress.quantize.rtn import Grid
 from slmc.compress.quantize.sequential import Method, quantize_layers
 from slmc.errors import BrokenRunError
@@ -19,13 +19,13 @@ Floats = NDArray[np.float64]
 
 KINDS = [(kind, kv) for kind in ("llama", "qwen3", "gemma2") for kv in (4, 2)]
 SAME_CODES = 0.98
-"""Share of equal codes: float32 and float64 may round a value half-way between two apart, and
-the columns after it then make up for another error."""
+"""Share of equal codes: float32 and float64 may round a tie differently, and the following columns
+then compensate another error."""
 SAME_ERROR = 0.02
-"""Relative difference of the errors that such flips may make."""
+"""Relative difference of the errors that such flips may cause."""
 
 TIE = 1e-4
-"""Steps around the middle of two codes in which float32 may decide either way."""
+"""Distance from a tie, in scales, within which float32 may round either way."""
 
 
 def correlated(rows: int, width: int) -> torch.Tensor:
@@ -39,14 +39,14 @@ def random_weight(outputs: int = 24, inputs: int = 64) -> torch.Tensor:
 
 
 def plain_grid(weight: Floats, bits: int, size: int, symmetric: bool) -> tuple[Floats, Floats]:
-    """Scale and zero point of each weight, ``[N, K]`` each, written out."""
+    """Return the scale and zero point of each weight, ``[N, K]`` each, by loops."""
     scale, zero = np.zeros_like(weight), np.zeros_like(weight)
     for row in range(weight.shape[0]):
         for start in range(0, weight.shape[1], size):
             group = weight[row, start : start + size]
             low, high = min(group.min(), 0), max(group.max(), 0)
-            steps = 2**bits - 1
-            s = max(-low, high) / (steps / 2) if symmetric else (high - low) / steps
+            levels = 2**bits - 1
+            s = max(-low, high) / (levels / 2) if symmetric else (high - low) / levels
             z = 0.0 if symmetric else np.round(-(2 ** (bits - 1)) - low / s)
             scale[row, start : start + size], zero[row, start : start + size] = s, z
     return scale, zero
@@ -72,19 +72,19 @@ def textbook(
         codes[:, i] = plain_codes(left[:, i], s, z, bits)
         error = (left[:, i] - (codes[:, i] - z) * s) / inverse[i, i]
         left[:, i:] -= np.outer(error, inverse[i, i:])
-    found = np.zeros_like(codes)
-    found[:, order] = codes
-    return found
+    stored = np.zeros_like(codes)
+    stored[:, order] = codes
+    return stored
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_rounding_is_that_of_plain_numpy(bits: int, symmetric: bool) -> None:
+def test_rtn_equals_plain_numpy(bits: int, symmetric: bool) -> None:
     weight = random_weight() + 0.3
     grid = Grid.of(weight, bits=bits, group_size=16, symmetric=symmetric)
     scale, zero = plain_grid(weight.double().numpy(), bits, 16, symmetric)
     codes, w = grid.codes(weight), weight.double().numpy()
-    # A group's most negative weight lies exactly between two codes of a symmetric grid.
+    # The most negative weight of a group is a tie in a symmetric grid.
     clear = np.abs((w / scale + zero) % 1 - 0.5) > TIE
     assert (codes.numpy() == plain_codes(w, scale, zero, bits))[clear].all()
     assert clear.mean() > 0.9
@@ -97,13 +97,13 @@ def test_known_codes() -> None:
     grid = Grid.of(torch.tensor([[7.5, -3.0, 0.0, 0.0]]), bits=4, group_size=2, symmetric=True)
     codes = grid.codes(torch.tensor([[7.5, -3.0, 0.0, 0.0]]))
     assert grid.scale.tolist() == [[1.0, torch.finfo(torch.float32).eps]]
-    assert codes.tolist() == [[7, -3, 0, 0]]  # 7.5 lies half a step above the last code
+    assert codes.tolist() == [[7, -3, 0, 0]]  # 7.5 is half a scale above the last code
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("act_order", [True, False])
-def test_gptq_is_that_of_the_textbook(bits: int, symmetric: bool, act_order: bool) -> None:
+def test_gptq_equals_the_textbook(bits: int, symmetric: bool, act_order: bool) -> None:
     pytest.importorskip("llmcompressor", reason="the extra slmc[quantize] is not installed")
     weight, x = random_weight(), correlated(300, 64)
     hessian = x.T @ x
@@ -113,8 +113,8 @@ def test_gptq_is_that_of_the_textbook(bits: int, symmetric: bool, act_order: boo
     scale, zero = plain_grid(w, bits, 16, symmetric)
     reference = textbook(w, h, scale, zero, bits, act_order)
 
-    def error(found: Floats) -> float:
-        change = w - (found - zero) * scale
+    def error(codes: Floats) -> float:
+        change = w - (codes - zero) * scale
         return float(np.einsum("nk,kl,nl->", change, h, change))
 
     assert factorized
@@ -125,7 +125,7 @@ def test_gptq_is_that_of_the_textbook(bits: int, symmetric: bool, act_order: boo
 
 @pytest.mark.parametrize(("kind", "kv_heads"), KINDS)
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_gptq_beats_rounding_in_every_layer(
+def test_gptq_beats_rtn_in_every_layer(
     kind: str, kv_heads: int, symmetric: bool, tmp_path: Path
 ) -> None:
     pytest.importorskip("llmcompressor", reason="the extra slmc[quantize] is not installed")
@@ -138,7 +138,7 @@ def test_gptq_beats_rounding_in_every_layer(
 
 
 @pytest.mark.parametrize(("kind", "kv_heads"), KINDS)
-def test_each_layer_is_rounded_on_what_the_rounded_ones_before_it_give(
+def test_each_layer_is_quantized_on_activations_of_the_quantized_model(
     kind: str, kv_heads: int, tmp_path: Path
 ) -> None:
     model = build(kind, kv_heads)
@@ -161,8 +161,8 @@ def test_each_layer_is_rounded_on_what_the_rounded_ones_before_it_give(
 
 
 def all_in(model: torch.nn.Module, bits: int) -> dict[str, int]:
-    found = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return {n: bits for n, _ in model.named_modules() if n in found and ".layers." in n}
+    linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    return {n: bits for n, _ in model.named_modules() if n in linears and ".layers." in n}
 
 
 def parts_of(done: list[Quantized]) -> list[list[str]]:
@@ -208,12 +208,12 @@ def errors_of(model: Any, names: list[str], quantized: dict[str, Quantized]) -> 
         ),
         (
             "item_embeddings.weight",
-            "quantize: a calibration input of backbone.layers.0.self_attn.q_proj is not a "
+            "quantize: a calibration activation of backbone.layers.0.self_attn.q_proj is not a "
             "finite number.",
         ),
     ],
 )
-def test_what_is_no_number_is_named(broken: str, what: str, tmp_path: Path) -> None:
+def test_a_tensor_that_is_not_finite_is_named(broken: str, what: str, tmp_path: Path) -> None:
     model = build("llama", 2)
     with torch.no_grad():
         model.get_parameter(broken)[1:].fill_(float("nan"))
@@ -222,7 +222,7 @@ def test_what_is_no_number_is_named(broken: str, what: str, tmp_path: Path) -> N
     assert caught.value.what == what
 
 
-def test_inputs_that_gptq_cannot_use_are_rounded_to_nearest_and_said_so() -> None:
+def test_layers_with_a_singular_hessian_are_rounded_to_nearest_with_a_warning() -> None:
     pytest.importorskip("llmcompressor", reason="the extra slmc[quantize] is not installed")
     weight = random_weight()
     grid = Grid.of(weight, bits=4, group_size=16, symmetric=True)

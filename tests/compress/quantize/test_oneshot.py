@@ -1,4 +1,4 @@
-"""Our loop over layers against llm-compressor's own: the same solver, driven by its oneshot."""
+"""Our loop over layers against the oneshot of llm-compressor, with the same solver."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from slmc.model import quantized
 from slmc.model.recommender import SequentialRecommender
 
 OTHERS = 0.02
-"""Share of weights that may differ: sums in another order round a few codes the other way."""
+"""Share of weights that may differ: sums in another order change the rounding of ties."""
 
 
 class Processor:
-    """Asked for by oneshot and never used."""
+    """Required by oneshot, but unused."""
 
     def save_pretrained(self, folder: Any) -> None:
         """Write nothing."""
 
 
-@pytest.mark.filterwarnings("ignore")  # oneshot's: it is only here to be compared with
+@pytest.mark.filterwarnings("ignore")  # warnings of oneshot
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_layers_come_out_as_from_oneshot(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("llmcompressor", reason="the extra slmc[quantize] is not installed")

@@ -1,4 +1,4 @@
-"""The stage: what it writes, that it loads to the bit, and goes on after a crash."""
+"""The quantize stage: files, loading with the same bits, resume after a crash."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from slmc.artefact import Artefact
 from slmc.commands import cli
 from slmc.compress.quantize import sequential
 from slmc.compress.quantize.quantize import quantize
-from slmc.compress.validation import alike, measure
+from slmc.compress.validation import measure, validation_config
 from slmc.data.dataset import Dataset
 from slmc.model import quantized
 from slmc.model.loading import load_model
@@ -27,8 +27,8 @@ IDS = torch.tensor([[0, 0, 1, 2], [3, 4, 5, 6], [0, 0, 0, 7]])
 
 def scores(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(IDS)
-    return found
+        logits: torch.Tensor = model(IDS)
+    return logits
 
 
 @pytest.mark.parametrize(
@@ -61,52 +61,56 @@ def test_the_artefact_scores_as_the_model_in_memory_to_the_bit(
         "seal_model",
         lambda work, model, **rest: sealed.append(model) or real(work, model, **rest),
     )
-    made = quantize(config(**settings), parents, tmp_path / "out")
+    result = quantize(config(**settings), parents, tmp_path / "out")
     in_memory = scores(sealed[0])
     with quantized.quiet():
-        plain = AutoModel.from_pretrained(made.path).eval()
+        plain = AutoModel.from_pretrained(result.path).eval()
         from_disk = scores(plain)
     assert torch.equal(from_disk, in_memory)
-    assert torch.equal(scores(load_model(artefact.load(made.path))), in_memory)
+    assert torch.equal(scores(load_model(artefact.load(result.path))), in_memory)
     assert not torch.equal(in_memory, scores(load_model(parents["model"])))
-    assert made.manifest.metrics["parameters"] == parents["model"].manifest.metrics["parameters"]
+    assert result.manifest.metrics["parameters"] == parents["model"].manifest.metrics["parameters"]
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (8, True), (4, False)])
-def test_weights_take_the_room_that_the_bits_promise(
+def test_the_stored_size_matches_the_bits(
     bits: int, symmetric: bool, parents: dict[str, Artefact], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
 
-    made = quantize(config(bits=bits, symmetric=symmetric), parents, tmp_path / "out")
-    numbers = json.loads(made.file("metrics.json").read_text())
+    result = quantize(config(bits=bits, symmetric=symmetric), parents, tmp_path / "out")
+    numbers = json.loads(result.file("metrics.json").read_text())
     promised = bits + 32 / GROUP + (0 if symmetric else bits / GROUP)
     assert numbers["bits_per_weight"] == pytest.approx(promised, abs=1e-3)
-    stored = load_file(made.file("model.safetensors"))
+    stored = load_file(result.file("model.safetensors"))
     codes = [t for n, t in stored.items() if ".weight_" in n and not n.endswith("_shape")]
     room = 8 * sum(t.numel() * t.element_size() for t in codes)
     assert room == numbers["weights_quantized"] * promised
 
 
-def test_layers_are_reported_worst_first(parents: dict[str, Artefact], tmp_path: Path) -> None:
-    made = quantize(config(), parents, tmp_path / "out")
-    rows = json.loads(made.file("layers.json").read_text())
+def test_layers_are_reported_by_descending_error(
+    parents: dict[str, Artefact], tmp_path: Path
+) -> None:
+    result = quantize(config(), parents, tmp_path / "out")
+    rows = json.loads(result.file("layers.json").read_text())
     errors = [row["error"] for row in rows]
     assert len(rows) == 14 and errors == sorted(errors, reverse=True) and min(errors) > 0
-    assert "14 linear layers in 4 bits" in made.file("README.md").read_text()
+    assert "14 linear layers in 4 bits" in result.file("README.md").read_text()
 
 
-def test_an_item_table_is_judged_by_ranking(parents: dict[str, Artefact], tmp_path: Path) -> None:
-    asked = config(assign={"*": "skip"}, item_table="int4", exclude_seen=True)
-    made = quantize(asked, parents, tmp_path / "out")
-    said = json.loads(made.file("metrics.json").read_text())["item_table"]
+def test_an_item_table_is_validated_by_ranking(
+    parents: dict[str, Artefact], tmp_path: Path
+) -> None:
+    settings = config(assign={"*": "skip"}, item_table="int4", exclude_seen=True)
+    result = quantize(settings, parents, tmp_path / "out")
+    report = json.loads(result.file("metrics.json").read_text())["item_table"]
     data = Dataset.open(parents["data"])
-    how = alike(asked, data)
-    after = measure(load_model(made), data, how, "test").means
-    before = measure(load_model(parents["model"]), data, how, "test").means
-    assert said["quantized"] == after and said["float"] == before
-    assert said["change"]["ce"]["change"] == pytest.approx(after["ce"] - before["ce"])
-    assert (said["n"], said["protocol"]) == (80, "full ranking, seen items left out, valid")
+    evaluation = validation_config(settings, data)
+    after = measure(load_model(result), data, evaluation, "test").means
+    before = measure(load_model(parents["model"]), data, evaluation, "test").means
+    assert report["quantized"] == after and report["float"] == before
+    assert report["change"]["ce"]["change"] == pytest.approx(after["ce"] - before["ce"])
+    assert (report["n"], report["protocol"]) == (80, "full ranking, seen items left out, valid")
 
 
 @pytest.mark.parametrize("method", ["rtn", pytest.param("gptq", marks=needs_gptq)])
@@ -137,7 +141,7 @@ def test_a_killed_run_goes_on_after_the_last_finished_layer(
     assert resumed.digest == whole.digest
 
 
-def test_what_another_config_has_finished_is_not_taken(
+def test_finished_layers_of_another_config_are_ignored(
     parents: dict[str, Artefact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = quantize(config(bits=8), parents, tmp_path / "whole")
@@ -148,16 +152,16 @@ def test_what_another_config_has_finished_is_not_taken(
     assert quantize(config(bits=8), parents, tmp_path / "out").digest == whole.digest
 
 
-def test_opening_a_quantized_model_says_nothing(
+def test_opening_a_quantized_model_logs_nothing(
     parents: dict[str, Artefact], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made = quantize(config(), parents, tmp_path / "out")
-    load_model(made)
+    result = quantize(config(), parents, tmp_path / "out")
+    load_model(result)
     assert capfd.readouterr() == ("", "")
 
 
 @needs_gptq
-def test_the_command_says_nothing_but_the_path_and_leaves_no_file(
+def test_the_command_prints_only_the_path_and_leaves_no_file(
     parents: dict[str, Artefact], tmp_path: Path
 ) -> None:
     out, where = tmp_path / "out", tmp_path / "cwd"
@@ -185,6 +189,6 @@ def test_the_options_of_the_command(
         *("--assign", "*.down_proj=8,*.v_proj=skip", "--no-symmetric", "--calibration", "8"),
     ]
     assert cli.call(arguments) == 0, capsys.readouterr().err
-    said = artefact.load(out).manifest.config
-    assert said["assign"] == {"*.down_proj": 8, "*.v_proj": "skip"}
-    assert said["symmetric"] is False and said["act_order"] is None
+    recorded = artefact.load(out).manifest.config
+    assert recorded["assign"] == {"*.down_proj": 8, "*.v_proj": "skip"}
+    assert recorded["symmetric"] is False and recorded["act_order"] is None

@@ -1,4 +1,4 @@
-"""What quantizing refuses, and what it says when something is missing."""
+"""Settings, models and missing libraries that quantization refuses."""
 
 import logging
 import shutil
@@ -26,7 +26,7 @@ REFUSED = [
         UsageError,
         "group_size: 24 does not divide the 32 inputs of "
         "backbone.layers.0.self_attn.q_proj (14 layers in all).",
-        "Sizes that fit every layer: 8, 16, 32.",
+        "Sizes that divide the inputs of every layer: 8, 16, 32.",
     ),
     (
         {"ignore": ("ouput_proj",)},
@@ -37,14 +37,14 @@ REFUSED = [
     (
         {"assign": {"*.gate_prj": 8}},
         UsageError,
-        "assign: '*.gate_prj': no linear layer of the model fits it.",
+        "assign: '*.gate_prj': no linear layer of the model matches it.",
         "Did you mean *.gate_proj, *.v_proj, *.q_proj?",
     ),
     (
         {"assign": {"*": "skip"}},
         UsageError,
         "quantize: ignore and assign leave no linear layer to quantize.",
-        "Take a name out of them, or ask for an item_table in int8 or int4.",
+        "Remove a name from them, or set item_table to int8 or int4.",
     ),
 ]
 
@@ -83,12 +83,12 @@ def test_sasrec_is_refused(dataset: Artefact, sasrec: Artefact, tmp_path: Path) 
     assert caught.value.what == f"{sasrec.path} is a Sasrec, not a recommender on an LLM."
 
 
-def test_too_few_histories_are_all_taken_with_a_warning(
+def test_too_few_histories_are_all_used_with_a_warning(
     parents: dict[str, Artefact], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="slmc"):
         quantize(config(calibration=500), parents, tmp_path / "out")
-    assert caplog.messages == ["calibration: 500 histories are asked for, there are 80"]
+    assert caplog.messages == ["calibration: 500 histories requested, but there are 80"]
 
 
 def _without(dataset: Artefact, out: Path, *, train: bool) -> Artefact:
@@ -112,16 +112,16 @@ def _without(dataset: Artefact, out: Path, *, train: bool) -> Artefact:
         (
             True,
             {"item_table": "int8"},
-            "the item table is judged by ranking, and no user has a validation target.",
+            "the item table needs a ranking on validation, but no user has a validation target.",
         ),
         (
             True,
             {"sensitivity": True},
-            "sensitivity is judged by ranking, and no user has a validation target.",
+            "sensitivity needs a ranking on validation, but no user has a validation target.",
         ),
     ],
 )
-def test_nothing_to_measure_is_undecided(
+def test_no_validation_user_is_undecided(
     train: bool,
     settings: dict[str, Any],
     what: str,
@@ -135,7 +135,7 @@ def test_nothing_to_measure_is_undecided(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_weight_that_is_no_number_leaves_nothing_half_written(
+def test_a_weight_that_is_not_finite_leaves_no_partial_artefact(
     parents: dict[str, Artefact], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -159,7 +159,7 @@ def test_a_weight_that_is_no_number_leaves_nothing_half_written(
         (
             "gptq",
             "llmcompressor",
-            "Install with `pip install 'slmc[quantize]'`, or ask for --method rtn.",
+            "Install with `pip install 'slmc[quantize]'`, or use --method rtn.",
         ),
         ("rtn", "compressed_tensors", "Install with `pip install 'slmc[quantize]'`."),
     ],
@@ -184,13 +184,13 @@ def test_a_missing_extra_is_named(
 def test_a_quantized_model_is_not_opened_without_the_library(
     parents: dict[str, Artefact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = quantize(config(), parents, tmp_path / "out")
+    stored = quantize(config(), parents, tmp_path / "out")
     monkeypatch.setattr(quantized, "installed", lambda _: False)
     with pytest.raises(MissingError, match="compressed_tensors is not installed"):
-        load_model(made)
+        load_model(stored)
 
 
-def test_only_gptq_asks_for_llm_compressor_before_a_run(
+def test_only_gptq_requires_llm_compressor_before_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
@@ -208,6 +208,6 @@ def test_only_gptq_asks_for_llm_compressor_before_a_run(
     preflight.check_extras(read_recipe(str(recipe), sets=["quantize.method=rtn"]).steps)
 
 
-def test_rounding_has_no_order() -> None:
-    with pytest.raises(ValueError, match="act_order goes with method: gptq"):
+def test_rtn_refuses_act_order() -> None:
+    with pytest.raises(ValueError, match="act_order needs method: gptq"):
         QuantizeConfig(method="rtn", act_order=True)

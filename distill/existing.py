@@ -1,4 +1,4 @@
-"""A recommender of one's own as the teacher: a directory with its weights and ``items.parquet``."""
+"""Use an existing recommender as teacher: a directory with its weights and ``items.parquet``."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ VOCABULARY = "items.parquet"
 
 
 def is_recommender(directory: Path) -> bool:
-    """Whether a directory holds a recommender and not a plain LLM."""
+    """Return whether a directory holds a recommender, not a plain LLM."""
     try:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError):
@@ -31,18 +31,18 @@ def is_recommender(directory: Path) -> bool:
 
 
 def check(directory: Path, history: int | None = None) -> PreTrainedModel:
-    """Refuse a recommender that is not all there; one tensor at a time is read.
+    """Check that a recommender is complete; one tensor is read at a time.
 
     Args:
-        directory: Where it lies.
-        history: Items of a history, at most; the model's own if ``None``.
+        directory: Of the recommender.
+        history: Longest history, in items; the model's own if ``None``.
 
     Returns:
-        Its decoder without its numbers, on the meta device.
+        Its decoder, without weights, on the meta device.
 
     Raises:
-        UsageError: It is quantized, lacks its vocabulary or a tensor, one is of another shape
-            or not finite, or its decoder cannot be packed.
+        UsageError: It is quantized, its vocabulary or a tensor is missing, a tensor has the wrong
+            shape or is not finite, or its decoder does not support packing.
     """
     label = f"backbone {directory}"
     if is_quantized(json.loads((directory / "config.json").read_text())):
@@ -53,12 +53,12 @@ def check(directory: Path, history: int | None = None) -> PreTrainedModel:
     if not (directory / VOCABULARY).is_file():
         raise UsageError(
             f"{label}: a recommender needs its vocabulary, {VOCABULARY}.",
-            "Write it beside the weights: columns row (1-based) and item (the original id).",
+            "Write it next to the weights: columns row (1-based) and item (the original id).",
         )
     if (directory / INDEX).is_file() and (directory / SINGLE).is_file():
         raise UsageError(
-            f"{label}: it holds both {SINGLE} and {INDEX}: one of them is of another save.",
-            "Remove the one that is stale.",
+            f"{label}: it holds both {SINGLE} and {INDEX}, from different saves.",
+            "Remove the outdated one.",
         )
     try:
         config = RecommenderConfig.from_pretrained(directory, local_files_only=True)
@@ -66,7 +66,8 @@ def check(directory: Path, history: int | None = None) -> PreTrainedModel:
             model = SequentialRecommender(config)
     except decoders.BUILDING as error:
         raise UsageError(
-            f"{label}: its config.json makes no recommender ({decoders.one_line(error)}).",
+            f"{label}: its config.json does not describe a recommender "
+            f"({decoders.one_line(error)}).",
             "Save it again with `save_pretrained`.",
         ) from None
     if history is not None:
@@ -80,10 +81,10 @@ def check(directory: Path, history: int | None = None) -> PreTrainedModel:
 
 
 def read(directory: Path, data: Dataset) -> SequentialRecommender:
-    """The recommender, its item table put in the order of the dataset's vocabulary.
+    """Load the recommender, with its item table in the order of the dataset's vocabulary.
 
     Raises:
-        UsageError: As :func:`check`, or it does not know all items of the dataset.
+        UsageError: As :func:`check`, or items of the dataset are not in its vocabulary.
     """
     check(directory, data.history)
     label = f"backbone {directory}"
@@ -107,7 +108,7 @@ def read(directory: Path, data: Dataset) -> SequentialRecommender:
 
 
 def _rows(directory: Path, label: str, num_items: int) -> dict[str, int]:
-    """Original id -> row of the item table."""
+    """Return original id -> row of the item table."""
     try:
         pairs = pl.read_parquet(directory / VOCABULARY).select("item", "row").rows()
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A recommender of one's own: every tensor is there, or it is refused by name."""
+"""An existing recommender as teacher: a missing or unsuitable tensor is refused by name."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
 from slmc.data.dataset import Dataset
-from slmc.distill import own
+from slmc.distill import existing
 from slmc.errors import ArtefactError, UsageError
 from slmc.model.loading import load_model
 
@@ -74,13 +74,16 @@ FAULTS: list[tuple[Change, str]] = [
     (set_config(item_bits=8), "it is quantized: its weights are codes, which cannot be trained."),
     (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
-        "it holds both model.safetensors and model.safetensors.index.json: one of them is of ano",
+        "it holds both model.safetensors and model.safetensors.index.json, from different saves.",
     ),
     (
         set_config(backbone_config={"model_type": "mixtral", "num_hidden_layers": 1}),
         "mixtral is a mixture of experts (MixtralSparseMoeBlock), which is not supported.",
     ),
-    (set_config(backbone_config={"model_type": "no"}), "its config.json makes no recommender ("),
+    (
+        set_config(backbone_config={"model_type": "no"}),
+        "its config.json does not describe a recommender (",
+    ),
 ]
 
 
@@ -90,14 +93,14 @@ def test_what_is_wrong_with_it_is_named(
 ) -> None:
     change(mine)
     with pytest.raises(UsageError) as caught:
-        own.read(mine, Dataset.open(dataset))
+        existing.read(mine, Dataset.open(dataset))
     assert caught.value.what.startswith(f"backbone {mine}: {message}")
     assert caught.value.exit_code == 2
 
 
 def test_a_sound_one_is_read(mine: Path, dataset: Artefact, teacher: Artefact) -> None:
-    assert own.check(mine).config.model_type == "llama"
-    read = own.read(mine, Dataset.open(dataset))
+    assert existing.check(mine).config.model_type == "llama"
+    read = existing.read(mine, Dataset.open(dataset))
     assert torch.equal(read.state_dict()[UP], load_model(teacher).state_dict()[UP])
 
 
