@@ -1,15 +1,16 @@
-"""Every engine beside the teacher as it is usually run: ``python benchmarks/inference.py``.
+"""Latency and throughput of all engines and of the teacher: ``python benchmarks/inference.py``.
 
-The teacher is all 30 layers of SmolLM2's shape in PyTorch (SDPA, padded to 50, as the official
-SLMRec code runs it); beside it the 4-layer student the same way, packed, and compiled, the engines
-of the student, one of them padded (standard operators only), and those of a pruned one. Weights are
-random: what an engine loses in ranking is measured by ``slmc run stack``. ``--json FILE`` writes
-the numbers; ``--catalogue`` times a million items instead, of ``--item-dim`` numbers each (64; the
-paper has 128); ``--spinning`` lets the threads of engines spin while they compute an answer, as
-those of PyTorch always do.
+The baseline is the teacher with all 30 layers of SmolLM2's shape in PyTorch (SDPA, padded to 50, as
+in the official SLMRec code). The contenders are the 4-layer student in PyTorch (padded, packed and
+compiled), the engines of the student (one of them padded, with standard operators only), and the
+engines of a pruned student. Weights are random; ``slmc run stack`` measures what an engine loses in
+ranking. ``--json FILE`` writes the numbers. ``--catalogue`` times a million items instead, with
+vectors of ``--item-dim`` numbers (64; the paper has 128). ``--spinning`` lets engine threads spin
+while they compute an answer, as those of PyTorch always do.
 
-Lengths are those of Amazon Beauty if ``SLMC_DATA`` names the folder of its log, else drawn like
-them, and 50 for every history. Each round asks all contenders for the same histories in turn.
+Lengths are those of Amazon Beauty if ``SLMC_DATA`` names the folder of its log, else drawn from a
+similar distribution, and then 50 for every history. In each round all contenders answer the same
+histories, interleaved.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from slmc.data.batches import pad_left
 from slmc.export.graph import serialize
 from slmc.export.graph.optimize import to_onnx
 from slmc.export.reference.precision import linear_layers
-from slmc.export.runtime.bench import Contender, contender, turn
+from slmc.export.runtime.bench import Contender, engine_contender, time_calls
 from slmc.export.runtime.engine import GRAPH
 from slmc.export.runtime.pytorch import PlainModel
 from slmc.export.runtime.sessions import Probe
@@ -43,16 +44,16 @@ ITEMS, TOP_K, OPSET = 12_101, 20, 21
 ROUNDS = {1: 12, 32: 5, 256: 2}
 """Rounds by batch."""
 CALLS = {1: 9, 32: 3, 256: 1}
-"""Calls of a round, by batch; the middle one counts. As in ``slmc bench`` they are asked again
-until caches have settled."""
+"""Calls of a round, by batch; their median counts. As in ``slmc bench`` they are repeated until the
+caches have settled."""
 PAUSE_S = 0.02
-"""Before a contender's calls: the threads of PyTorch go on spinning for a while after theirs."""
+"""Pause before a contender's calls, since threads of PyTorch still spin after theirs."""
 MILLION = 1_000_000
 OF_MILLION = (1, 32)
-"""Batches over a million items: a larger one's scores alone are a gigabyte a session."""
+"""Batches for a million items; the scores of a larger one take a gigabyte per session."""
 Draw = Callable[[], list[np.ndarray]]
-For = Callable[[Draw], tuple[Contender, str]]
-"""Made ready for batches of a size, and the sessions that it answers in."""
+Setup = Callable[[Draw], tuple[Contender, str]]
+"""Prepares a contender for batches of one size; also returns its sessions as text."""
 
 
 def model(
@@ -67,27 +68,28 @@ def model(
     torch.manual_seed(layers)
     sizes = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "intermediate": mlp}
     shape = {"num_items": items, "item_dim": item_dim}
-    made = random_models.recommender(decoder=SMOLLM2 | sizes, **shape)
+    recommender = random_models.recommender(decoder=SMOLLM2 | sizes, **shape)
     with torch.no_grad():
-        made.item_embeddings.weight[1:].normal_()
-    return made
+        recommender.item_embeddings.weight[1:].normal_()
+    return recommender
 
 
-def plain(made: SequentialRecommender, compiled: bool = False) -> For:
+def plain(recommender: SequentialRecommender, compiled: bool = False) -> Setup:
     """A model in PyTorch, padded."""
-    run = PlainModel(made, TOP_K)
+    baseline = PlainModel(recommender, TOP_K)
     if compiled:
-        made.backbone.forward = torch.compile(made.backbone.forward, dynamic=False)
-    return lambda _: (Contender(run.top), "")
+        backbone = recommender.backbone
+        backbone.forward = torch.compile(backbone.forward, dynamic=False)
+    return lambda _: (Contender(baseline.top), "")
 
 
-def packed(made: SequentialRecommender) -> For:
+def packed(recommender: SequentialRecommender) -> Setup:
     """A model in PyTorch that computes no padding."""
 
     @torch.inference_mode()
     def top(histories: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        items = made.item_vectors()
-        users = made.user_vectors(torch.from_numpy(pad_left(histories)).to(items.device))
+        items = recommender.item_vectors()
+        users = recommender.user_vectors(torch.from_numpy(pad_left(histories)).to(items.device))
         values, rows = torch.topk(users @ items[1:].T, TOP_K)
         return rows.cpu().numpy() + 1, values.float().cpu().numpy()
 
@@ -96,53 +98,56 @@ def packed(made: SequentialRecommender) -> For:
 
 def engine(
     folder: Path,
-    made: SequentialRecommender,
+    recommender: SequentialRecommender,
     precision: str,
     table: str = "fp32",
     layout: str = "packed",
     *,
     spinning: bool,
-) -> For:
+) -> Setup:
     """An engine in ONNX Runtime."""
-    own = four_bits(made) if precision == "int4" else {}
-    serialize.save(to_onnx(made, layout, TOP_K, OPSET, precision, own, table), folder / GRAPH)
-    describe(folder, made, precision, layout)
-    sessions = Probe(folder, torch.get_num_threads(), spinning=spinning)
+    codes = four_bit_codes(recommender) if precision == "int4" else {}
+    graph = to_onnx(recommender, layout, TOP_K, OPSET, precision, codes, table)
+    serialize.save(graph, folder / GRAPH)
+    write_description(folder, recommender, precision, layout)
+    probe = Probe(folder, torch.get_num_threads(), spinning=spinning)
 
-    def ready(draw: Draw) -> tuple[Contender, str]:
-        chosen = sessions.choose(lambda: [draw()])
-        return contender(sessions, chosen), f"{chosen.latency} / {chosen.throughput}"
+    def setup(draw: Draw) -> tuple[Contender, str]:
+        policies = probe.choose(lambda: [draw()])
+        return engine_contender(probe, policies), f"{policies.latency} / {policies.throughput}"
 
-    return ready
+    return setup
 
 
-def four_bits(made: SequentialRecommender) -> dict[str, Codes]:
-    """Codes of the form that ``slmc quantize --bits 4 --group_size 64`` gives, by layer."""
+def four_bit_codes(recommender: SequentialRecommender) -> dict[str, Codes]:
+    """The codes of ``slmc quantize --bits 4 --group_size 64``, by layer."""
     return {
         name: rounded(layer.weight.detach().numpy(), bits=4, group_size=64)
-        for name, layer in linear_layers(made).items()
+        for name, layer in linear_layers(recommender).items()
     }
 
 
-def describe(folder: Path, made: SequentialRecommender, precision: str, layout: str) -> None:
-    """Write what an engine has to say of itself."""
-    described = {
+def write_description(
+    folder: Path, recommender: SequentialRecommender, precision: str, layout: str
+) -> None:
+    """Write the ``engine.json`` of an engine."""
+    description = {
         "layout": layout,
         "top_k": TOP_K,
         "opset": OPSET,
         "precision": precision,
         "history": LENGTH,
-        "num_items": made.config.num_items,
+        "num_items": recommender.config.num_items,
         "source": "",
     }
-    (folder / "engine.json").write_text(json.dumps(described))
+    (folder / "engine.json").write_text(json.dumps(description))
 
 
-def contenders(place: Path, spinning: bool) -> dict[str, For]:
-    """What is timed; the first is what all are compared with."""
+def contenders(place: Path, spinning: bool) -> dict[str, Setup]:
+    """All contenders; the first is the baseline."""
     onnx = partial(engine, spinning=spinning)
     student, pruned = model(4), model(4, heads=6, kv_heads=2, mlp=1152)
-    found = {
+    setups = {
         "teacher, 30 layers, PyTorch": plain(model(30)),
         "ONNX fp32": onnx(place / "fp32", student, "fp32"),
         "ONNX int8": onnx(place / "int8", student, "int8"),
@@ -156,39 +161,39 @@ def contenders(place: Path, spinning: bool) -> dict[str, For]:
         "student, packed, PyTorch": packed(model(4)),
     }
     try:
-        ready = plain(model(4), compiled=True)
-        ready(list)[0].top([np.ones(3, dtype=np.int32)])
-        found["student, torch.compile"] = ready
+        setup = plain(model(4), compiled=True)
+        setup(list)[0].top([np.ones(3, dtype=np.int32)])
+        setups["student, torch.compile"] = setup
     except Exception as error:
-        print("torch.compile is left out:", str(error).splitlines()[0])
-    return found
+        print("torch.compile is skipped:", str(error).splitlines()[0])
+    return setups
 
 
-def timed(
-    asked: Mapping[str, Contender], draw: Draw, rounds: int, calls: int
+def time_contenders(
+    contenders: Mapping[str, Contender], draw: Draw, rounds: int, calls: int
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds of a call and histories a second of each round, all contenders in turn."""
-    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in asked}
+    """Seconds per call and histories per second of each round, contenders interleaved."""
+    timings: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
     for number in range(rounds + 1):
         batches = [draw() for _ in range(calls)]
-        for name, one in asked.items():
+        for name, contender in contenders.items():
             time.sleep(PAUSE_S)
-            took, rate = turn(one, batches)
-            if number:  # the first warms up
-                taken[name][0].append(statistics.median(took))
-                taken[name][1].append(rate)
-    return taken
+            seconds, rate = time_calls(contender, batches)
+            if number:  # the first round is a warm-up
+                timings[name][0].append(statistics.median(seconds))
+                timings[name][1].append(rate)
+    return timings
 
 
 def students(
-    contenders: Callable[[Path], Mapping[str, For]], batches: list[int]
+    contenders: Callable[[Path], Mapping[str, Setup]], batches: list[int]
 ) -> list[dict[str, object]]:
-    """The whole table: a row for each contender, batch and kind of lengths."""
+    """The whole table: one row per contender, batch and kind of lengths."""
     rng, rows = np.random.default_rng(0), []
-    known = lengths()
+    beauty = lengths()
     with tempfile.TemporaryDirectory() as place:
-        asked = contenders(Path(place))
-        for kind, sizes in (("Beauty", known), ("full", np.full(100, LENGTH))):
+        setups = contenders(Path(place))
+        for kind, sizes in (("Beauty", beauty), ("full", np.full(100, LENGTH))):
             for batch in batches:
 
                 def draw(sizes: np.ndarray = sizes, batch: int = batch) -> list[np.ndarray]:
@@ -196,23 +201,23 @@ def students(
                     return [rng.integers(1, ITEMS + 1, n).astype(np.int32) for n in chosen]
 
                 print(f"\n{kind} lengths, batch {batch}")
-                rows += shown(asked, draw, batch, {"lengths": kind})
+                rows += measure(setups, draw, batch, {"lengths": kind})
     return rows
 
 
-def shown(
-    asked: Mapping[str, For], draw: Draw, batch: int, more: Mapping[str, object]
+def measure(
+    setups: Mapping[str, Setup], draw: Draw, batch: int, more: Mapping[str, object]
 ) -> list[dict[str, object]]:
-    """Time all, print a line for each, and give the lines as rows."""
-    ready = {name: one(draw) for name, one in asked.items()}
-    ones = {name: one for name, (one, _) in ready.items()}
-    taken = timed(ones, draw, ROUNDS[batch], CALLS[batch])
-    first, base = (np.array(part) for part in next(iter(taken.values())))
+    """Time all contenders, print one line for each, and return the lines as rows."""
+    ready = {name: setup(draw) for name, setup in setups.items()}
+    contenders = {name: contender for name, (contender, _) in ready.items()}
+    timings = time_contenders(contenders, draw, ROUNDS[batch], CALLS[batch])
+    base_seconds, base_rates = (np.array(part) for part in next(iter(timings.values())))
     rows: list[dict[str, object]] = []
-    for name, (took, rates) in taken.items():
-        low, mid, high = np.quantile(first / np.array(took), (0.1, 0.5, 0.9))
-        rate = float(np.median(np.array(rates) / base))
-        median = 1e3 * float(np.median(took))
+    for name, (seconds, rates) in timings.items():
+        low, mid, high = np.quantile(base_seconds / np.array(seconds), (0.1, 0.5, 0.9))
+        rate = float(np.median(np.array(rates) / base_rates))
+        median = 1e3 * float(np.median(seconds))
         print(
             f"  {name:28} {median:10.2f} ms {mid:6.1f}x [{low:.1f}, {high:.1f}]"
             f" {np.median(rates):9.0f} /s {rate:6.1f}x   {ready[name][1]}"
@@ -224,18 +229,18 @@ def shown(
 
 
 def catalogue(batches: list[int], item_dim: int, spinning: bool) -> list[dict[str, object]]:
-    """A million items: PyTorch, the float table, and tables of few bits that are scored again."""
+    """A million items: PyTorch, the float table, and quantized tables with rescoring."""
     onnx = partial(engine, spinning=spinning)
-    made = model(4, items=MILLION, item_dim=item_dim)
+    student = model(4, items=MILLION, item_dim=item_dim)
     rng, rows = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as place:
-        asked = {
+        setups = {
             "PyTorch": plain(model(4, items=MILLION, item_dim=item_dim)),
-            "ONNX, float table": onnx(Path(place) / "fp32", made, "fp32"),
-            "ONNX, int8+rescore": onnx(Path(place) / "table", made, "fp32", "int8+rescore"),
-            "ONNX, int4+rescore": onnx(Path(place) / "four", made, "fp32", "int4+rescore"),
-            "ONNX int8, float table": onnx(Path(place) / "int8-table", made, "int8"),
-            "ONNX int8, int4+rescore": onnx(Path(place) / "int8", made, "int8", "int4+rescore"),
+            "ONNX, float table": onnx(Path(place) / "fp32", student, "fp32"),
+            "ONNX, int8+rescore": onnx(Path(place) / "table", student, "fp32", "int8+rescore"),
+            "ONNX, int4+rescore": onnx(Path(place) / "four", student, "fp32", "int4+rescore"),
+            "ONNX int8, float table": onnx(Path(place) / "int8-table", student, "int8"),
+            "ONNX int8, int4+rescore": onnx(Path(place) / "int8", student, "int8", "int4+rescore"),
         }
         for batch in batches:
 
@@ -243,28 +248,30 @@ def catalogue(batches: list[int], item_dim: int, spinning: bool) -> list[dict[st
                 return [rng.integers(1, MILLION + 1, 20).astype(np.int32) for _ in range(batch)]
 
             print(f"\n{MILLION:,} items of {item_dim} numbers, batch {batch}")
-            rows += shown(asked, draw, batch, {"items": MILLION, "item_dim": item_dim})
-            rows += overlaps(asked, [draw() for _ in range(max(1, 64 // batch))])
+            rows += measure(setups, draw, batch, {"items": MILLION, "item_dim": item_dim})
+            rows += overlaps(setups, [draw() for _ in range(max(1, 64 // batch))])
     return rows
 
 
-def overlaps(asked: Mapping[str, For], batches: list[list[np.ndarray]]) -> list[dict[str, object]]:
-    """How many of PyTorch's best items each gives, and of those over the table in floats."""
+def overlaps(
+    setups: Mapping[str, Setup], batches: list[list[np.ndarray]]
+) -> list[dict[str, object]]:
+    """Overlap of the best items with PyTorch's, and with those of the float item table."""
     answers = {}
-    for name, one in asked.items():
-        ready, _ = one(lambda: batches[0])
-        answers[name] = np.concatenate([ready.top(histories)[0] for histories in batches])
+    for name, setup in setups.items():
+        contender, _ = setup(lambda: batches[0])
+        answers[name] = np.concatenate([contender.top(histories)[0] for histories in batches])
     rows: list[dict[str, object]] = []
-    for name, found in answers.items():
-        floats = answers.get(f"{name.split(',')[0]}, float table", found)
-        same, table = shared(found, answers["PyTorch"]), shared(found, floats)
-        print(f"  {name:28} overlap@{TOP_K} {same:.4f}, of its decoder over floats {table:.4f}")
-        rows.append({"contender": name, "overlap": same, "table_overlap": table, "n": len(found)})
+    for name, items in answers.items():
+        float_table = answers.get(f"{name.split(',')[0]}, float table", items)
+        same, table = shared(items, answers["PyTorch"]), shared(items, float_table)
+        print(f"  {name:28} overlap@{TOP_K} {same:.4f}, with the float table {table:.4f}")
+        rows.append({"contender": name, "overlap": same, "table_overlap": table, "n": len(items)})
     return rows
 
 
 def shared(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The share of best items ``[B, k]`` that two have in common."""
+    """The mean share of best items ``[B, k]`` that two contenders have in common."""
     both = [len(set(a) & set(b)) for a, b in zip(ours, theirs, strict=True)]
     return float(np.mean(both)) / TOP_K
 
@@ -276,16 +283,16 @@ if __name__ == "__main__":
     parser.add_argument("--item-dim", type=int, default=64, help="of --catalogue")
     parser.add_argument("--spinning", action="store_true")
     parser.add_argument("--batch", type=int, nargs="+", choices=list(ROUNDS))
-    given = parser.parse_args()
-    batches = given.batch or list(OF_MILLION if given.catalogue else ROUNDS)
-    if given.catalogue and not set(batches) <= set(OF_MILLION):
+    arguments = parser.parse_args()
+    batches = arguments.batch or list(OF_MILLION if arguments.catalogue else ROUNDS)
+    if arguments.catalogue and not set(batches) <= set(OF_MILLION):
         parser.error(f"--catalogue takes a --batch of {OF_MILLION}")
     print(machine())
-    spinning = given.spinning
-    if given.catalogue:
-        found = catalogue(batches, given.item_dim, spinning)
+    spinning = arguments.spinning
+    if arguments.catalogue:
+        rows = catalogue(batches, arguments.item_dim, spinning)
     else:
-        found = students(partial(contenders, spinning=spinning), batches)
-    if given.json:
-        told = {"machine": machine(), "spinning": spinning, "rows": found}
-        given.json.write_text(json.dumps(told, indent=2) + "\n")
+        rows = students(partial(contenders, spinning=spinning), batches)
+    if arguments.json:
+        report = {"machine": machine(), "spinning": spinning, "rows": rows}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Time two ways of doing the same, in turn, and tell their ratio with its spread."""
+"""Time two versions of a computation, interleaved, and print their ratio with its spread."""
 
 import platform
 import statistics

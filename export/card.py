@@ -1,4 +1,4 @@
-"""The card of an engine, its ``README.md``: what it is, how it was proven, how to ask it."""
+"""The card of an engine, its ``README.md``: what it is, its parity check, code that runs it."""
 
 import json
 from pathlib import Path
@@ -37,46 +37,46 @@ tags: [recommendation, sequential-recommendation, slmc]
 ---
 # A sequential recommender as an ONNX engine
 
-{layers} layers, {parameters:.1f} million parameters, {num_items:,} items; {size_mb:.1f} MB are \
-needed to serve it
+{layers} layers, {parameters:.1f} million parameters, {num_items:,} items. Serving it takes \
+{size_mb:.1f} MB
 (`onnx/`, `items.jsonl`, `preprocessor.json`).
 
-Run in this folder, with `onnxruntime` and `numpy` alone:
+Run this code in this folder; it needs only `onnxruntime` and `numpy`:
 
 ```python
 {code}```
 
 - Input `item_ids`: int64 [batch, length], rows 1 to {num_items} of `items.jsonl`, oldest first,
-  padded with 0 on the left; the newest {history} of a history count. Other rows are refused. A
-  history without items has an answer too, the same for all of them; a batch of 0 has one of 0 rows.
+  padded with 0 on the left. The engine uses the newest {history} items of a history and refuses
+  other rows. All histories without items get the same answer; a batch of 0 gives 0 rows.
 - Outputs `top_items` int64 [batch, {top_k}] and `top_scores` float32 [batch, {top_k}], best first;
-  ties go to the smaller row. Items of the history are among them.
-- `onnx/masked.onnx` reads the weights of `onnx/model.onnx` beside it and takes two inputs more:
-  `exclude_seen`, bool [1 or batch], leaves out the items of a history (`[False]`: nothing);
-  `allowed`, bool [1 or batch, {num_items} + 1], says which rows may be given (`[[True]]`: all).
-  Where fewer than {top_k} may be given, scores of -inf stand behind them.
+  ties go to the smaller row. The output can contain items of the history.
+- `onnx/masked.onnx` uses the weights of `onnx/model.onnx` and has two more inputs:
+  `exclude_seen`, bool [1 or batch], excludes the items of a history (`[False]`: no items);
+  `allowed`, bool [1 or batch, {num_items} + 1], marks the rows that may be returned (`[[True]]`:
+  all). If fewer than {top_k} rows are allowed, the list is filled up with scores of -inf.
 - Layout {layout}, opset {opset}, {precision}.
 
-## Parity with the model that it was made from
+## Parity with the source model
 
 | batch | length | histories | score error / spread | overlap of the top {top_k} |
 |---|---|---|---|---|
 {shapes}
-Allowed: {max_error:g} and {min_overlap:.2%}. Model: digest `{source}`.
+Limits: {max_error:g} and {min_overlap:.2%}. Source model: digest `{source}`.
 """
 
 
 def write(folder: Path, metrics: dict[str, Any], parity: dict[str, Any]) -> None:
-    """Write the card into an engine's folder, whose other files are there.
+    """Write the card into the folder of an engine whose other files are complete.
 
     Args:
-        folder: Of the engine.
+        folder: The engine's folder.
         metrics: ``size_mb``, ``parameters`` and ``layers``.
-        parity: The body of ``parity.json``.
+        parity: The content of ``parity.json``.
     """
     engine = json.loads((folder / "engine.json").read_text())
     items = Vocabulary.open(folder / FILE).items
-    shown = ", ".join(json.dumps(item, ensure_ascii=False) for item in items[:2])
+    history = ", ".join(json.dumps(item, ensure_ascii=False) for item in items[:2])
     shapes = "".join(
         f"| {s['batch']} | {s['columns']} ({s['lengths']}) | {s['histories']} "
         f"| {s['max_error']:.1e} | {s['overlap']:.2%} |\n"
@@ -86,7 +86,7 @@ def write(folder: Path, metrics: dict[str, Any], parity: dict[str, Any]) -> None
     text = TEXT.format(
         **{name: engine[name] for name in names},
         code=CODE.format(
-            history=shown,
+            history=history,
             shown=min(10, engine["top_k"]),
             session=SESSION_INT8 if engine["precision"] == "int8" else SESSION,
         ),
@@ -98,8 +98,3 @@ def write(folder: Path, metrics: dict[str, Any], parity: dict[str, Any]) -> None
         min_overlap=parity["allowed"]["min_overlap"],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def code_of(card: str) -> str:
-    """The Python code of a card."""
-    return card.split("```python\n", 1)[1].split("```", 1)[0]

@@ -1,4 +1,4 @@
-"""What can be set for export and bench. No torch here: recipes are checked without it."""
+"""Settings of the stages export and bench. No torch here: recipes are checked without it."""
 
 from typing import Annotated, Literal
 
@@ -7,64 +7,64 @@ from pydantic import AfterValidator, Field
 from slmc.config import Seeded, StageConfig
 
 HALVES = ("bf16", "fp16")
-"""Precisions of 16-bit floats, which are for GPUs."""
+"""16-bit float precisions, for GPUs."""
 Format = Literal["onnx", "triton", "tensorrt"]
 
 
 def _with_onnx(formats: tuple[Format, ...]) -> tuple[Format, ...]:
-    """The formats in one order, so that equal sets have equal keys; ONNX is always written."""
+    """The formats in a fixed order, so that equal sets have equal keys; ONNX is always written."""
     every: tuple[Format, ...] = ("onnx", "triton", "tensorrt")
     return tuple(name for name in every if name == "onnx" or name in formats)
 
 
 class ParityConfig(StageConfig):
-    """How close the engine has to be to the model it was made from."""
+    """How close the engine must be to its source model."""
 
     histories: int = Field(512, ge=1)
-    """Real histories that are compared, where the dataset has so many."""
+    """Real histories to compare; fewer if the dataset has fewer."""
     batch: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 32, 256)
-    """Batch sizes; lengths 1, mixed and the maximum are tried with each."""
+    """Batch sizes; each is compared at length 1, at mixed lengths and at the maximum length."""
     max_error: float = Field(1e-3, gt=0)
-    """Largest difference of a score, relative to the spread of the scores."""
+    """Largest allowed difference of a score, divided by the spread of the scores."""
     min_overlap: float = Field(0.999, gt=0, le=1)
-    """Smallest mean overlap of the top lists, tied items counted as equal."""
+    """Smallest allowed mean overlap of the top lists; tied items count as equal."""
 
 
 class TritonConfig(StageConfig):
     """How Triton Inference Server runs the engine."""
 
     max_batch: int = Field(64, ge=1)
-    """Histories that Triton answers at once, at most."""
+    """Largest batch of histories."""
     delay_us: int = Field(500, ge=0)
-    """Microseconds that a request waits for others that can be answered with it."""
+    """Microseconds that a request waits for others to form a batch."""
     instances: int = Field(1, ge=1)
-    """Copies of each variant that answer side by side."""
+    """Parallel instances of each variant."""
     threads: int = Field(1, ge=1)
-    """Threads of each copy on the processor."""
+    """CPU threads of each instance."""
 
 
 class TensorrtConfig(StageConfig):
-    """What TensorRT builds, from the padded layout and standard operators."""
+    """How the TensorRT plan is built, from the padded layout and standard operators."""
 
     flavour: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
     """tensorrt: every GPU from Turing on, built on the GPU that runs it; tensorrt-rtx: GeForce
     and RTX from Ampere on (not H100, H200, B200), built anywhere. Neither runs the other's plan."""
     precision: Literal["bf16", "fp16", "fp32", "int8", "fp8", "int4"] | None = None
-    """Of the decoder's products. int8: one scale a product, from training histories; fp8: weights
-    in 8-bit floats, for GPUs from Ada on; int4: the codes of a model that was quantized to 4;
-    null: int4 for such a model, else bf16."""
+    """Precision of the decoder's linear layers. int8: static activation scales, one per layer, from
+    training histories; fp8: weights in 8-bit floats, for GPUs from Ada on; int4: the codes of a
+    model that was quantized to 4 bits; null: int4 for such a model, else bf16."""
     batch: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 64)
-    """Largest batch of each profile: one for every pair of a batch and a length."""
+    """Largest batch of each profile; there is one profile per pair of a batch and a length."""
     length: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Longest histories of further profiles, beside those of the model's own length."""
+    """Longest histories of further profiles; the model's full history always has profiles."""
     memory_mb: int = Field(1024, ge=1)
-    """GPU memory that a kernel may take to work in, in MiB."""
+    """GPU workspace memory of a kernel, in MiB."""
     calibration: int = Field(256, ge=1)
-    """Training histories that the scales of int8 are set from."""
+    """Training histories that calibrate the activation scales of int8."""
 
 
 class ExportConfig(Seeded):
-    """Turn a model into an ONNX engine and prove that it ranks the same."""
+    """Turn a model into an ONNX engine and check that it ranks the same."""
 
     formats: Annotated[tuple[Format, ...], AfterValidator(_with_onnx)] = ("onnx",)
     """onnx is always written; triton: a model repository for Triton Inference Server; tensorrt: a
@@ -72,46 +72,47 @@ class ExportConfig(Seeded):
     layout: Literal["packed", "padded"] = "packed"
     """packed: no padding is computed (ONNX Runtime); padded: standard operators only."""
     precision: Literal["fp32", "int8", "int8-accurate", "int4", "bf16", "fp16"] | None = None
-    """null: the model's own. fp32; int8: weights and tokens in 8 bits, a scale a token;
-    int8-accurate: weights in 8-bit blocks; int4: the codes of a model that was quantized to 4;
-    bf16, fp16: weights in 16 bits, for GPUs (bf16 runs nowhere else)."""
+    """null: the model's precision. fp32; int8: int8 weights and dynamic int8 activations, one scale
+    per token; int8-accurate: 8-bit weights in blocks; int4: the codes of a model that was quantized
+    to 4 bits; bf16, fp16: 16-bit weights, for GPUs (bf16 runs only there)."""
     table: Literal["fp32", "int8+rescore", "int4+rescore"] | None = None
-    """Float item table. fp32: multiplied as it is; int8+rescore, int4+rescore: all items by a copy
-    in 8 or 4 bits, the best again in float32 (large catalogues; 4 bits answer one user sooner, 8
-    bits a batch); null: fp32 or int8+rescore, by its size. Codes stay what they are."""
+    """How a float item table is scored. fp32: in float32; int8+rescore, int4+rescore: all items
+    with an 8-bit or 4-bit copy, then the best again in float32 (for large catalogues; 4 bits are
+    faster for one user, 8 bits for a batch); null: fp32 or int8+rescore, by size. A quantized table
+    stays as it is."""
     top_k: int = Field(100, ge=1)
     """Items that the engine returns for a history."""
     outputs: tuple[Literal["topk", "scores", "user_vectors"], ...] = ("topk",)
-    """What the engine gives beside the best items, which it always gives: scores of the whole
-    catalogue; user_vectors, with the item vectors as a file, for an index of your own."""
+    """Outputs of the engine. topk: the best items, always included; scores: of the whole catalogue;
+    user_vectors: for your own vector index, with the item vectors as a file."""
     opset: int = Field(21, ge=18, le=23)
     """ONNX opset."""
     parity: ParityConfig = ParityConfig()
-    """The check against the model; an engine that fails it is withheld."""
+    """The comparison with the model; an engine that fails it is withheld."""
     triton: TritonConfig = TritonConfig()
     """Settings of the format triton."""
     tensorrt: TensorrtConfig = TensorrtConfig()
     """Settings of the format tensorrt."""
 
     def extras(self) -> dict[str, str]:
-        """The TensorRT that is asked for."""
+        """The requested flavour of TensorRT."""
         if "tensorrt" not in self.formats:
             return {}
         return {self.tensorrt.flavour.replace("-", "_"): self.tensorrt.flavour}
 
 
 class BenchConfig(Seeded):
-    """Time an engine on real histories, side by side with a model in PyTorch."""
+    """Time an engine on real histories, interleaved with a model in PyTorch."""
 
     batch: tuple[int, ...] = (1, 32)
     """Batch sizes."""
     rounds: int = Field(20, ge=3)
-    """Timed rounds of each batch size, engine and baseline in turn."""
+    """Timed rounds of each batch size, engine and baseline interleaved."""
     warmup: int = Field(3, ge=0)
     """Untimed rounds before them."""
     threads: int | None = Field(None, ge=1)
-    """Cores that both may use; null takes the machine's. A short probe chooses how many sessions
-    of the engine share them, for latency and for throughput."""
+    """Cores that both may use; null: all cores of the machine. A short probe chooses how many
+    parallel sessions of the engine share them, for latency and for throughput."""
     spinning: bool = False
-    """Whether threads of the engine spin while they compute an answer: sooner on cores that nobody
-    shares, far later on others."""
+    """Whether engine threads spin while they compute an answer: lower latency on dedicated cores,
+    much higher latency on shared ones."""

@@ -1,4 +1,4 @@
-"""Measure the ranking of an engine, on the engine's own graph."""
+"""Measure the ranking of an engine, on its ONNX graph."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,23 +12,23 @@ from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.evaluate import write_report
 from slmc.evaluation.scorers import Histories
 from slmc.export.runtime.engine import Engine
-from slmc.export.vocabulary import check_same
+from slmc.export.vocabulary import check_same_items
 
 
 class EngineScorer:
-    """A :class:`slmc.evaluation.scorers.Scorer` that asks the graph of an engine.
+    """A :class:`slmc.evaluation.scorers.Scorer` that runs the graph of an engine.
 
-    The value that the engine takes its top-k of is given out as it is, so ranks and
-    cross-entropies are those of the engine, not of the model that it was made from.
+    It returns the scores from which the engine takes its top-k, so ranks and cross-entropies are
+    those of the engine, not of its source model.
     """
 
     def __init__(self, engine: Artefact | Path) -> None:
-        """Start a session; raises as :class:`Engine` does."""
+        """Open a session; raises the same errors as :class:`Engine`."""
         self.engine = Engine.open(engine, scores=True)
-        self.num_items = self.engine.described.num_items
+        self.num_items = self.engine.description.num_items
 
     def blocks(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
-        """See :class:`slmc.evaluation.scorers.Scorer`: the catalogue in one block."""
+        """Yield the scores of the whole catalogue in one block."""
         yield 1, torch.from_numpy(self.engine.scores(histories))
 
 
@@ -36,11 +36,11 @@ def evaluate_engine(config: EvaluateConfig, inputs: dict[str, Artefact], out: Pa
     """Measure the ranking of an engine on a dataset's split: a report.
 
     Raises:
-        UsageError: Engine and dataset do not number the same items.
+        UsageError: Engine and dataset do not have the same items in the same rows.
         UndecidedError: The split has no user.
         ArtefactError: ONNX Runtime cannot run the engine.
     """
-    check_same(inputs["engine"], inputs["data"])
+    check_same_items(inputs["engine"], inputs["data"])
     data = Dataset.open(inputs["data"])
     scorer = EngineScorer(inputs["engine"])
     with draft(out) as work:

@@ -1,7 +1,7 @@
-"""Turn a model into an ONNX engine, and prove that it ranks the same.
+"""Turn a model into an ONNX engine, and check that it gives the same answers.
 
-The engine takes rows and gives rows: histories ``[B, L]``, padded with 0 on the left, to the
-``k`` best items ``[B, k]`` and their scores. B and L are free. Ties go to the smaller row.
+The engine maps histories ``[B, L]`` of rows, padded with 0 on the left, to the rows of the ``k``
+best items ``[B, k]`` and their scores. B and L are dynamic. Ties go to the smaller row.
 """
 
 import json
@@ -21,9 +21,16 @@ from slmc.export.config import ExportConfig
 from slmc.export.constraints import Source, no_gain, refusals
 from slmc.export.graph import interface, outputs, serialize
 from slmc.export.graph.optimize import both_graphs
-from slmc.export.reference.precision import in_precision, rounds_tokens
-from slmc.export.runtime.engine import GRAPH, MASKED, SERVING, Histories, needed, providers
-from slmc.export.tensorrt.build import planned
+from slmc.export.reference.precision import in_precision, rounds_activations
+from slmc.export.runtime.engine import (
+    GRAPH,
+    MASKED,
+    SERVING,
+    Histories,
+    available_providers,
+    import_extra,
+)
+from slmc.export.tensorrt.build import prepare_plan
 from slmc.export.triton import repository as triton
 from slmc.model.codes import Codes, load_codes
 from slmc.model.loading import Recommender, load_model
@@ -32,37 +39,36 @@ from slmc.model.recommender import SequentialRecommender
 
 ITEM_VECTORS = "item_vectors.safetensors"
 LARGE_TABLE = 16_000_000
-"""Numbers in an item table from which an 8-bit copy is worth its memory: 250,000 items of 64."""
+"""Size of an item table from which an 8-bit copy pays for its memory: 250,000 items of width 64."""
 
 log = logging.getLogger("slmc.export")
 
 
 def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Make the engine of a model; it appears only if it gives the model's answers.
+    """Export a model to an engine; the engine is written only if it passes the parity check.
 
     Raises:
-        UsageError: The model ranks another catalogue than the dataset's, or cannot be exported so.
+        UsageError: Model and dataset have different catalogues, or the model cannot be exported
+            with these settings.
         VerdictError: The engine differs from the model; nothing is written.
-        MissingError: A library is not installed, or bf16 finds no GPU.
+        MissingError: A library is not installed, or there is no GPU for bf16.
     """
-    order = _order(config, inputs)
-    plan = (
-        planned(config, order.model, order.top_k, order.own)
-        if "tensorrt" in config.formats
-        else None
-    )
+    job = _prepare(config, inputs)
+    plan = None
+    if "tensorrt" in config.formats:
+        plan = prepare_plan(config, job.model, job.top_k, job.layer_codes)
     with draft(out) as work:
-        _write_graph(order, work.path)
-        _describe(order, inputs["model"], work)
-        histories = parity.real_histories(order.data)
-        report = _proven(order, work.path, histories)
-        metrics = _metrics(order, report)
+        _write_graphs(job, work.path)
+        _write_metadata(job, inputs["model"], work)
+        histories = parity.real_histories(job.data)
+        report = _check_parity(job, work.path, histories)
+        metrics = _metrics(job, report)
         if plan is not None:
-            built = plan.write(work.path, order.data, histories)
-            metrics["tensorrt"] = {n: built[n] for n in ("flavour", "precision", "executed")}
+            entry = plan.write(work.path, job.data, histories)
+            metrics["tensorrt"] = {n: entry[n] for n in ("flavour", "precision", "executed")}
         if "triton" in config.formats:
             triton.write(work.path, config, histories)
-        metrics["size_mb"] = sum(f.stat().st_size for f in _serving(work.path)) / 1e6
+        metrics["size_mb"] = sum(f.stat().st_size for f in _serving_files(work.path)) / 1e6
         card.write(work.path, metrics, report)
         return work.seal(
             kind="engine",
@@ -74,47 +80,47 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
 
 
 @dataclass(frozen=True)
-class _Order:
-    """What is to be made of which model."""
+class _Job:
+    """The model to export, and the settings that depend on it."""
 
     config: ExportConfig
     data: Dataset
     model: Recommender
-    own: dict[str, Codes]
+    layer_codes: dict[str, Codes]
     top_k: int
     precision: str
 
 
-def _order(config: ExportConfig, inputs: dict[str, Artefact]) -> _Order:
-    """Read what an export needs, and refuse what cannot be before anything is computed."""
+def _prepare(config: ExportConfig, inputs: dict[str, Artefact]) -> _Job:
+    """Load the inputs, and raise for unsupported settings before any computation."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
-        needed(module)
-    vocabulary.check_same(inputs["model"], inputs["data"])
+        import_extra(module)
+    vocabulary.check_same_items(inputs["model"], inputs["data"])
     data, model = Dataset.open(inputs["data"]), load_model(inputs["model"])
-    own = load_codes(inputs["model"])
-    source = source_of(model, own)
-    for refused in refusals(config, source):
-        raise refused.error()
+    layer_codes = load_codes(inputs["model"])
+    source = source_of(model, layer_codes)
+    for refusal in refusals(config, source):
+        raise refusal.error()
     precision = config.precision or source.precision
-    providers(precision)
+    available_providers(precision)
     if (reason := no_gain(precision, source)) is not None:
         log.warning("precision %s: %s", precision, reason)
-    return _Order(config, data, model, own, min(config.top_k, data.num_items), precision)
+    return _Job(config, data, model, layer_codes, min(config.top_k, data.num_items), precision)
 
 
-def source_of(model: Recommender, own: Mapping[str, Codes]) -> Source:
-    """What decides whether a model can be exported as asked.
+def source_of(model: Recommender, layer_codes: Mapping[str, Codes]) -> Source:
+    """Collect the properties of a model that decide whether it can be exported.
 
     Args:
-        model: As it was loaded.
-        own: The codes that its layers are stored as.
+        model: The loaded model.
+        layer_codes: The stored codes of its linear layers, by name.
     """
     table, config = model.item_embeddings, model.config
     prompt = getattr(config, "prefix_length", 0) + getattr(config, "suffix_length", 0)
     return Source(
-        bits=frozenset(codes.bits for codes in own.values()),
-        group_sizes=frozenset(codes.group_size for codes in own.values()),
-        zero_points=any(c.bits == 4 and c.zero_point is not None for c in own.values()),
+        bits=frozenset(codes.bits for codes in layer_codes.values()),
+        group_sizes=frozenset(codes.group_size for codes in layer_codes.values()),
+        zero_points=any(c.bits == 4 and c.zero_point is not None for c in layer_codes.values()),
         table_bits=table.bits if isinstance(table, QuantizedTable) else None,
         on_llm=isinstance(model, SequentialRecommender),
         history=config.history,
@@ -123,59 +129,59 @@ def source_of(model: Recommender, own: Mapping[str, Codes]) -> Source:
 
 
 def table_form(model: Recommender, config: ExportConfig) -> str:
-    """How the item table is multiplied: as it is stored, as the config says, or by its size."""
+    """The form of the item table: as stored, as configured, or chosen by its size."""
     if isinstance(model.item_embeddings, QuantizedTable):
         return f"int{model.item_embeddings.bits}"
     large = config.layout == "packed" and model.item_vectors().numel() >= LARGE_TABLE
     return config.table or ("int8+rescore" if large else "fp32")
 
 
-def _write_graph(order: _Order, folder: Path) -> None:
-    """Write both graphs, and the item vectors where users' vectors are given out."""
-    config, model = order.config, order.model
+def _write_graphs(job: _Job, folder: Path) -> None:
+    """Write both graphs, and the item vectors if user vectors are an output."""
+    config, model = job.config, job.model
     table = table_form(model, config)
     plain, masked = folder / GRAPH, folder / MASKED
     rows, width = model.item_vectors().shape
     graphs = both_graphs(
-        model, config.layout, order.top_k, config.opset, order.precision, order.own, table
+        model, config.layout, job.top_k, config.opset, job.precision, job.layer_codes, table
     )
     for file, graph in zip((plain, masked), graphs, strict=True):
         outputs.add_outputs(graph, config.outputs, rows, width)
         if file == plain:
             serialize.save(graph, file)
         else:
-            serialize.save_beside(graph, plain, file)
+            serialize.save_sharing_weights(graph, plain, file)
     if "user_vectors" in config.outputs:
         vectors = {"item_vectors": model.item_vectors().detach().contiguous()}
         save_file(vectors, folder / ITEM_VECTORS)
 
 
-def _proven(order: _Order, folder: Path, histories: Histories) -> dict[str, Any]:
-    """Compare the engine with the model in its precision; the body of ``parity.json``."""
-    reference = in_precision(order.model, order.precision, order.own, order.config.layout)
-    rounds = rounds_tokens(reference)
-    report = parity.check(folder, reference, histories, order.config, rounds=rounds)
+def _check_parity(job: _Job, folder: Path, histories: Histories) -> dict[str, Any]:
+    """Compare the engine with the model in its precision; return the content of ``parity.json``."""
+    reference = in_precision(job.model, job.precision, job.layer_codes, job.config.layout)
+    rounded = rounds_activations(reference)
+    report = parity.check(folder, reference, histories, job.config, rounded=rounded)
     parity.check_masks(folder, histories)
     (folder / "parity.json").write_text(_json(report))
     return report
 
 
-def _metrics(order: _Order, report: Mapping[str, Any]) -> dict[str, Any]:
+def _metrics(job: _Job, report: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "top_k": order.top_k,
-        "layout": order.config.layout,
-        "precision": order.precision,
+        "top_k": job.top_k,
+        "layout": job.config.layout,
+        "precision": job.precision,
         "parity": {name: report[name] for name in ("max_error", "overlap")},
-        "parameters": sum(p.numel() for p in order.model.parameters()),
-        "layers": len(order.model.layers),
+        "parameters": sum(p.numel() for p in job.model.parameters()),
+        "layers": len(job.model.layers),
     }
 
 
-def _describe(order: _Order, made_of: Artefact, work: Draft) -> None:
-    """Write the files beside the graph that a session needs to be asked and understood."""
-    config, model, top_k = order.config, order.model, order.top_k
+def _write_metadata(job: _Job, source: Artefact, work: Draft) -> None:
+    """Write the vocabulary, ``engine.json`` and the configs of preprocessor and transformers."""
+    config, model, top_k = job.config, job.model, job.top_k
     for name in ("preprocessor.json", "items.parquet"):
-        shutil.copyfile(made_of.file(name), work.path / name)
+        shutil.copyfile(source.file(name), work.path / name)
     vocabulary.write(work.path / "items.parquet", work.path / vocabulary.FILE)
     engine = {
         "input": {interface.INPUT: ["int64", ["batch", "length"]]},
@@ -187,26 +193,26 @@ def _describe(order: _Order, made_of: Artefact, work: Draft) -> None:
             interface.TOP_ITEMS: ["int64", ["batch", top_k]],
             interface.TOP_SCORES: ["float32", ["batch", top_k]],
         }
-        | interface.more_outputs(config.outputs, *model.item_vectors().shape),
+        | interface.extra_outputs(config.outputs, *model.item_vectors().shape),
         "layout": config.layout,
         "top_k": top_k,
         "opset": config.opset,
-        "precision": order.precision,
+        "precision": job.precision,
         "history": model.config.history,
         "num_items": model.config.num_items,
-        "source": made_of.digest,
+        "source": source.digest,
     }
     (work.path / "engine.json").write_text(_json(engine))
-    ((work.path / GRAPH).parent / "config.json").write_text(_json(_known_config(model)))
+    ((work.path / GRAPH).parent / "config.json").write_text(_json(_transformers_config(model)))
 
 
-def _known_config(model: Recommender) -> dict[str, Any]:
-    """The shape of a kind that transformers knows: Optimum opens no folder without one."""
+def _transformers_config(model: Recommender) -> dict[str, str | int]:
+    """The shape as a model type that transformers knows; Optimum requires such a config."""
     if isinstance(model, SequentialRecommender):
         backbone = model.config.backbone_config.to_dict()
-        known = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        return {name: backbone[name] for name in known}
-    # The layers of SASRec are those of GPT-2: pre-norm, learned positions, one product for q, k, v.
+        names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        return {name: backbone[name] for name in names}
+    # SASRec has the layers of GPT-2: pre-norm, learned positions, one matmul for q, k and v.
     shape = model.config
     return {
         "model_type": "gpt2",
@@ -216,7 +222,7 @@ def _known_config(model: Recommender) -> dict[str, Any]:
     }
 
 
-def _serving(folder: Path) -> list[Path]:
+def _serving_files(folder: Path) -> list[Path]:
     files = (f for f in folder.rglob("*") if f.is_file())
     return [f for f in files if str(f.relative_to(folder)).startswith(SERVING)]
 

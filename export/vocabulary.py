@@ -1,4 +1,4 @@
-"""The vocabulary of an engine, ``items.jsonl``: rows, original ids and titles, a line an item."""
+"""The vocabulary of an engine, ``items.jsonl``: row, original id and title, one line per item."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FILE = "items.jsonl"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """V items by row; row r is the entry r - 1."""
+    """V items in row order; row r is entry r - 1."""
 
     items: list[str]
     """Original ids."""
@@ -24,7 +24,7 @@ class Vocabulary:
 
     @classmethod
     def open(cls, file: Path) -> Self:
-        """Read ``items.jsonl``; raises :class:`ArtefactError` if it is not one."""
+        """Read ``items.jsonl``; raises :class:`ArtefactError` if the file is not valid."""
         items, titles = [], []
         try:
             with file.open("rb") as lines:
@@ -36,19 +36,19 @@ class Vocabulary:
                     titles.append(entry.get("title"))
         except (ValueError, KeyError, TypeError, OSError):
             raise ArtefactError(
-                f"{file}:{len(items) + 1}: not the item of that row.",
-                "Make the engine again with `slmc export`.",
+                f"{file}:{len(items) + 1}: the line does not describe the item of that row.",
+                "Run `slmc export` again.",
             ) from None
         return cls(items, titles)
 
     @cached_property
     def row_of(self) -> dict[str, int]:
-        """Original id -> row."""
+        """Map from original id to row."""
         return {item: row for row, item in enumerate(self.items, start=1)}
 
 
 def write(parquet: Path, file: Path) -> None:
-    """Write ``items.jsonl`` for the items of an ``items.parquet``."""
+    """Write ``items.jsonl`` from an ``items.parquet``."""
     items = pl.read_parquet(parquet, columns=["row", "item", "title"])
     with file.open("w", encoding="utf-8") as out:
         for row, item, title in items.iter_rows():
@@ -56,14 +56,14 @@ def write(parquet: Path, file: Path) -> None:
             out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def check_same(ranked: Artefact, data: Artefact) -> None:
-    """Raise ``UsageError`` unless a model or engine numbers the items as the dataset does."""
-    own, theirs = (
+def check_same_items(ranked: Artefact, data: Artefact) -> None:
+    """Raise ``UsageError`` unless a model or engine has the dataset's items in the same rows."""
+    ranked_items, items = (
         pl.read_parquet(artefact.file("items.parquet"), columns=["item"])["item"]
         for artefact in (ranked, data)
     )
-    if not own.equals(theirs):
+    if not ranked_items.equals(items):
         raise UsageError(
-            f"{ranked.path} and {data.path} do not number the same items.",
+            f"{ranked.path} and {data.path} do not have the same items in the same rows.",
             "Name the dataset that the model was trained on with --data.",
         )

@@ -52,8 +52,8 @@ def recommend(
     """
     engine, ids, k = _engine(engine), _texts(ids), _whole(k)
     vocabulary = _vocabulary(engine)
-    top_k = engine.described.top_k
-    if k < 1 or k > top_k < engine.described.num_items:
+    top_k = engine.description.top_k
+    if k < 1 or k > top_k < engine.description.num_items:
         raise UsageError(
             f"k: {k} items were asked for, the engine gives 1 to {top_k}.",
             "Ask for a number within, or export with a larger --top-k.",
@@ -61,7 +61,7 @@ def recommend(
     rows = _rows(ids, vocabulary)
     allowed = None
     if exclude_seen:  # all of them, those too that are older than the history of the model
-        allowed = np.ones((1, engine.described.num_items + 1), dtype=bool)
+        allowed = np.ones((1, engine.description.num_items + 1), dtype=bool)
         allowed[:, rows] = False
     items, scores = engine.top([rows], allowed=allowed)
     found = [
@@ -113,11 +113,11 @@ def _whole(given: object) -> int:
 def _vocabulary(engine: Engine) -> Vocabulary:
     file = engine.folder / FILE
     vocabulary = Vocabulary.open(file)
-    if len(vocabulary.items) != engine.described.num_items:
+    if len(vocabulary.items) != engine.description.num_items:
         raise ArtefactError(
             f"{file} names {len(vocabulary.items)} items, the engine ranks "
-            f"{engine.described.num_items}.",
-            "Make the engine again with `slmc export`.",
+            f"{engine.description.num_items}.",
+            "Run `slmc export` again.",
         )
     return vocabulary
 

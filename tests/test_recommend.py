@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
 from slmc.errors import ArtefactError, UsageError
-from slmc.export.graph.histories import take
-from slmc.export.graph.masks import add_masks, choice_of
+from slmc.export.graph.histories import accept_all_lengths
+from slmc.export.graph.masks import add_masks, topk_choice
 from slmc.export.runtime.engine import GRAPH, MASKED, Engine
 from slmc.recommend import Recommendation, recommend
 
@@ -54,9 +54,9 @@ def graphs(top_k: int) -> Iterator[onnx.ModelProto]:
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     given = ir.from_proto(model)
-    take(given.graph, history=2, items=4)
+    accept_all_lengths(given.graph, history=2, items=4)
     yield ir.to_proto(given)
-    add_masks(given.graph, choice_of(given.graph))
+    add_masks(given.graph, topk_choice(given.graph))
     yield ir.to_proto(given)
 
 

@@ -1,177 +1,174 @@
-"""Graph passes that make the packed engine fast; none of them changes what it computes.
+"""Graph passes that merge matmuls of one input, and cut their outputs without copies.
 
-Each takes the graph as ``onnx_ir`` holds it and changes it in place. Letters: B histories, T
-tokens of all of them, H width of the backbone.
+None of them changes what the graph computes. Letters: K inputs, N outputs of a matmul.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slmc.export.graph.ir import constant, name_nodes, products, replace
+from slmc.export.graph.ir import (
+    LAYERS,
+    Matmul,
+    Tape,
+    array,
+    constant,
+    inputs,
+    is_constant,
+    matmul,
+    matmuls,
+    only_user,
+    rank,
+    replace,
+)
 from slmc.model.codes import Codes
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 WORTH_MERGING = 3
-"""Products of one input that ONNX Runtime computes sooner as one: two products are as many
-operators as one product and the Split that copies its parts, three are one more (docs/log.md)."""
+"""Matmuls of one input that ONNX Runtime computes faster as one: two matmuls are as many operators
+as one matmul and the Split that copies its parts, three are one more (docs/log.md)."""
 
 
-def name_products(graph: Any, layers: Mapping[str, NDArray[np.float32]]) -> None:
-    """Tell each product the layers whose weights it holds (``weight.meta["layers"]``).
+def mark_layers(graph: ir.Graph, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write into the metadata of each matmul's weight which layer it belongs to.
 
     Args:
-        graph: Its constants are the layers' weights, turned.
-        layers: Name -> weight ``[N, K]``.
+        graph: Its constants are the transposed weights of the layers.
+        weights: Name of a layer -> weight ``[N, K]``.
     """
-    names = {_mark(weight.T): name for name, weight in layers.items()}
-    for node in products(graph):
-        found = names.get(_mark(node.inputs[1].const_value.numpy()))
-        node.inputs[1].meta["layers"] = (found,) if found else ()
+    names = {_fingerprint(weight.T): name for name, weight in weights.items()}
+    for each in matmuls(graph):
+        name = names.get(_fingerprint(array(each.weight)))
+        each.weight.meta[LAYERS] = (name,) if name else ()
 
 
-def merge_products(
-    graph: Any,
-    forms: Callable[[tuple[str, ...]], Hashable],
+def merge_matmuls(
+    graph: ir.Graph,
+    form_of: Callable[[tuple[str, ...]], Hashable],
     *,
     fewest: int = 2,
-    whole: Collection[Any] = (),
+    unsplit: Collection[ir.Value] = (),
 ) -> None:
-    """Multiply what is multiplied by several matrices once: q, k, v, and gate and up.
+    """Compute several matmuls of one input as one: q, k, v, and gate and up.
 
     Args:
         graph: Changed in place.
-        forms: Names of layers -> the form that their weights are to have; only products of one
-            form are merged.
-        fewest: Products that are merged.
-        whole: Inputs of which two products are merged too, since nothing cuts them apart again.
+        form_of: Names of layers -> the form that their weights will have; only matmuls of one form
+            are merged.
+        fewest: Number of matmuls that are worth merging.
+        unsplit: Inputs of which two matmuls are merged too, since no Split will copy their parts.
     """
-    alike: dict[tuple[Any, Hashable], list[Any]] = {}
-    for node in products(graph):
-        form = forms(node.inputs[1].meta.get("layers", ()))
-        alike.setdefault((node.inputs[0], form), []).append(node)
-    for (given, _), nodes in alike.items():
-        if len(nodes) >= (2 if given in whole else fewest):
-            _merge(graph, nodes)
+    groups: dict[tuple[ir.Value, Hashable], list[Matmul]] = {}
+    for each in matmuls(graph):
+        groups.setdefault((each.x, form_of(each.layers)), []).append(each)
+    for (x, _), group in groups.items():
+        if len(group) >= (2 if x in unsplit else fewest):
+            _merge(graph, group)
 
 
-def _merge(graph: Any, nodes: list[Any]) -> None:
-    import onnx_ir as ir
-
-    name = nodes[0].name
-    weights = [node.inputs[1].const_value.numpy() for node in nodes]
-    weight = constant(graph, np.concatenate(weights, axis=1), f"{name}_weights")
-    layers = [layer for node in nodes for layer in node.inputs[1].meta.get("layers", ())]
-    weight.meta["layers"] = tuple(layers)
-    made, ends = [ir.node("MatMul", [nodes[0].inputs[0], weight])], nodes
-    biases = _biases(nodes)
+def _merge(graph: ir.Graph, group: list[Matmul]) -> None:
+    tape = Tape(graph, f"{group[0].y.name}_merged", before=group[0].node)
+    weights = [array(each.weight) for each in group]
+    weight = tape.constant(np.concatenate(weights, axis=1), "weights")
+    weight.meta[LAYERS] = tuple(layer for each in group for layer in each.layers)
+    y, ends = tape.op("MatMul", [group[0].x, weight]), [each.y for each in group]
+    biases = _biases(group)
     if biases is not None:
-        ends = [use.node for node in nodes for use in node.outputs[0].uses()]
-        bias = constant(graph, np.concatenate(biases), f"{name}_biases")
-        made.append(ir.node("Add", [made[0].outputs[0], bias]))
-    name_nodes(made, f"{name}_merged")
-    sizes = np.array([w.shape[1] for w in weights], dtype=np.int64)
-    split = ir.node(
-        "Split",
-        [made[-1].outputs[0], constant(graph, sizes, f"{name}_sizes")],
-        {"axis": -1},
-        num_outputs=len(nodes),
-        name=f"{name}_split",
-    )
-    graph.insert_before(nodes[0], [*made, split])
-    for end, part in zip(ends, split.outputs, strict=True):
-        replace(graph, end, part)
+        ends = [user.outputs[0] for each in group for user in each.y.consumers()]
+        y = tape.op("Add", [y, tape.constant(np.concatenate(biases), "biases")])
+    sizes = tape.constant([each.shape[1] for each in weights], "sizes")
+    parts = tape.ops("Split", [y, sizes], {"axis": -1}, outputs=len(group))
+    for end, part in zip(ends, parts, strict=True):
+        replace(end, part)
     if biases is not None:
-        graph.remove(nodes, safe=True)
+        graph.remove([each.node for each in group], safe=True)
 
 
-def _biases(nodes: list[Any]) -> list[NDArray[np.float32]] | None:
-    """What is added to each of some products; ``None`` if not every one has a bias."""
+def _biases(group: list[Matmul]) -> list[NDArray[np.float32]] | None:
+    """Return the bias of each matmul, or ``None`` if not every one has a bias."""
     biases = []
-    for node in nodes:
-        users = [use.node for use in node.outputs[0].uses()]
-        if len(users) != 1 or users[0].op_type != "Add":
+    for each in group:
+        user = only_user(each.y)
+        if user is None or user.op_type != "Add":
             return None
-        added = [value for value in users[0].inputs if value is not node.outputs[0]]
-        if len(added) != 1 or added[0].const_value is None or len(added[0].shape) != 1:
+        added = [value for value in inputs(user) if value is not each.y]
+        if len(added) != 1 or not is_constant(added[0]) or rank(added[0]) != 1:
             return None
-        biases.append(added[0].const_value.numpy())
+        biases.append(array(added[0]))
     return biases
 
 
-def split_slices(graph: Any) -> None:
-    """Cut what a product gives by one Split where Slices do, as Phi-3 cuts q, k and v."""
-    import onnx_ir as ir
-
-    for node in list(products(graph)):
-        whole = node.outputs[0]
-        users = [use.node for use in whole.uses()]
-        cuts = {cut: user for user in users if (cut := cut_of(user, whole)) is not None}
-        bounds = sorted(cuts)
+def split_slices(graph: ir.Graph) -> None:
+    """Cut the output of a matmul by one Split instead of Slices, as Phi-3 cuts q, k and v."""
+    for each in matmuls(graph):
+        y = each.y
+        users = [use.node for use in y.uses()]
+        slices = {cut: user for user in users if (cut := slice_bounds(user, y)) is not None}
+        bounds = sorted(slices)
         ends = [0, *(end for _, end in bounds)]
         if len(bounds) < max(2, len(users)) or [start for start, _ in bounds] != ends[:-1]:
             continue
-        if ends[-1] != whole.shape[-1]:
+        if y.shape is None or ends[-1] != y.shape[-1]:
             continue
-        sizes = constant(graph, np.diff(ends), f"{whole.name}_sizes")
-        split = ir.node("Split", [whole, sizes], {"axis": -1}, num_outputs=len(bounds))
-        split.name = f"{whole.name}_split"
-        graph.insert_after(node, split)
-        for bound, part in zip(bounds, split.outputs, strict=True):
-            old = cuts[bound].outputs[0]
-            part.type, part.shape = old.type, old.shape
-            replace(graph, cuts[bound], part)
+        tape = Tape(graph, f"{y.name}_parts", after=each.node)
+        sizes = tape.constant(np.diff(ends), "sizes")
+        parts = tape.ops("Split", [y, sizes], {"axis": -1}, outputs=len(bounds))
+        for bound, part in zip(bounds, parts, strict=True):
+            replace(slices[bound].outputs[0], part)
 
 
-def cut_of(node: Any, x: Any) -> tuple[int, int] | None:
-    """From where to where a node cuts ``x`` along its last axis."""
-    if node.op_type != "Slice" or node.inputs[0] is not x:
+def slice_bounds(node: ir.Node, x: ir.Value) -> tuple[int, int] | None:
+    """Return start and end of a Slice of ``x`` along its last axis, or ``None`` for other nodes."""
+    if node.op_type != "Slice" or node.inputs[0] is not x or x.shape is None:
         return None
-    bounds = [value.const_value for value in node.inputs[1:]]
-    if any(bound is None for bound in bounds):
+    width = x.shape[-1]
+    if not all(map(is_constant, node.inputs[1:])) or not isinstance(width, int):
         return None
-    start, end, axis, *step = (int(bound.numpy()[0]) for bound in bounds)
-    whole = axis in (-1, len(x.shape) - 1) and step in ([], [1])
-    return (start, min(end, x.shape[-1])) if whole else None
+    start, end, axis, *step = (int(array(value)[0]) for value in node.inputs[1:])
+    along_last = axis in (-1, len(x.shape) - 1) and step in ([], [1])
+    return (start, min(end, width)) if along_last else None
 
 
-def cut_product(graph: Any, split: Any, own: dict[str, Codes]) -> None:
-    """Compute the first part that a Split gives by a product of its own.
+def split_matmul(graph: ir.Graph, split: ir.Node, layer_codes: dict[str, Codes]) -> None:
+    """Compute the first part of a Split by a matmul of its own.
 
     Args:
         graph: Changed in place.
-        split: Cuts what a product without a bias gives, and nothing else reads it.
-        own: The codes of a quantized model by layer; those of the parts are added.
+        split: Cuts the output of a matmul without a bias, which nothing else reads.
+        layer_codes: Codes of a quantized model by layer; those of the two parts are added.
     """
     import onnx_ir as ir
 
-    product, sizes = split.inputs[0].producer(), split.inputs[1].const_value.numpy()
-    x, weight = product.inputs
-    matrix, made = weight.const_value.numpy(), []
-    for first, end in ((0, sizes[0]), (sizes[0], sizes.sum())):
-        part = constant(graph, matrix[:, first:end], f"{weight.name}_from_{first}")
-        names = {layer: f"{layer}[{first}:{end}]" for layer in weight.meta.get("layers", ())}
-        part.meta["layers"] = tuple(names.values())
-        own.update({to: own[name].outputs(first, end) for name, to in names.items() if name in own})
-        made.append(ir.node("MatMul", [x, part]))
-        made[-1].outputs[0].type = split.inputs[0].type
-        made[-1].outputs[0].shape = ir.Shape([*split.inputs[0].shape[:-1], end - first])
-    rest = constant(graph, sizes[1:], f"{split.inputs[1].name}_rest")
-    made.append(
-        ir.node("Split", [made[1].outputs[0], rest], {"axis": -1}, num_outputs=len(sizes) - 1)
-    )
-    name_nodes(made, f"{split.inputs[0].name}_apart")
-    graph.insert_before(split, made)
-    parts = [made[0].outputs[0], *made[2].outputs]
-    for old, new in zip(split.outputs, parts, strict=True):
-        new.name = f"{old.name}_"
-        new.type, new.shape = old.type, old.shape
-        old.replace_all_uses_with(new)
-    graph.remove([split, product], safe=True)
+    y, sizes = split.inputs[0], array(split.inputs[1])
+    whole = matmul(None if y is None else y.producer())
+    if y is None or whole is None or y.shape is None:
+        raise ValueError(f"{split.name} does not cut the output of a matmul")
+    tape = Tape(graph, f"{y.name}_apart", before=split)
+    matrix, halves = array(whole.weight), []
+    for start, end in ((0, int(sizes[0])), (int(sizes[0]), int(sizes.sum()))):
+        weight = constant(graph, matrix[:, start:end], f"{whole.weight.name}_from_{start}")
+        names = {layer: f"{layer}[{start}:{end}]" for layer in whole.layers}
+        weight.meta[LAYERS] = tuple(names.values())
+        for layer, part in names.items():
+            if layer in layer_codes:
+                layer_codes[part] = layer_codes[layer].outputs(start, end)
+        halves.append(tape.op("MatMul", [whole.x, weight]))
+        halves[-1].type = y.type
+        halves[-1].shape = ir.Shape([*y.shape[:-1], end - start])
+    rest = tape.constant(sizes[1:], "sizes")
+    parts = tape.ops("Split", [halves[1], rest], {"axis": -1}, outputs=len(sizes) - 1)
+    for old, new in zip(list(split.outputs), [halves[0], *parts], strict=True):
+        replace(old, new)
+    graph.remove(whole.node, safe=True)
 
 
-def _mark(weight: NDArray[np.float32]) -> tuple[tuple[int, ...], bytes]:
-    array = np.ascontiguousarray(weight)
-    return array.shape, hashlib.sha256(array.tobytes()).digest()
+def _fingerprint(weight: NDArray[np.float32]) -> tuple[tuple[int, ...], bytes]:
+    contiguous = np.ascontiguousarray(weight)
+    return contiguous.shape, hashlib.sha256(contiguous.tobytes()).digest()

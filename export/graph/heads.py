@@ -1,55 +1,79 @@
-"""Heads of queries, keys and values as rows of one product: none is cut out of it and copied.
+"""Heads of queries, keys and values as rows of one matmul's output: no Split copies them.
 
 Attention looks its heads up by token and head at once (:mod:`slmc.model.packing`), so all three
-may lie in one table of rows. Letters: T tokens, A heads of q, k and v together, D width of a head.
+may lie in one table of rows. Letters: T tokens, A heads of q, k and v together, D width of a head,
+P positions.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slmc.export.graph.ir import MICROSOFT, constant, name_nodes
+from slmc.export.graph.ir import (
+    MICROSOFT,
+    Tape,
+    array,
+    constant,
+    inputs,
+    is_constant,
+    nodes,
+    producer,
+)
 from slmc.export.graph.rotary import HEADS_FIRST
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
 class _Part:
-    """How queries, keys or values are looked up in what a Split gives."""
+    """How attention looks up the queries, keys or values that a Split cuts out."""
 
-    rotary: Any
-    """The node that turns them; ``None`` for values."""
+    rotary: ir.Node | None
+    """The node that rotates them; ``None`` for values."""
     width: int
     """D."""
-    lookup: Any
+    lookup: ir.Node
     """The Gather of their rows ``[T * heads, D]``."""
-    index: Any
-    """What gives its rows ``token * heads + head``: the Add of a Mul."""
+    rows: ir.Node
+    """The Add that computes the rows ``token * heads + head``."""
     heads: int
 
 
-def look_up_in_one(graph: Any) -> None:
-    """Turn q, k and v of a layer by one operator, and look all of them up in what it gives.
+class _Known:
+    """Values that several layers share."""
 
-    The token of each head is a batch of its own, and that of values stands at a position that
-    turns nothing. Where nothing is turned, all are looked up in the product itself.
+    def __init__(self) -> None:
+        self.rows: dict[tuple[ir.Value, int, int], ir.Value] = {}
+        """Rows among all heads, by the rows before, the first head and A."""
+        self.positions: dict[tuple[ir.Value, int, int, int], ir.Value] = {}
+        """Positions per head, by those per token, rotated heads, heads of values and P."""
+
+
+def merge_qkv_lookups(graph: ir.Graph) -> None:
+    """Rotate q, k and v of a layer by one operator, and look all three up in its output.
+
+    Each head of a token is a batch entry of its own. Values get an extra position with cos = 1 and
+    sin = 0, which leaves them unrotated. Without rotary positions all three are looked up in the
+    output of the matmul.
 
     Args:
-        graph: An ``onnx_ir.Graph`` whose q, k and v are one product
-            (:func:`slmc.export.graph.fusion.merge_products`), turned by
-            :func:`slmc.export.graph.rotary.turn` if they have positions; changed in place. A layer
-            of another form, such as one with norms of queries, stays.
+        graph: Its q, k and v are one matmul (:func:`slmc.export.graph.fusion.merge_matmuls`),
+            rotated by :func:`slmc.export.graph.rotary.fuse_rotary` if they have positions; changed
+            in place. A layer of another form, such as one with norms of queries, stays.
     """
-    known: dict[Any, Any] = {}
-    for split in [node for node in graph if node.op_type == "Split"]:
-        parts = [_part(value) for value in split.outputs]
-        found = [part for part in parts if part is not None]
-        if len(found) == len(parts) and _alike(found, _sizes(split)):
-            _look_up(graph, split, found, known)
+    known = _Known()
+    for split in nodes(graph, "Split"):
+        parts = [part for value in split.outputs if (part := _part(value)) is not None]
+        if len(parts) == len(split.outputs) and _mergeable(parts, _widths(split)):
+            _merge(graph, split, parts, known)
     graph.sort()
 
 
-def _part(value: Any) -> _Part | None:
+def _part(value: ir.Value) -> _Part | None:
     rotary, width, swapped = None, 0, False
     while True:
         uses = list(value.uses())
@@ -60,127 +84,112 @@ def _part(value: Any) -> _Part | None:
             swapped = not swapped
         elif swapped:
             return None
-        elif node.op_type == "Reshape" and node.inputs[1].const_value is not None:
-            width = int(node.inputs[1].const_value.numpy()[-1])
+        elif node.op_type == "Reshape" and is_constant(node.inputs[1]):
+            width = int(array(node.inputs[1])[-1])
         elif node.op_type == "RotaryEmbedding" and rotary is None:
             rotary = node
         elif node.op_type == "Gather":
-            found = looked_up_by(node)
-            return found and _Part(rotary, width, node, *found)
+            rows = rows_of_heads(node)
+            return rows and _Part(rotary, width, node, *rows)
         else:
             return None
         value = node.outputs[0]
 
 
-def looked_up_by(lookup: Any) -> tuple[Any, int] | None:
-    """What makes the rows ``token * heads + head`` that a Gather looks up, and the heads."""
-    made = lookup.inputs[1].producer()
-    if made is not None and made.op_type == "Reshape":
-        made = made.inputs[0].producer()
-    if made is None or made.op_type != "Add" or made.inputs[1].const_value is None:
+def rows_of_heads(lookup: ir.Node) -> tuple[ir.Node, int] | None:
+    """Match the rows ``token * heads + head`` that a Gather looks up.
+
+    Returns:
+        The Add that computes the rows, and the number of heads; ``None`` for other rows.
+    """
+    rows = producer(lookup.inputs[1])
+    if rows is not None and rows.op_type == "Reshape":
+        rows = producer(rows.inputs[0])
+    if rows is None or rows.op_type != "Add" or not is_constant(rows.inputs[1]):
         return None
-    times = made.inputs[0].producer()
-    if times is None or times.op_type != "Mul" or times.inputs[1].const_value is None:
+    times = producer(rows.inputs[0], "Mul")
+    if times is None or not is_constant(times.inputs[1]):
         return None
-    heads = int(times.inputs[1].const_value.numpy().reshape(-1)[0])
-    head = made.inputs[1].const_value.numpy().reshape(-1)
-    return (made, heads) if np.array_equal(head, np.arange(heads)) else None
+    heads = int(array(times.inputs[1]).reshape(-1)[0])
+    head = array(rows.inputs[1]).reshape(-1)
+    return (rows, heads) if np.array_equal(head, np.arange(heads)) else None
 
 
-def _alike(parts: list[_Part], sizes: list[Any]) -> bool:
-    """Whether all but the last are turned by the same tables, or none; values never are.
+def _mergeable(parts: list[_Part], widths: list[int]) -> bool:
+    """Whether all parts but the last are rotated by the same tables, or none; values never are.
 
     Args:
-        parts: What the Split gives, whole heads of one width.
-        sizes: Their widths.
+        parts: Queries, keys and values, all heads of one width.
+        widths: What the Split cuts.
     """
-    *turned, values = parts
-    if not turned or values.rotary is not None:
+    *rotated, values = parts
+    if not rotated or values.rotary is not None:
         return False
-    tables = [part.rotary and tuple(part.rotary.inputs[1:]) for part in turned]
-    same = all(one == tables[0] for one in tables)
-    whole = [part.heads * parts[0].width for part in parts]
-    return same and sizes == whole
+    tables = [None if part.rotary is None else part.rotary.inputs[1:] for part in rotated]
+    same_tables = all(each == tables[0] for each in tables)
+    return same_tables and widths == [part.heads * parts[0].width for part in parts]
 
 
-def _sizes(split: Any) -> list[Any]:
-    """Widths of what a Split gives: its constants, or else equal parts."""
+def _widths(split: ir.Node) -> list[int]:
+    """The widths that a Split cuts: its constants, or else equal parts; empty if unknown."""
     if len(split.inputs) < 2:
-        return [out.shape and out.shape[-1] for out in split.outputs]
-    given = split.inputs[1].const_value
-    return [] if given is None else given.numpy().tolist()
+        last = [None if out.shape is None else out.shape[-1] for out in split.outputs]
+        return [width for width in last if isinstance(width, int)]
+    sizes = split.inputs[1]
+    return array(sizes).tolist() if is_constant(sizes) else []
 
 
-def _look_up(graph: Any, split: Any, parts: list[_Part], known: dict[Any, Any]) -> None:
-    import onnx_ir as ir
-
-    width = parts[0].width
-    if width not in known:
-        shapes = {"heads_apart": [-1, 1, width], "heads_rows": [-1, width]}
-        known[width] = [constant(graph, np.array(sizes), name) for name, sizes in shapes.items()]
-    apart, rows = known[width]
-    nodes, heads = [], split.inputs[0]
+def _merge(graph: ir.Graph, split: ir.Node, parts: list[_Part], known: _Known) -> None:
+    heads, width = inputs(split)[0], parts[0].width
+    tape = Tape(graph, f"{heads.name}_heads", after=split)
     if parts[0].rotary is not None:
-        tokens = ir.node("Reshape", [heads, apart])
-        tables = _tables(graph, parts, known)
-        turned = ir.node(
-            "RotaryEmbedding", [tokens.outputs[0], *tables], {"num_heads": 1}, domain=MICROSOFT
-        )
-        nodes, heads = [tokens, turned], turned.outputs[0]
-    flat = ir.node("Reshape", [heads, rows])
-    nodes.append(flat)
-    name_nodes(nodes, f"{split.inputs[0].name}_heads")
-    graph.insert_after(split, nodes)
-    before = 0
+        tables = _tables(graph, parts[0].rotary, parts, known)
+        shape = constant(graph, [-1, 1, width], f"heads_of_{width}_apart")
+        apart = tape.op("Reshape", [heads, shape])
+        heads = tape.op("RotaryEmbedding", [apart, *tables], {"num_heads": 1}, domain=MICROSOFT)
+    rows = tape.op("Reshape", [heads, constant(graph, [-1, width], f"heads_of_{width}")])
+    first, all_heads = 0, sum(part.heads for part in parts)
     for part in parts:
-        part.lookup.replace_input_with(0, flat.outputs[0])
-        _move(graph, part, before, sum(one.heads for one in parts), known)
-        before += part.heads
+        part.lookup.replace_input_with(0, rows)
+        _move(graph, part, first, all_heads, known)
+        first += part.heads
 
 
-def _move(graph: Any, part: _Part, before: int, heads: int, known: dict[Any, Any]) -> None:
-    """Let a part be looked up where it lies among all heads of a token."""
-    import onnx_ir as ir
+def _move(graph: ir.Graph, part: _Part, first: int, all_heads: int, known: _Known) -> None:
+    """Look a part up where it lies among all heads of a token: from head ``first`` on."""
+    _, old = inputs(part.lookup)
+    key = old, first, all_heads
+    if key not in known.rows:
+        tape = Tape(graph, f"{old.name}_from_{first}", before=part.lookup)
+        times = producer(part.rows.inputs[0], "Mul")
+        token = None if times is None else times.inputs[0]
+        head = constant(graph, array(part.rows.inputs[1]) + first, f"heads_from_{first}")
+        scaled = tape.op("Mul", [token, constant(graph, np.array(all_heads), "all_heads")])
+        rows = tape.op("Add", [scaled, head])
+        reshape = producer(old, "Reshape")
+        if reshape is not None:
+            rows = tape.op("Reshape", [rows, *reshape.inputs[1:]])
+        known.rows[key] = rows
+    part.lookup.replace_input_with(1, known.rows[key])
 
-    old = part.lookup.inputs[1]
-    if (old, before, heads) not in known:
-        times = part.index.inputs[0].producer()
-        head = part.index.inputs[1].const_value.numpy() + before
-        moved = ir.node("Mul", [times.inputs[0], constant(graph, np.array(heads), "all_heads")])
-        added = ir.node("Add", [moved.outputs[0], constant(graph, head, f"heads_from_{before}")])
-        nodes = [moved, added]
-        if old is not part.index.outputs[0]:
-            nodes.append(ir.node("Reshape", [added.outputs[0], *old.producer().inputs[1:]]))
-        name_nodes(nodes, f"{old.name}_from_{before}")
-        graph.insert_before(part.lookup, nodes)
-        known[old, before, heads] = nodes[-1].outputs[0]
-    part.lookup.replace_input_with(1, known[old, before, heads])
 
-
-def _tables(graph: Any, parts: list[_Part], known: dict[Any, Any]) -> list[Any]:
-    """Positions ``[T * A, 1]``, and the tables with one position more, that turns nothing."""
-    import onnx_ir as ir
-
-    column, cosines, sines = parts[0].rotary.inputs[1:]
-    turned, values = sum(part.heads for part in parts[:-1]), parts[-1].heads
-    key = column, cosines, sines, turned, values
-    if key in known:
-        return list(known[key])
-    still, half = cosines.const_value.numpy().shape
+def _tables(graph: ir.Graph, rotary: ir.Node, parts: list[_Part], known: _Known) -> list[ir.Value]:
+    """Positions ``[T * A, 1]`` and tables with an extra row P, which leaves values unrotated."""
+    _, column, cosines, sines = inputs(rotary)
+    rotated, values = sum(part.heads for part in parts[:-1]), parts[-1].heads
+    extra, half = array(cosines).shape
+    longer = []
     for table, fill in ((cosines, 1), (sines, 0)):
-        if table not in known:
-            row = np.full((1, half), fill, dtype=np.float32)
-            longer = np.concatenate([table.const_value.numpy(), row])
-            known[table] = constant(graph, longer, f"{table.name}_still")
-    moves = np.repeat([1, 0], [turned, values])
-    times = ir.node("Mul", [column, constant(graph, moves, "heads_turned")])
-    rest = constant(graph, (1 - moves) * still, "heads_still")
-    added = ir.node("Add", [times.outputs[0], rest])
-    flat = ir.node(
-        "Reshape", [added.outputs[0], constant(graph, np.array([-1, 1]), "heads_column")]
-    )
-    nodes = [times, added, flat]
-    name_nodes(nodes, f"{column.name}_of_{turned}_heads")
-    graph.insert_after(column.producer(), nodes)
-    known[key] = [flat.outputs[0], known[cosines], known[sines]]
-    return list(known[key])
+        row = np.full((1, half), fill, dtype=np.float32)
+        rows = np.concatenate([array(table), row])
+        longer.append(constant(graph, rows, f"{table.name}_and_unrotated"))
+    key = column, rotated, values, extra
+    if key not in known.positions:
+        tape = Tape(graph, f"{column.name}_of_{rotated}_heads", after=column.producer())
+        is_rotated = np.repeat([1, 0], [rotated, values])
+        rotated_at = tape.op("Mul", [column, tape.constant(is_rotated, "rotated")])
+        unrotated_at = tape.constant((1 - is_rotated) * extra, "unrotated")
+        positions = tape.op("Add", [rotated_at, unrotated_at])
+        shape = constant(graph, [-1, 1], "heads_column")
+        known.positions[key] = tape.op("Reshape", [positions, shape])
+    return [known.positions[key], *longer]

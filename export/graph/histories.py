@@ -1,61 +1,55 @@
-"""Histories as a caller gives them, before the decoder sees them: cut, checked, and never none.
+"""Histories as a caller sends them: cut, checked, and padded to at least one item.
 
-The graph that torch traces takes one history at least, of one item at least. Letters: B
-histories, L their padded length, V items.
+The graph that torch traces accepts at least one history of at least one item. Letters: B histories,
+L their padded length, V items.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slmc.export.graph.interface import FIRST, HISTORIES, INPUT, NUMBER
-from slmc.export.graph.ir import constant, name_nodes
+from slmc.export.graph.ir import Tape, constant
 
-
-def take(graph: Any, history: int, items: int) -> None:
-    """Let the graph answer whatever histories ``[B, L]`` it is asked with, B and L from 0 on.
-
-    The newest ``history`` items count. A row below 0 becomes one above V, which the table lacks:
-    ONNX Runtime refuses it, where it would have counted from the table's end. A history of no
-    length is one of padding; where there is no history one of padding is computed, and its answer
-    is left out of the outputs.
-
-    Args:
-        graph: An ``onnx_ir.Graph``; changed in place.
-        history: Items that the model sees.
-        items: V.
-    """
+if TYPE_CHECKING:
     import onnx_ir as ir
 
-    given = next(value for value in graph.inputs if value.name == INPUT)
-    asked = list(given.uses())
 
-    def whole(*numbers: int, name: str) -> Any:
-        return constant(graph, np.array(numbers, dtype=np.int64), f"histories_{name}")
+def accept_all_lengths(graph: ir.Graph, history: int, items: int) -> None:
+    """Make the graph accept histories ``[B, L]`` of any B and L, 0 included.
 
-    zero, pair = constant(graph, np.array([0]), FIRST), whole(0, 0, name="none")
-    last = np.iinfo(np.int64).max
-    bounds = [whole(-history, name="start"), whole(last, name="end"), whole(1, name="axis")]
-    newest = ir.node("Slice", [given, *bounds])
-    below = ir.node("Less", [newest.outputs[0], zero])
-    beyond = whole(items + 1, name="beyond")
-    known = ir.node("Where", [below.outputs[0], beyond, newest.outputs[0]])
-    sizes = ir.node("Shape", known.outputs)
-    lacking = ir.node("Sub", [whole(1, 1, name="least"), sizes.outputs[0]])
-    more = ir.node("Max", [lacking.outputs[0], pair])
-    pads = ir.node("Concat", [more.outputs[0], pair], {"axis": 0})
-    padded = ir.node("Pad", [known.outputs[0], pads.outputs[0]])
-    number = ir.node("Shape", newest.outputs, {"start": 0, "end": 1})
-    nodes = [newest, below, known, sizes, lacking, more, pads, padded, number]
-    name_nodes(nodes, "histories")
-    padded.outputs[0].name, number.outputs[0].name = HISTORIES, NUMBER
-    for node, index in asked:
-        node.replace_input_with(index, padded.outputs[0])
-    graph.insert_before(graph[0], nodes)
+    Only the newest ``history`` items are used. A negative row becomes V + 1, which the table lacks:
+    ONNX Runtime refuses it, where it would have counted from the table's end. An empty history
+    becomes one padding item. For B = 0 one padding item is computed, and the outputs leave its
+    answer out.
+
+    Args:
+        graph: Changed in place.
+        history: Number of items that the model sees.
+        items: V.
+    """
+    item_ids = next(value for value in graph.inputs if value.name == INPUT)
+    uses = list(item_ids.uses())
+    zero = constant(graph, [0], FIRST)
+    tape = Tape(graph, "histories", before=graph[0])
+    start, axis = tape.constant([-history], "start"), tape.constant([1], "axis")
+    end = tape.constant([np.iinfo(np.int64).max], "end")
+    newest = tape.op("Slice", [item_ids, start, end, axis])
+    negative = tape.op("Less", [newest, zero])
+    unknown = tape.constant([items + 1], "unknown")
+    rows = tape.op("Where", [negative, unknown, newest])
+    none, least = tape.constant([0, 0], "none"), tape.constant([1, 1], "least")
+    missing = tape.op("Max", [tape.op("Sub", [least, tape.op("Shape", [rows])]), none])
+    padded = tape.op("Pad", [rows, tape.op("Concat", [missing, none], {"axis": 0})])
+    number = tape.op("Shape", [newest], {"start": 0, "end": 1})
+    padded.name, number.name = HISTORIES, NUMBER
+    for node, index in uses:
+        node.replace_input_with(index, padded)
     for index, every in enumerate(graph.outputs):
-        cut = ir.node("Slice", [every, zero, number.outputs[0], zero])
-        out = cut.outputs[0]
-        out.name, out.type, out.shape = every.name, every.type, every.shape
-        cut.name, every.name = f"given_{out.name}", f"every_{out.name}"
-        graph.append(cut)
-        graph.outputs[index] = out
+        name = every.name
+        outputs = Tape(graph, f"given_{name}", after=graph[-1])
+        cut = outputs.op("Slice", [every, zero, number, zero], like=every)
+        every.name, cut.name = f"every_{name}", name
+        graph.outputs[index] = cut

@@ -1,20 +1,32 @@
-"""The last layer computes what the last token of each history needs, and nothing else.
+"""The last layer computes only what the last token of each history needs.
 
 Letters: B histories, T tokens of all of them, H width of the backbone.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from slmc.export.graph.fusion import cut_product
-from slmc.export.graph.heads import looked_up_by
-from slmc.export.graph.ir import constant, name_nodes, put, replace
+from slmc.export.graph.fusion import split_matmul
+from slmc.export.graph.heads import rows_of_heads
+from slmc.export.graph.ir import (
+    Tape,
+    array,
+    constant,
+    inputs,
+    is_constant,
+    nodes,
+    producer,
+    replace,
+)
 from slmc.export.graph.rotary import HEADS_FIRST
 from slmc.model.codes import Codes
 
-ROW_WISE = frozenset(
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+TOKEN_WISE = frozenset(
     [
         "Abs",
         "Add",
@@ -35,56 +47,60 @@ ROW_WISE = frozenset(
         "Tanh",
     ]
 )
-"""Operators whose output at a token hangs on nothing but their inputs at that token."""
+"""Operators whose output at a token depends on their inputs at that token alone."""
 
 
-def select_rows(graph: Any) -> Any:
-    """Compute of the last layer only what the last token of a history needs.
+def select_last_tokens(graph: ir.Graph) -> ir.Value:
+    """Compute the last layer's output and MLP for the last token of each history alone.
 
     The user vector is read from one token of each history. That selection is moved up through
     all that is computed token by token, to the values that other tokens need too: the output
     of the last attention and the residual stream before it.
 
     Returns:
-        The value ``[B]`` that says which tokens they are.
+        The indices ``[B]`` of these tokens.
 
     Raises:
         ValueError: The graph does not select tokens as the recommender's packed form does.
     """
-    selected, states, tokens = _selection(graph)
-    taken, boundary = _row_wise(graph, states, _per_token)
-    rows = _move_up(graph, taken, boundary, tokens)
+    selection, states, tokens = _selection(graph)
+    movable, boundary = _token_wise(graph, states, _per_token)
+    selected = _move_up(graph, movable, boundary, tokens)
     # [1, B, H] is now where [1, T, H] was, and its rows are the selected ones.
-    import onnx_ir as ir
-
-    source = rows.get(states, states)
-    squeeze = ir.node("Squeeze", [source, constant(graph, np.array([0]), "first_axis")])
-    graph.insert_before(selected, squeeze)
-    name = selected.outputs[0].name  # that of an output of the engine, where no head follows
-    replace(graph, selected, squeeze.outputs[0])
-    squeeze.outputs[0].name = name
+    tape = Tape(graph, f"{selection.name}_squeezed", before=selection)
+    axis = constant(graph, [0], "first_axis")
+    replace(selection.outputs[0], tape.op("Squeeze", [selected.get(states, states), axis]))
     graph.sort()
     return tokens
 
 
-def _move_up(graph: Any, taken: list[Any], boundary: list[Any], tokens: Any) -> dict[Any, Any]:
-    """Let nodes compute selected tokens only, by what :func:`_row_wise` gave.
+def _move_up(
+    graph: ir.Graph, movable: list[ir.Node], boundary: list[ir.Value], tokens: ir.Value
+) -> dict[ir.Value, ir.Value]:
+    """Make nodes compute selected tokens alone; arguments as :func:`_token_wise` returns them.
 
     Returns:
-        For each value at the boundary its selected rows.
+        For each value at the boundary its selected tokens.
     """
-    rows = {value: _select(graph, value, tokens) for value in boundary}
-    for node in taken:
+    selected = {value: _select(graph, value, tokens) for value in boundary}
+    for node in movable:
         for index, value in enumerate(node.inputs):
-            if value in rows:
-                node.replace_input_with(index, rows[value])
+            if value in selected:
+                node.replace_input_with(index, selected[value])
         for out in node.outputs:
             out.shape = _selected_shape(out.shape, tokens)
-    return rows
+    return selected
 
 
-def _selected_shape(shape: Any, tokens: Any) -> Any:
-    """What the shape of a value becomes where some tokens are selected."""
+def _select(graph: ir.Graph, value: ir.Value, tokens: ir.Value) -> ir.Value:
+    tape = Tape(graph, f"{value.name}_last", after=value.producer())
+    selected = tape.op("Gather", [value, tokens], {"axis": 1}, like=value)
+    selected.shape = _selected_shape(value.shape, tokens)
+    return selected
+
+
+def _selected_shape(shape: ir.Shape | None, tokens: ir.Value) -> ir.Shape | None:
+    """The shape of a value after some of its tokens are selected."""
     import onnx_ir as ir
 
     if shape is None or tokens.shape is None:
@@ -92,190 +108,176 @@ def _selected_shape(shape: Any, tokens: Any) -> Any:
     return ir.Shape([size if isinstance(size, int) else tokens.shape[0] for size in shape])
 
 
-def select_queries(graph: Any, tokens: Any, own: dict[str, Codes]) -> list[Any]:
+def select_last_queries(
+    graph: ir.Graph, tokens: ir.Value, layer_codes: dict[str, Codes]
+) -> list[ir.Value]:
     """Compute queries of the last layer for the last token of each history alone.
 
     Args:
-        graph: After :func:`slmc.export.graph.rotary.turn`, without what it left unused; changed in
-            place. Queries that are not computed token by token from one product stay.
-        tokens: What :func:`select_rows` gave.
-        own: The codes of a quantized model by layer; a layer that gives queries, keys and values
-            becomes two, whose codes are added.
+        graph: After :func:`slmc.export.graph.rotary.fuse_rotary`, without unused nodes; changed in
+            place. Queries that are not computed token by token from one matmul stay.
+        tokens: What :func:`select_last_tokens` returned.
+        layer_codes: The codes of a quantized model by layer; a layer that computes queries, keys
+            and values becomes two, whose codes are added.
 
     Returns:
-        What keys and values are still products of, the queries not.
+        The inputs of matmuls that compute keys and values alone.
     """
-    left = []
-    for lookup in [node for node in graph if node.op_type == "Gather"]:
-        token = looked_up_by(lookup)
-        if token is None or not _stands_for(token[0].inputs[0].producer().inputs[0], tokens):
+    without_queries = []
+    for lookup in nodes(graph, "Gather"):
+        if not _looks_up(lookup, tokens):
             continue
-        turned = _turned(lookup.inputs[0])
-        if turned is None:
+        rotary = _rotary(inputs(lookup)[0])
+        if rotary is None:
             continue
-        taken, boundary = _row_wise(graph, turned.inputs[0], _per_head)
+        queries = inputs(rotary)[0]
+        movable, boundary = _token_wise(graph, queries, _per_head)
         split = boundary[0].producer() if len(boundary) == 1 else None
-        if split is not None and _gives_first(split, boundary[0]):
-            cut_product(graph, split, own)
-            taken, boundary = _row_wise(graph, turned.inputs[0], _per_head)
-        if len(boundary) == 1 and sum(node.op_type == "MatMul" for node in taken) == 1:
-            _move_up(graph, taken, boundary, tokens)
-            _look_up_last(graph, lookup, turned, tokens)
-            left += boundary
+        if split is not None and _is_first_part(boundary[0], split):
+            split_matmul(graph, split, layer_codes)
+            movable, boundary = _token_wise(graph, queries, _per_head)
+        if len(boundary) == 1 and sum(node.op_type == "MatMul" for node in movable) == 1:
+            _move_up(graph, movable, boundary, tokens)
+            _look_up_last(graph, lookup, rotary, tokens)
+            without_queries += boundary
     graph.sort()
-    return left
+    return without_queries
 
 
-def _stands_for(value: Any, tokens: Any) -> bool:
-    """Whether a value is ``tokens`` with more axes."""
-    made = value.producer()
-    while made is not None and made.op_type == "Unsqueeze":
-        value = made.inputs[0]
-        made = value.producer()
+def _looks_up(lookup: ir.Node, tokens: ir.Value) -> bool:
+    """Whether a Gather looks up the heads of ``tokens``, to which axes may have been added."""
+    rows = rows_of_heads(lookup)
+    times = None if rows is None else producer(rows[0].inputs[0])
+    value = None if times is None else times.inputs[0]
+    while (node := producer(value, "Unsqueeze")) is not None:
+        value = node.inputs[0]
     return value is tokens
 
 
-def _turned(rows: Any) -> Any:
-    """The operator that turned ``rows [T * heads, D]``, if nothing was done to them since."""
+def _rotary(rows: ir.Value) -> ir.Node | None:
+    """The operator that rotated ``rows [T * heads, D]``, if they were only reshaped since."""
     swapped = False
     while True:
         node = rows.producer()
-        if node is None or len(list(rows.uses())) != 1:
+        if node is None or len(rows.uses()) != 1:
             return None
+        source = inputs(node)[0]
         if node.op_type == "RotaryEmbedding":
-            alone = len(list(node.inputs[0].uses())) == 1
-            return node if alone and not swapped else None
+            return node if len(source.uses()) == 1 and not swapped else None
         if node.op_type == "Transpose" and node.attributes["perm"].as_ints() == HEADS_FIRST:
             swapped = not swapped
         elif node.op_type != "Reshape" or swapped:
             return None
-        rows = node.inputs[0]
+        rows = source
 
 
-def _gives_first(split: Any, value: Any) -> bool:
-    """Whether a value is the first part that a Split cuts out of a product of its own."""
+def _is_first_part(value: ir.Value, split: ir.Node) -> bool:
+    """Whether a value is the first part of a Split, which alone reads the output of a matmul."""
     if split.op_type != "Split" or split.outputs[0] is not value or not _cuts_widths(split):
         return False
-    product = split.inputs[0].producer()
-    alone = len(list(split.inputs[0].uses())) == 1
-    return bool(alone and product.op_type == "MatMul" and _all_constant(product.inputs[1:]))
+    source = inputs(split)[0]
+    matmul = producer(source, "MatMul")
+    return matmul is not None and len(source.uses()) == 1 and _all_constant(matmul.inputs[1:])
 
 
-def _look_up_last(graph: Any, lookup: Any, turned: Any, tokens: Any) -> None:
-    """Turn queries by the positions of last tokens, in the order that attention looks up."""
-    import onnx_ir as ir
-
-    places = ir.node("Gather", [turned.inputs[1], tokens], {"axis": 0})
-    name_nodes([places], f"{turned.outputs[0].name}_places")
-    graph.insert_before(turned, places)
-    turned.replace_input_with(1, places.outputs[0])
+def _look_up_last(graph: ir.Graph, lookup: ir.Node, rotary: ir.Node, tokens: ir.Value) -> None:
+    """Rotate queries by the positions of last tokens, in the order that attention looks up."""
+    y, queries = lookup.outputs[0], rotary.outputs[0]
+    tape = Tape(graph, f"{queries.name}_last", before=rotary)
+    rotary.replace_input_with(1, tape.op("Gather", [rotary.inputs[1], tokens], {"axis": 0}))
     # One token a history: the queries of a kv head lie one behind the other already.
-    sizes = constant(graph, np.array([-1, *list(lookup.outputs[0].shape)[1:]]), "last_queries")
-    put(graph, lookup, [ir.node("Reshape", [turned.outputs[0], sizes])])
+    sizes = [] if y.shape is None else [size for size in y.shape[1:] if isinstance(size, int)]
+    shape = constant(graph, [-1, *sizes], "last_queries")
+    replace(y, Tape(graph, f"{y.name}_last", before=lookup).op("Reshape", [queries, shape]))
 
 
-def _selection(graph: Any) -> tuple[Any, Any, Any]:
-    """The node that selects each history's last token, the states it selects of, and which."""
-    for node in reversed(list(graph)):
-        if node.op_type == "GatherND":
-            squeezed, tokens = node.inputs[0].producer(), node.inputs[1].producer()
-            if (
-                squeezed is not None
-                and squeezed.op_type == "Gather"
-                and tokens is not None
-                and tokens.op_type == "Unsqueeze"
-            ):
-                return node, squeezed.inputs[0], tokens.inputs[0]
-            break
+def _selection(graph: ir.Graph) -> tuple[ir.Node, ir.Value, ir.Value]:
+    """The node that selects each history's last token, the states it selects from, and which."""
+    last = next((node for node in reversed(graph) if node.op_type == "GatherND"), None)
+    if last is not None:
+        squeezed = producer(last.inputs[0], "Gather")
+        indices = producer(last.inputs[1], "Unsqueeze")
+        if squeezed is not None and indices is not None:
+            return last, inputs(squeezed)[0], inputs(indices)[0]
     raise ValueError("no node selects the last token of each history")
 
 
-def _row_wise(
-    graph: Any, states: Any, per_token: Callable[[Any], list[Any] | None]
-) -> tuple[list[Any], list[Any]]:
-    """Nodes that have to compute selected tokens only, and the values they select from.
+def _token_wise(
+    graph: ir.Graph,
+    states: ir.Value,
+    inputs_by_token: Callable[[ir.Node], list[ir.Value] | None],
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Find the nodes that have to compute selected tokens only, and the values they select from.
 
     Args:
         graph: Sorted.
-        states: What is selected of.
-        per_token: Gives the inputs of a node that hold a row a token; ``None`` if it mixes tokens.
+        states: What is selected from.
+        inputs_by_token: Returns the inputs of a node that hold one row per token, or ``None`` if
+            the node mixes tokens.
     """
-    wanted, taken, boundary = {states}, [], []
-    for node in reversed(list(graph)):
-        outs = [value for value in node.outputs if value in wanted]
+    needed, movable, boundary = {states}, [], []
+    for node in reversed(graph):
+        outs = [value for value in node.outputs if value in needed]
         if not outs:
             continue
-        users = [user for value in node.outputs for user, _ in value.uses()]
-        only_here = states in outs or all(user in taken for user in users)
-        inputs = per_token(node) if only_here else None
-        if inputs is None:
+        users = [user for value in node.outputs for user in value.consumers()]
+        not_needed_elsewhere = states in outs or all(user in movable for user in users)
+        by_token = inputs_by_token(node) if not_needed_elsewhere else None
+        if by_token is None:
             boundary += outs
         else:
-            taken.append(node)
-            wanted.update(inputs)
-    return taken, boundary
+            movable.append(node)
+            needed.update(by_token)
+    return movable, boundary
 
 
-def _per_token(node: Any) -> list[Any] | None:
-    """The inputs of a node that hold a row a token ``[1, T, width]``."""
-    given = [value for value in node.inputs if value is not None and value.const_value is None]
-    if node.op_type in ROW_WISE and node.domain == "":
-        return [value for value in given if has_tokens(value)]
+def _per_token(node: ir.Node) -> list[ir.Value] | None:
+    """The inputs of a node that hold one row per token: ``[1, T, width]``."""
+    computed = [value for value in inputs(node) if not is_constant(value)]
+    if node.op_type in TOKEN_WISE and node.domain == "":
+        return [value for value in computed if has_tokens(value)]
     if node.op_type == "MatMul":
-        return given if node.inputs[1].const_value is not None else None
+        return computed if is_constant(node.inputs[1]) else None
     if node.op_type in ("Split", "Slice"):
-        return given[:1] if _cuts_widths(node) else None
+        return computed[:1] if _cuts_widths(node) else None
     if node.op_type == "ReduceMean":
-        return given if is_last_axis(node) else None
+        return computed if is_last_axis(node) else None
     if node.op_type == "LayerNormalization":
         axis = node.attributes.get("axis")
-        return given if axis is None or axis.as_int() in (-1, 2) else None
+        return computed if axis is None or axis.as_int() in (-1, 2) else None
     return None
 
 
-def _per_head(node: Any) -> list[Any] | None:
-    """The inputs of a node that hold rows of a token, such as its heads, before they are turned."""
+def _per_head(node: ir.Node) -> list[ir.Value] | None:
+    """The inputs of a node that hold the rows of a token, such as its heads, before rotation."""
     if node.op_type in ("Reshape", "Transpose"):
-        return list(node.inputs[:1]) if _all_constant(node.inputs[1:]) else None
-    if node.op_type in ROW_WISE and node.domain == "":
-        return [value for value in node.inputs if value.const_value is None]
+        return inputs(node)[:1] if _all_constant(node.inputs[1:]) else None
+    if node.op_type in TOKEN_WISE and node.domain == "":
+        return [value for value in inputs(node) if not is_constant(value)]
     return _per_token(node)
 
 
-def is_last_axis(node: Any) -> bool:
-    """Whether a ReduceMean works along the last axis."""
-    axes = node.inputs[1].const_value
-    return axes is not None and axes.numpy().tolist() == [-1]
+def is_last_axis(node: ir.Node) -> bool:
+    """Return whether a ReduceMean reduces the last axis."""
+    axes = node.inputs[1]
+    return is_constant(axes) and array(axes).tolist() == [-1]
 
 
-def _cuts_widths(node: Any) -> bool:
-    """Whether a Split or Slice works along the last axis of ``[1, T, width]``, by constants."""
+def _cuts_widths(node: ir.Node) -> bool:
+    """Whether a Split or Slice cuts the last axis of ``[1, T, width]``, at constant bounds."""
+    if not _all_constant(node.inputs[1:]):
+        return False
     if node.op_type == "Split":
         axis = node.attributes.get("axis")
-        return axis is not None and axis.as_int() in (-1, 2) and _all_constant(node.inputs[1:])
-    axes = node.inputs[3].const_value if len(node.inputs) > 3 else None
-    return (
-        axes is not None and axes.numpy().tolist() in ([-1], [2]) and _all_constant(node.inputs[1:])
-    )
+        return axis is not None and axis.as_int() in (-1, 2)
+    return len(node.inputs) > 3 and array(node.inputs[3]).tolist() in ([-1], [2])
 
 
-def _all_constant(values: Any) -> bool:
-    return all(value is None or value.const_value is not None for value in values)
+def _all_constant(values: Iterable[ir.Value | None]) -> bool:
+    return all(value is None or is_constant(value) for value in values)
 
 
-def has_tokens(value: Any) -> bool:
-    """Whether a value is, as far as is known, ``[1, T, width]`` of some T."""
+def has_tokens(value: ir.Value) -> bool:
+    """Return whether a value can be ``[1, T, width]`` of some T, as far as its shape is known."""
     shape = value.shape
     return shape is None or (len(shape) == 3 and not isinstance(shape[1], int))
-
-
-def _select(graph: Any, value: Any, tokens: Any) -> Any:
-    import onnx_ir as ir
-
-    node = ir.node("Gather", [value, tokens], {"axis": 1}, name=f"{value.name}_selected")
-    out = node.outputs[0]
-    out.name, out.type = f"{value.name}_last", value.type
-    out.shape = _selected_shape(value.shape, tokens)
-    made = value.producer()
-    graph.insert_after(made, node)
-    return node.outputs[0]

@@ -1,13 +1,29 @@
 """The norms of a decoder in the form that ONNX Runtime computes in one pass over memory."""
 
-from typing import Any
+from __future__ import annotations
 
-from slmc.export.graph.ir import MICROSOFT
+from typing import TYPE_CHECKING, Any
+
+from slmc.export.graph.ir import (
+    MICROSOFT,
+    Tape,
+    array,
+    inputs,
+    is_constant,
+    nodes,
+    only_user,
+    producer,
+    rank,
+    replace,
+)
 from slmc.export.graph.last_layer import has_tokens, is_last_axis
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def divide(model: Any) -> None:
-    """Write ``x * (1 / sqrt(m))`` as ``x / sqrt(m)``: ONNX Runtime sees a norm in it then."""
+
+def use_division(model: ir.Model) -> None:
+    """Write ``x * (1 / sqrt(m))`` as ``x / sqrt(m)``, which ONNX Runtime recognises as a norm."""
     from onnxscript.rewriter import pattern, rewrite
 
     def multiplied(op: Any, x: Any, squares: Any) -> Any:
@@ -19,57 +35,54 @@ def divide(model: Any) -> None:
     rewrite(model, pattern_rewrite_rules=[pattern.RewriteRule(multiplied, divided)])
 
 
-def add(graph: Any) -> None:
-    """Add up the residual stream in the norm that reads it: ``SkipSimplifiedLayerNormalization``.
+def fuse_residual_add(graph: ir.Graph) -> None:
+    """Fuse a residual addition and the norm after it: ``SkipSimplifiedLayerNormalization``.
 
     Args:
-        graph: Its norms divide (:func:`divide`); one of another form stays.
+        graph: Its norms divide (:func:`use_division`); norms of another form stay.
     """
-    import onnx_ir as ir
-
-    for node in list(graph):
-        found = _norm_of_sum(node)
-        if found is None:
+    for node in nodes(graph, "Div"):
+        match = _norm_of_sum(node)
+        if match is None:
             continue
-        added, scaled, weight, epsilon = found
-        inputs = [*added.inputs, weight]
-        norm = ir.node(
+        addition, scaled, weight, epsilon = match
+        total = addition.outputs[0]
+        tape = Tape(graph, f"{total.name}_norm", before=addition)
+        normed, _, _, fused_sum = tape.ops(
             "SkipSimplifiedLayerNormalization",
-            inputs,
+            [*addition.inputs, weight],
             {"epsilon": epsilon},
             domain=MICROSOFT,
-            num_outputs=4,
+            outputs=4,
         )
-        name = added.outputs[0].name
-        norm.name = f"{name}_norm"
-        for out, end in zip(norm.outputs, ("normed", "mean", "variance", "sum"), strict=True):
-            out.name = f"{name}_{end}"
-        graph.insert_after(added, norm)
-        for old, new in ((scaled.outputs[0], norm.outputs[0]), (added.outputs[0], norm.outputs[3])):
-            new.type, new.shape = old.type, old.shape
-            old.replace_all_uses_with(new)
+        replace(scaled.outputs[0], normed)
+        replace(total, fused_sum)
 
 
-def _norm_of_sum(node: Any) -> tuple[Any, Any, Any, float] | None:
-    """Of ``w * (s / sqrt(mean(s^2) + epsilon))``: the nodes of ``s = a + b`` and of ``w *``."""
-    if node.op_type != "Div":
-        return None
-    total, root = node.inputs
-    added, users = total.producer(), [user for user, _ in node.outputs[0].uses()]
-    steps = [root.producer()]
-    for kind in ("Sqrt", "Add", "ReduceMean"):
-        if steps[-1] is None or steps[-1].op_type != kind:
+def _norm_of_sum(node: ir.Node) -> tuple[ir.Node, ir.Node, ir.Value, float] | None:
+    """Match ``weight * (s / sqrt(mean(s^2) + epsilon))`` with ``s = a + b``.
+
+    Returns:
+        The Add of ``s``, the Mul by ``weight``, ``weight`` and ``epsilon``.
+    """
+    total, root = inputs(node)
+    addition, scaled = producer(total, "Add"), only_user(node.outputs[0])
+    chain: list[ir.Node] = []
+    value = root
+    for kind in ("Sqrt", "Add", "ReduceMean", "Pow"):
+        before = producer(value, kind)
+        if before is None:
             return None
-        steps.append(steps[-1].inputs[0].producer())
-    _, plus, mean, power = steps
-    epsilon = plus.inputs[1].const_value
-    if added is None or added.op_type != "Add" or not all(map(has_tokens, added.inputs)):
+        chain.append(before)
+        value = inputs(before)[0]
+    _, plus, mean, power = chain
+    if addition is None or not all(map(has_tokens, inputs(addition))):
         return None
-    if power is None or power.op_type != "Pow" or power.inputs[0] is not total:
+    if power.inputs[0] is not total or not is_constant(plus.inputs[1]) or not is_last_axis(mean):
         return None
-    if epsilon is None or not is_last_axis(mean) or len(users) != 1 or users[0].op_type != "Mul":
+    if scaled is None or scaled.op_type != "Mul":
         return None
-    weights = [value for value in users[0].inputs if value is not node.outputs[0]]
-    if len(weights) != 1 or weights[0].const_value is None or len(weights[0].shape) != 1:
+    weights = [value for value in inputs(scaled) if value is not node.outputs[0]]
+    if len(weights) != 1 or not is_constant(weights[0]) or rank(weights[0]) != 1:
         return None
-    return added, users[0], weights[0], float(epsilon.numpy())
+    return addition, scaled, weights[0], float(array(plus.inputs[1]))

@@ -1,34 +1,39 @@
-"""What a graph gives out beside the best items: scores, user vectors."""
+"""Outputs of a graph in addition to the best items: scores, user vectors."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slmc.export.graph.interface import ALL_SCORES, FIRST, NUMBER, SCORES, more_outputs
+from slmc.export.graph.interface import ALL_SCORES, FIRST, NUMBER, SCORES, extra_outputs
+
+if TYPE_CHECKING:
+    import onnx
 
 
-def add_outputs(model: Any, asked: Sequence[str], rows: int, width: int) -> None:
-    """Give out values of the graph that it has anyway.
+def add_outputs(model: onnx.ModelProto, requested: Sequence[str], rows: int, width: int) -> None:
+    """Make values that the graph computes anyway its outputs.
 
     Args:
         model: Changed in place.
-        asked: ``scores``, ``user_vectors``; ``topk`` is there.
+        requested: ``scores``, ``user_vectors``; ``topk`` is an output of every graph.
         rows: V + 1.
         width: d.
     """
     from onnx import TensorProto, helper
 
-    for name, (_, shape) in more_outputs(asked, rows, width).items():
+    for name, (_, shape) in extra_outputs(requested, rows, width).items():
         if name == SCORES:
-            name_scores(model, rows)
-        _cut(model.graph, name)
+            ensure_scores(model, rows)
+        _leave_out_padding(model.graph, name)
         value = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         model.graph.output.append(value)
 
 
-def name_scores(model: Any, rows: int) -> bool:
-    """Let the graph have :data:`SCORES`, cut out of :data:`ALL_SCORES` if need be.
+def ensure_scores(model: onnx.ModelProto, rows: int) -> bool:
+    """Compute :data:`SCORES` from :data:`ALL_SCORES` if the graph has only these.
 
     Args:
         model: Changed in place.
@@ -39,9 +44,9 @@ def name_scores(model: Any, rows: int) -> bool:
     """
     from onnx import helper, numpy_helper
 
-    made = {name for node in model.graph.node for name in node.output}
-    if SCORES in made or ALL_SCORES not in made:
-        return SCORES in made
+    computed = {name for node in model.graph.node for name in node.output}
+    if SCORES in computed or ALL_SCORES not in computed:
+        return SCORES in computed
     arrays = {
         "scored_from": np.array([1]),
         "scored_to": np.array([rows]),
@@ -58,8 +63,8 @@ def name_scores(model: Any, rows: int) -> bool:
     return True
 
 
-def _cut(graph: Any, name: str) -> None:
-    """Let a value be that of the histories that were given, as those of all outputs are."""
+def _leave_out_padding(graph: onnx.GraphProto, name: str) -> None:
+    """Cut a value to the histories of the request, as all outputs are."""
     from onnx import helper
 
     every = f"every_{name}"
@@ -68,15 +73,15 @@ def _cut(graph: Any, name: str) -> None:
     graph.node.append(helper.make_node("Slice", inputs, [name], name=f"given_{name}"))
 
 
-def rename(graph: Any, old: str, new: str) -> None:
-    """Give a value of a graph, and of the branches in it, another name."""
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Rename a value of a graph and of the branches in it."""
     for node in _nodes(graph):
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """The nodes of a graph, and of the branches in it."""
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the branches in it."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

@@ -1,25 +1,33 @@
 """The graph of a model as torch traces it."""
 
+from __future__ import annotations
+
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from slmc.export.graph import interface
 from slmc.export.graph.item_table import share_table
-from slmc.export.graph.rotary import known_positions
+from slmc.export.graph.rotary import rotary_tables
 from slmc.export.reference.precision import known_prefix
 from slmc.model.loading import Recommender
 from slmc.model.quantized_table import QuantizedTable
 from slmc.model.silence import silence_transformers
 
+if TYPE_CHECKING:
+    import onnx
 
-def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
-    """The graph as torch gives it, its item table held once; arguments as :func:`to_onnx`."""
+
+def traced(model: Recommender, layout: str, top_k: int, opset: int) -> onnx.ModelProto:
+    """Return the graph as torch exports it, with one copy of the item table.
+
+    Arguments as :func:`slmc.export.graph.optimize.both_graphs`.
+    """
     item_ids = torch.tensor([[0, 1, 1], [1, 1, 1]])
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=2)}
     with (
@@ -27,7 +35,7 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
         silence_transformers(),
         _float_table(model),
         known_prefix(model),
-        known_positions(model),
+        rotary_tables(model),
         _serving(model),
     ):
         program: Any = torch.onnx.export(
@@ -46,7 +54,7 @@ def traced(model: Recommender, layout: str, top_k: int, opset: int) -> Any:
 
 
 class _Ranker(nn.Module):
-    """The best items of a history: what the graph computes."""
+    """The module that is traced: histories to their best items."""
 
     def __init__(self, model: Recommender, layout: str, top_k: int) -> None:
         super().__init__()
@@ -54,14 +62,14 @@ class _Ranker(nn.Module):
         self.user_vectors = model.user_vectors
         if layout == "padded":
             self.user_vectors = model.padded_user_vectors
-        # Row 0 takes part in the product, so that the table is used whole, and never wins.
+        # The matmul includes row 0, so that it uses the whole table; its bias of -inf never wins.
         bias = torch.zeros(model.config.num_items + 1)
         bias[0] = -torch.inf
         self.register_buffer("padding", bias)
         self.eval()
 
     def forward(self, item_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows ``[B, L]`` to the best rows ``[B, k]`` and their scores."""
+        """Return the best rows ``[B, k]`` and their scores for histories ``[B, L]``."""
         users = self.user_vectors(item_ids)
         scores = torch.addmm(self.get_buffer("padding"), users, self.model.item_vectors().T)
         values, rows = torch.topk(scores, self.top_k)
@@ -70,7 +78,7 @@ class _Ranker(nn.Module):
 
 @contextmanager
 def _float_table(model: Recommender) -> Iterator[None]:
-    """Trace a quantized item table as one of floats; a pass puts the codes in their place."""
+    """Trace a quantized item table as one of floats, which a later pass replaces by the codes."""
     stored_table = model.item_embeddings
     if not isinstance(stored_table, QuantizedTable):
         yield
@@ -84,7 +92,7 @@ def _float_table(model: Recommender) -> Iterator[None]:
 
 @contextmanager
 def _serving(model: Recommender) -> Iterator[None]:
-    """Compute user vectors and nothing besides."""
+    """Compute user vectors and nothing else."""
     model.serving = True
     try:
         yield
@@ -94,13 +102,13 @@ def _serving(model: Recommender) -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's advice to its developers from the user."""
+    """Hide the exporter's advice to its developers from the user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
+    logger.setLevel(logging.ERROR)  # it warns that torchvision is missing, which nothing here needs
     try:
         with warnings.catch_warnings():
-            # Raised inside torch.export by torch's own use of pytree.
+            # Raised inside torch.export, where torch uses pytree.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"copyreg|torch\.")
             warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|onnx")
             yield

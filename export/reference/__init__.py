@@ -1,6 +1,6 @@
-"""What an engine is compared with.
+"""References for the parity checks.
 
 ``precision`` computes the model in PyTorch in the precision of its engine, ``activation_scales``
-finds the fixed scales of int8 activations on training histories, and ``cpu_emulation`` runs the
-graph that TensorRT builds in ONNX Runtime. Imported by the rest of ``export``.
+calibrates static scales of int8 activations on training histories, and ``cpu_emulation`` runs the
+graph for TensorRT in ONNX Runtime. Imported by the rest of ``export``.
 """

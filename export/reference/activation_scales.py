@@ -1,8 +1,8 @@
-"""Fixed scales for tokens in 8 bits, from what the layers of a model see on training histories.
+"""Static scales for int8 activations, calibrated on training histories.
 
-The scale of a layer is the one with the least squared error of its rounded inputs: LLMs have a
-few channels that are hundreds of times the others, and a scale that holds them whole leaves the
-others none of its steps.
+The scale of a layer minimises the squared error of its quantized inputs. LLMs have a few outlier
+channels, hundreds of times larger than the others; a scale for the full range would round all
+other channels to 0.
 
 Letters: T tokens, K inputs.
 """
@@ -25,63 +25,64 @@ RANGE = 127
 """Largest magnitude of an int8 code."""
 BINS = 4096
 """Bins of a histogram of magnitudes."""
-TRIED = 128
-"""Clips that are tried, evenly from the largest magnitude down."""
+CLIPS = 128
+"""Number of candidate clipping values, evenly spaced up to the largest magnitude."""
 BATCH = 16
+"""Histories per batch of the calibration."""
 
 Histories = Sequence[NDArray[np.int32]]
 
 
-def histories(data: Dataset, number: int, seed: int) -> Histories:
-    """Training histories, drawn without replacement, the newest items that a model sees.
+def calibration_histories(data: Dataset, number: int, seed: int) -> Histories:
+    """Draw training histories without replacement, cut to the newest items that a model uses.
 
     Raises:
-        UndecidedError: The dataset has none.
+        UndecidedError: The dataset has no training history.
     """
-    every = [rows[-data.history :] for rows in data.train_sequences()]
-    if not every:
+    candidates = [rows[-data.history :] for rows in data.train_sequences()]
+    if not candidates:
         raise UndecidedError(
-            "the dataset holds no training history to set the scales of int8 from.",
-            "Name a dataset with users in it with --data, or take another precision.",
+            "the dataset has no training history to calibrate the scales of int8.",
+            "Name a dataset with users in it with --data, or use another precision.",
         )
-    order = np.random.default_rng(seed).permutation(len(every))[:number]
-    return [every[index] for index in order]
+    order = np.random.default_rng(seed).permutation(len(candidates))[:number]
+    return [candidates[index] for index in order]
 
 
-def static_scales(model: Recommender, given: Histories) -> dict[str, float]:
-    """What one step of a token's 8-bit codes is worth, for each linear layer of the decoder.
+def static_scales(model: Recommender, histories: Histories) -> dict[str, float]:
+    """Calibrate the scale of the int8 activations of each linear layer of the decoder.
 
     Args:
         model: In evaluation mode, on the CPU.
-        given: Histories; the model computes no padding, so that none is counted.
+        histories: Calibration histories; the packed model computes no padding, so none is counted.
     """
     largest: dict[str, float] = {}
 
     def widen(name: str, x: Tensor) -> None:
         largest[name] = max(largest.get(name, 0.0), float(x.abs().max()))
 
-    with _inputs(model, widen):
-        _run(model, given)
+    with _watch_inputs(model, widen):
+        _run(model, histories)
     counts = {name: np.zeros(BINS) for name in largest}
 
     def count(name: str, x: Tensor) -> None:
         top = largest[name] or 1.0
         counts[name] += torch.histc(x.abs().float(), bins=BINS, min=0, max=top).numpy()
 
-    with _inputs(model, count):
-        _run(model, given)
+    with _watch_inputs(model, count):
+        _run(model, histories)
     return {name: best_clip(counts[name], top or 1.0) / RANGE for name, top in largest.items()}
 
 
 def best_clip(counts: NDArray[np.float64], largest: float) -> float:
-    """The magnitude to clip at that leaves the least squared error.
+    """Return the clipping value with the smallest squared error.
 
     Args:
-        counts: ``[BINS]`` of magnitudes, evenly from 0 to ``largest``.
+        counts: Histogram of magnitudes ``[BINS]``, with even bins from 0 to ``largest``.
         largest: The largest magnitude.
     """
     middles = (np.arange(len(counts)) + 0.5) * largest / len(counts)
-    clips = largest * np.arange(TRIED, 0, -1) / TRIED
+    clips = largest * np.arange(CLIPS, 0, -1) / CLIPS
     errors = []
     for clip in clips:
         rounded = np.minimum(np.rint(middles / (clip / RANGE)), RANGE) * (clip / RANGE)
@@ -89,18 +90,18 @@ def best_clip(counts: NDArray[np.float64], largest: float) -> float:
     return float(clips[int(np.argmin(errors))])
 
 
-def _run(model: Recommender, given: Histories) -> None:
+def _run(model: Recommender, histories: Histories) -> None:
     with known_prefix(model), torch.inference_mode():
-        for start in range(0, len(given), BATCH):
-            model.user_vectors(torch.from_numpy(pad_left(given[start : start + BATCH])))
+        for start in range(0, len(histories), BATCH):
+            model.user_vectors(torch.from_numpy(pad_left(histories[start : start + BATCH])))
 
 
 @contextmanager
-def _inputs(model: Recommender, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Show ``see`` what every linear layer of the decoder is given, ``[1, T, K]``."""
+def _watch_inputs(model: Recommender, observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``observe`` with the name and the input ``[1, T, K]`` of every linear layer."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, given: see(name, given[0])
+        return lambda _, arguments: observe(name, arguments[0])
 
     handles = [
         layer.register_forward_pre_hook(hook(name)) for name, layer in linear_layers(model).items()

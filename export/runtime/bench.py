@@ -1,7 +1,7 @@
-"""Time an engine on real histories, side by side with a model in PyTorch.
+"""Time an engine on real histories, interleaved with a model in PyTorch.
 
-Engine and baseline answer the same histories in turn, round by round, in one process with the
-same number of cores, so that what else the machine does meets both.
+Engine and baseline answer the same histories alternately, round by round, in one process with the
+same number of cores, so that other load on the machine affects both.
 """
 
 import json
@@ -24,33 +24,39 @@ from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
 from slmc.export.config import BenchConfig
 from slmc.export.parity import real_histories
-from slmc.export.runtime.cold_start import probe
-from slmc.export.runtime.engine import Histories, cores, describe
+from slmc.export.runtime.cold_start import measure_process
+from slmc.export.runtime.engine import Histories, cores, read_description
 from slmc.export.runtime.pytorch import PlainModel
-from slmc.export.runtime.sessions import Chosen, Probe, repeated, seconds_of, settled
-from slmc.export.vocabulary import check_same
+from slmc.export.runtime.sessions import (
+    BestPolicies,
+    Probe,
+    repeat_until_settled,
+    repeated,
+    seconds_of,
+)
+from slmc.export.vocabulary import check_same_items
 from slmc.model.loading import load_model
 
 BUDGET_S = 20.0
-"""Seconds that one batch size may take, about; rounds are cut to fit."""
+"""Approximate seconds per batch size; further rounds are skipped."""
 HISTORIES = 8
-"""Histories that a round answers at least: several calls of small batches."""
+"""Smallest number of histories in a round: several calls if the batch is small."""
 PAUSE_S = 0.01
-"""Seconds between contenders: the threads of the one that waits go on spinning for a while."""
+"""Pause between contenders, since threads of the previous one still spin for a while."""
 FEWEST = 3
-"""Rounds that are timed however long they take."""
+"""Smallest number of timed rounds, even over the budget."""
 PROTOCOL = (
-    "Each round draws histories of test users by the seed; engine and baseline answer the same "
-    "ones in turn, the order changing from round to round. The engine gets them padded to the "
-    "longest of the batch, the baseline (PyTorch, SDPA attention, top-k included) padded to the "
-    "model's history. Each is asked the same again until a tenth of a second has passed, and the "
-    "last pass counts: caches hold its weights then, as in service. "
-    "Latency is the time of one call with rows as NumPy arrays in and out; of "
-    "fewer than 100 calls p99 is nearly the slowest. Throughput is histories over the sum of these "
-    "times, or over the time of sessions that answer the same calls side by side, where the probe "
-    "chose so. A batch is cut among sessions, by length, where the probe found that sooner. Cold "
-    "start (open and answer one history, libraries loaded) and peak memory are those of a fresh "
-    "process for each, of one session on all cores."
+    "Each round draws histories of test users with the seed. Engine and baseline answer the same "
+    "histories, one after the other; the order alternates from round to round. The engine gets "
+    "histories padded to the longest of the batch; the baseline (PyTorch, SDPA attention, with "
+    "top-k) gets them padded to the model's history. Each repeats its calls for a tenth of a "
+    "second, and the last pass counts: then the caches hold its weights, as in service. "
+    "Latency is the time of one call with NumPy arrays as input and output; with "
+    "fewer than 100 calls p99 is nearly the slowest. Throughput is histories divided by the sum of "
+    "these times, or by the time of parallel sessions for the same calls if the probe chose "
+    "several sessions. A batch is split over sessions by length if the probe measured a lower "
+    "latency. Cold start (open and answer one history, libraries loaded) and peak memory are "
+    "measured in a fresh process for each, with one session on all cores."
 )
 
 Answer = Callable[[Histories], object]
@@ -59,56 +65,56 @@ Draw = Callable[[], list[Histories]]
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that answers batches."""
+    """Anything that answers batches."""
 
     top: Answer
-    """One batch, as soon as it can."""
-    top_each: Callable[[list[Histories]], object] | None = None
-    """Several side by side, if that is faster than one after the other."""
-    side: int = 1
-    """How many it answers side by side."""
+    """Answers one batch with the lowest latency."""
+    top_concurrent: Callable[[list[Histories]], object] | None = None
+    """Answers several batches concurrently, if that has a higher throughput."""
+    concurrency: int = 1
+    """Number of batches that it answers at a time."""
 
 
 @dataclass
-class Taken:
-    """What a contender took."""
+class Timings:
+    """Measured times of a contender."""
 
     seconds: list[list[float]] = field(default_factory=list)
-    """Of each call, by round."""
+    """Seconds of each call, by round."""
     rates: list[float] = field(default_factory=list)
-    """Histories a second of each round, calls side by side where there are any."""
+    """Histories per second of each round, with concurrent calls if the contender has them."""
 
 
 log = logging.getLogger("slmc.bench")
 
 
 def bench(config: BenchConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Time an engine, and the model in the role ``baseline`` if there is one: a report.
+    """Time an engine, and the model in the role ``baseline`` if there is one; write a report.
 
     Raises:
-        UsageError: Engine or baseline number other items than the dataset.
-        UndecidedError: The dataset holds no history.
+        UsageError: Engine or baseline have other items than the dataset.
+        UndecidedError: The dataset has no history.
         ArtefactError: ONNX Runtime cannot run the engine.
     """
     for role in ("engine", "baseline"):
         if role in inputs:
-            check_same(inputs[role], inputs["data"])
+            check_same_items(inputs[role], inputs["data"])
     histories = real_histories(Dataset.open(inputs["data"]))
     threads = config.threads or cores()
-    engine = describe(inputs["engine"].path)
+    engine = read_description(inputs["engine"].path)
     baseline = {}
     if "baseline" in inputs:
         model = load_model(inputs["baseline"])
         baseline = {"baseline": Contender(PlainModel(model, engine.top_k).top)}
     with draft(out) as work, _threads(threads):
-        sessions = Probe(inputs["engine"].path, threads, spinning=config.spinning)
+        probe = Probe(inputs["engine"].path, threads, spinning=config.spinning)
         batches = {}
         for batch in sorted(set(config.batch)):
-            chosen = sessions.choose(drawing(histories, batch, config.seed))
-            contenders = {"engine": contender(sessions, chosen)} | baseline
-            found = time_batch(contenders, histories, batch, engine.history, config)
-            found["sessions"] = {name: str(policy) for name, policy in vars(chosen).items()}
-            batches[str(batch)] = found
+            policies = probe.choose(drawing(histories, batch, config.seed))
+            contenders = {"engine": engine_contender(probe, policies)} | baseline
+            row = time_batch(contenders, histories, batch, engine.history, config)
+            row["sessions"] = {name: str(policy) for name, policy in vars(policies).items()}
+            batches[str(batch)] = row
         metrics = {
             "threads": threads,
             "machine": machine(),
@@ -127,19 +133,19 @@ def bench(config: BenchConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
         )
 
 
-def contender(sessions: Probe, chosen: Chosen) -> Contender:
-    """An engine in the sessions that were chosen for a batch size."""
-    soonest, most = sessions.pool(chosen.latency), sessions.pool(chosen.throughput)
-    if most.policy.sessions == 1:
-        return Contender(soonest.top)
-    return Contender(soonest.top, most.top_each, most.policy.sessions)
+def engine_contender(probe: Probe, policies: BestPolicies) -> Contender:
+    """An engine with the sessions that were chosen for a batch size."""
+    latency, throughput = probe.pool(policies.latency), probe.pool(policies.throughput)
+    if throughput.policy.sessions == 1:
+        return Contender(latency.top)
+    return Contender(latency.top, throughput.top_concurrent, throughput.policy.sessions)
 
 
 def drawing(histories: Histories, batch: int, seed: int) -> Draw:
-    """Draws the batches of a round, others each time it is called."""
+    """Return a function that draws the batches of a round, different ones on each call."""
     rng = np.random.default_rng((seed, batch))
     calls = math.ceil(HISTORIES / batch)
-    return lambda: [_drawn(histories, batch, rng) for _ in range(calls)]
+    return lambda: [_sample(histories, batch, rng) for _ in range(calls)]
 
 
 def time_batch(
@@ -149,40 +155,40 @@ def time_batch(
     padded: int,
     config: BenchConfig,
 ) -> dict[str, Any]:
-    """Time the contenders, in turn, on batches of one size.
+    """Time the contenders, interleaved, on batches of one size.
 
     Args:
-        contenders: Name -> what answers; ``engine``, and ``baseline`` if there is one.
-        histories: Drawn from, with replacement only if there are fewer than a batch.
-        batch: Histories of a call.
-        padded: Length that the baseline pads to, for the share of padding.
+        contenders: By name; ``engine``, and ``baseline`` if there is one.
+        histories: Histories to draw from, with replacement only if there are fewer than a batch.
+        batch: Histories per call.
+        padded: Length to which the baseline pads, for the share of padding.
         config: Rounds, warm-up and seed.
 
     Returns:
-        For each contender ``latency_ms`` (p50, p95, p99) and ``throughput`` (histories/s); how
-        many ``rounds`` and ``calls`` there really were; ``mean_length`` of the histories and the
-        share of ``padding`` at full length; ``speedup``, the ratio of the baseline's median to
-        the engine's, and ``speedup_range``, the 10 and 90 % quantiles of that ratio by rounds.
+        For each contender ``latency_ms`` (p50, p95, p99) and ``throughput`` (histories/s); the
+        numbers of timed ``rounds`` and ``calls``; ``mean_length`` of the histories and the share of
+        ``padding`` at full length; ``speedup``, the ratio of the baseline's median to the engine's,
+        and ``speedup_range``, the 10 and 90 % quantiles of that ratio over rounds.
     """
     draw = drawing(histories, batch, config.seed)
     _warm_up(contenders, draw, config.warmup)
-    taken, lengths = _rounds(contenders, draw, config.rounds, f"bench, batch {batch}")
-    seconds = {name: np.array(one.seconds) for name, one in taken.items()}
+    timings, lengths = _time_rounds(contenders, draw, config.rounds, f"bench, batch {batch}")
+    seconds = {name: np.array(one.seconds) for name, one in timings.items()}
     mean = float(np.mean(lengths))
     return {
         "rounds": len(seconds["engine"]),
         "calls": seconds["engine"].size,
         "mean_length": round(mean, 2),
         "padding": round(1 - mean / padded, 4),
-        **{name: summary(seconds[name], taken[name].rates) for name in taken},
+        **{name: summary(seconds[name], timings[name].rates) for name in timings},
         **(_speedup(seconds) if "baseline" in seconds else {}),
     }
 
 
 def summary(seconds: NDArray[np.float64], rates: list[float]) -> dict[str, Any]:
-    """Latency of calls that took ``seconds [rounds, calls]``, and the mean of rounds' rates.
+    """Latency percentiles of ``seconds [rounds, calls]``, and the harmonic mean of the rates.
 
-    The mean is the harmonic one, as of rounds that answer equally many: histories over seconds.
+    All rounds have the same number of histories, so this mean is all histories over all seconds.
     """
     p50, p95, p99 = 1e3 * np.percentile(seconds, (50, 95, 99))
     return {
@@ -191,8 +197,8 @@ def summary(seconds: NDArray[np.float64], rates: list[float]) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What it was timed on."""
+def machine() -> dict[str, str | int]:
+    """Processor, cores and system of this machine."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -204,7 +210,7 @@ def machine() -> dict[str, Any]:
 
 
 def _warm_up(contenders: Mapping[str, Contender], draw: Draw, rounds: int) -> None:
-    """One untimed round, and ``rounds`` more if they are short."""
+    """Run one untimed round, and up to ``rounds`` more if they are short."""
     start = time.perf_counter()
     _round(contenders, draw())
     first = time.perf_counter() - start
@@ -212,56 +218,58 @@ def _warm_up(contenders: Mapping[str, Contender], draw: Draw, rounds: int) -> No
         _round(contenders, draw())
 
 
-def _rounds(
+def _time_rounds(
     contenders: Mapping[str, Contender], draw: Draw, rounds: int, task: str
-) -> tuple[dict[str, Taken], list[int]]:
-    """What each contender took, and the lengths of the histories answered."""
-    taken = {name: Taken() for name in contenders}
+) -> tuple[dict[str, Timings], list[int]]:
+    """Return the timings of each contender, and the lengths of the histories."""
+    timings = {name: Timings() for name in contenders}
     lengths: list[int] = []
     start = time.perf_counter()
     for number in range(rounds):
         if number >= FEWEST and time.perf_counter() - start > BUDGET_S:
             log.info("%s: %d rounds instead of %d", task, number, rounds)
             break
-        drawn = draw()
-        lengths += [rows.size for one in drawn for rows in one]
+        batches = draw()
+        lengths += [rows.size for histories in batches for rows in histories]
         order = dict(reversed(list(contenders.items()))) if number % 2 else contenders
-        for name, (seconds, rate) in _round(order, drawn).items():
-            taken[name].seconds.append(seconds)
-            taken[name].rates.append(rate)
+        for name, (seconds, rate) in _round(order, batches).items():
+            timings[name].seconds.append(seconds)
+            timings[name].rates.append(rate)
         done = {"task": task, "done": number + 1, "total": rounds, "unit": "rounds"}
         log.debug("progress", extra={"progress": done})
-    return taken, lengths
+    return timings, lengths
 
 
 def _round(
-    contenders: Mapping[str, Contender], drawn: list[Histories]
+    contenders: Mapping[str, Contender], batches: list[Histories]
 ) -> dict[str, tuple[list[float], float]]:
-    """Seconds of each call and histories a second, by contender."""
-    found = {}
-    for name, one in contenders.items():
+    """Return the seconds of each call and the histories per second, by contender."""
+    results = {}
+    for name, contender in contenders.items():
         time.sleep(PAUSE_S)
-        found[name] = turn(one, drawn)
-    return found
+        results[name] = time_calls(contender, batches)
+    return results
 
 
-def turn(one: Contender, drawn: list[Histories]) -> tuple[list[float], float]:
-    """Seconds of each call, and histories a second, once its weights are what the caches hold."""
-    took = settled(lambda: [seconds_of(partial(one.top, histories)) for histories in drawn])
-    if one.top_each is None:
-        return took, sum(map(len, drawn)) / sum(took)
-    many = repeated(drawn, 2 * one.side)
-    whole = settled(partial(seconds_of, partial(one.top_each, many)))
-    return took, sum(map(len, many)) / whole
+def time_calls(contender: Contender, batches: list[Histories]) -> tuple[list[float], float]:
+    """Return the seconds of each call and the histories per second, measured with warm caches."""
+    seconds = repeat_until_settled(
+        lambda: [seconds_of(partial(contender.top, histories)) for histories in batches]
+    )
+    if contender.top_concurrent is None:
+        return seconds, sum(map(len, batches)) / sum(seconds)
+    many = repeated(batches, 2 * contender.concurrency)
+    total = repeat_until_settled(partial(seconds_of, partial(contender.top_concurrent, many)))
+    return seconds, sum(map(len, many)) / total
 
 
-def _drawn(histories: Histories, batch: int, rng: np.random.Generator) -> Histories:
+def _sample(histories: Histories, batch: int, rng: np.random.Generator) -> Histories:
     chosen = rng.choice(len(histories), batch, replace=len(histories) < batch)
     return [histories[index] for index in chosen]
 
 
-def _speedup(taken: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    engine, baseline = taken["engine"], taken["baseline"]
+def _speedup(seconds: dict[str, NDArray[np.float64]]) -> dict[str, float | list[float]]:
+    engine, baseline = seconds["engine"], seconds["baseline"]
     paired = np.median(baseline, axis=1) / np.median(engine, axis=1)
     return {
         "speedup": round(float(np.median(baseline) / np.median(engine)), 2),
@@ -275,12 +283,12 @@ def _processes(
     top_k: int,
     threads: int,
     config: BenchConfig,
-) -> dict[str, Any]:
-    """Cold start and memory of each contender, at the largest batch."""
-    drawn = _drawn(histories, max(config.batch), np.random.default_rng(config.seed))
+) -> dict[str, dict[str, float]]:
+    """Measure cold start and memory of each contender, at the largest batch."""
+    sample = _sample(histories, max(config.batch), np.random.default_rng(config.seed))
     kinds = {"engine": "engine", "baseline": "model"}
     return {
-        name: probe(kind, inputs[name].path, threads, top_k, drawn)
+        name: measure_process(kind, inputs[name].path, threads, top_k, sample)
         for name, kind in kinds.items()
         if name in inputs
     }
@@ -288,7 +296,7 @@ def _processes(
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Let torch use so many threads."""
+    """Let torch use ``number`` threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -1,8 +1,8 @@
-"""A fresh process that opens an engine or a model and answers once.
+"""Cold start and peak memory of an engine or a model, measured in a fresh process.
 
 ``python -m slmc.export.runtime.cold_start engine|model PATH THREADS TOP_K`` reads histories from
-stdin as JSON and writes ``cold_start_ms`` and ``peak_memory_mb`` to stdout as JSON. An engine's
-process holds no torch, so its memory is that of serving.
+stdin as JSON and writes ``cold_start_ms`` and ``peak_memory_mb`` to stdout as JSON. The process of
+an engine does not import torch, so its memory is that of serving.
 """
 
 import json
@@ -22,58 +22,59 @@ from slmc.export.runtime.engine import Histories
 MB = 1e6
 
 
-def probe(
+def measure_process(
     kind: str, path: Path, threads: int, top_k: int, histories: Histories
 ) -> dict[str, float]:
-    """Measure an engine or a model in a process of its own.
+    """Measure an engine or a model in its own process.
 
     Args:
         kind: ``engine`` or ``model``.
         path: Its artefact.
-        threads: Threads of the answer.
-        top_k: Items that are given back.
-        histories: Rows of the histories that are answered in one batch.
+        threads: Threads of a call.
+        top_k: Number of returned items.
+        histories: Rows of the histories of one batch.
 
     Returns:
-        ``cold_start_ms``, from a process with its libraries loaded to the first answer (one
-        history), and ``peak_memory_mb`` (10^6 bytes) of that process over all its life.
+        ``cold_start_ms``, from loaded libraries to the first answer (one history), and
+        ``peak_memory_mb`` (10^6 bytes) of the process over its life.
 
     Raises:
         BrokenRunError: The process failed.
     """
     command = [sys.executable, "-m", "slmc.export.runtime.cold_start", kind, str(path)]
     command += [str(threads), str(top_k)]
-    given = json.dumps([rows.tolist() for rows in histories])
-    done = subprocess.run(command, input=given, capture_output=True, text=True)
+    stdin = json.dumps([rows.tolist() for rows in histories])
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise BrokenRunError(
-            f"bench: a process that opens the {kind} {path} ended with {done.returncode}: {last}",
-            "Look at whether memory is short; run the same command again.",
+            f"bench: the process that opens the {kind} {path} failed with exit code "
+            f"{done.returncode}: {last}",
+            "Check the free memory, and run the same command again.",
         )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
 
 
 def _main(kind: str, path: str, threads: str, top_k: str) -> None:
     histories = [np.array(rows, dtype=np.int32) for rows in json.load(sys.stdin)]
-    opened = (_engine if kind == "engine" else _model)(Path(path), int(threads), int(top_k))
+    load = (_engine if kind == "engine" else _model)(Path(path), int(threads), int(top_k))
     start = time.perf_counter()
-    top = opened()
+    top = load()
     top(histories[:1])
     cold = 1e3 * (time.perf_counter() - start)
     top(histories)
-    found = {"cold_start_ms": round(cold, 1), "peak_memory_mb": round(_peak() / MB, 1)}
-    sys.stdout.write(json.dumps(found))
+    measured = {"cold_start_ms": round(cold, 1), "peak_memory_mb": round(_peak() / MB, 1)}
+    sys.stdout.write(json.dumps(measured))
 
 
 Top = Callable[[Histories], object]
 
 
 def _engine(path: Path, threads: int, top_k: int) -> Callable[[], Top]:
-    from slmc.export.runtime.engine import Engine, needed
+    from slmc.export.runtime.engine import Engine, import_extra
 
-    needed("onnxruntime")
+    import_extra("onnxruntime")
     return lambda: Engine(path, threads=threads).top
 
 
@@ -92,10 +93,10 @@ def _peak() -> float:
     """Largest resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # getrusage counts what the parent held before exec too; VmHWM does not.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
+        # getrusage includes the parent's memory before exec; VmHWM does not.
+        high_water = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if high_water:
+            return int(high_water[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,7 +1,7 @@
-"""Weights in pages of 2 MB, so that reading them misses fewer entries of the processor's tables.
+"""Put weights into memory pages of 2 MB, so that reading them causes fewer TLB misses.
 
-A decoder and a table of a million items are read from end to end for every answer. In pages of
-4 kB a processor looks an address up, and stops fetching ahead, 512 times as often.
+Every answer reads all weights of the decoder and of the item table. With pages of 4 kB the
+processor translates an address, and interrupts prefetching, 512 times as often.
 """
 
 import ctypes
@@ -12,40 +12,40 @@ from pathlib import Path
 PAGE = 1 << 21
 """Bytes of a large page on x86-64, and on arm64 with small pages of 4 kB."""
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
-"""Of madvise(2): new pages may be large; those that are there become so now (Linux 6.1)."""
+"""Advice of madvise(2): use large pages for new memory; convert existing pages now (Linux 6.1)."""
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MAPS = Path("/proc/self/maps")
 
 
 @contextmanager
 def large_pages() -> Iterator[None]:
-    """What memory the block takes and keeps is in large pages afterwards, where it can be.
+    """Request large pages for the memory that the block allocates and keeps.
 
-    Asked of Linux alone, and not where large pages are switched off. It is advice: what the kernel
-    does not follow stays in small pages.
+    Only on Linux, and only if large pages are enabled. This is advice: the kernel can leave memory
+    in small pages.
     """
-    if not allowed():
+    if not enabled():
         yield
         return
-    before = _private()
+    before = _anonymous_ranges()
     yield
     libc = ctypes.CDLL(None)
-    for start, end in grown(before, _private()):
+    for start, end in new_ranges(before, _anonymous_ranges()):
         start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
         if start < end:
             for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):
                 libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
-def allowed() -> bool:
-    """Whether this system gives large pages to those who ask."""
+def enabled() -> bool:
+    """Return whether this system gives large pages on request."""
     with suppress(OSError):
         return "[never]" not in SWITCH.read_text() and MAPS.exists()
     return False
 
 
-def grown(before: Mapping[int, int], after: Mapping[int, int]) -> Iterator[tuple[int, int]]:
-    """Start and end of what ranges hold that none held before; both map starts to ends."""
+def new_ranges(before: Mapping[int, int], after: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield start and end of memory in ``after`` but not in ``before``; both map starts to ends."""
     old = sorted(before.items())
     for start, end in after.items():
         for known, known_end in old:
@@ -59,16 +59,16 @@ def grown(before: Mapping[int, int], after: Mapping[int, int]) -> Iterator[tuple
             yield start, end
 
 
-def _private() -> dict[int, int]:
-    """End of each range of memory that belongs to no file and may be written, by its start.
+def _anonymous_ranges() -> dict[int, int]:
+    """Writable memory without a file, as a map from the start of each range to its end.
 
-    Ranges that hold no large page are left out.
+    Ranges smaller than a large page are left out.
     """
-    found = {}
+    ranges = {}
     for line in MAPS.read_text().splitlines():
         addresses, rights, _, _, inode, *name = line.split(maxsplit=5)
         if rights == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
             start, end = (int(address, 16) for address in addresses.split("-"))
             if end - start >= PAGE:
-                found[start] = end
-    return found
+                ranges[start] = end
+    return ranges

@@ -1,6 +1,6 @@
-"""A model as it is usually run: PyTorch, every history padded to one length, SDPA attention.
+"""The baseline of ``bench``: a model in PyTorch with padded histories and SDPA attention.
 
-What an engine is timed against. Letters: B histories, L their padded length, k items given back.
+Letters: B histories, L their padded length, d vector width, k returned items.
 """
 
 import numpy as np
@@ -15,17 +15,17 @@ from slmc.model.recommender import SequentialRecommender
 
 
 class PlainModel:
-    """A recommender without packing, a backbone as transformers runs it; the model is changed."""
+    """A recommender without packing; the backbone is changed to attention of transformers."""
 
     def __init__(self, model: Recommender, top_k: int) -> None:
-        """Take a model in evaluation mode and give its attention back to transformers."""
+        """Take a model in evaluation mode, and set the attention of its backbone to SDPA."""
         self.model, self.top_k = model, top_k
         if isinstance(model, SequentialRecommender):
             model.backbone.set_attn_implementation("sdpa")
 
     @torch.inference_mode()
     def top(self, histories: Histories) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best rows ``[B, k]`` of each history, best first, and their scores ``[B, k]``."""
+        """Return the best rows of each history, best first, and their scores, both ``[B, k]``."""
         item_ids = torch.from_numpy(pad_left(histories, self.model.config.history))
         items = self.model.item_vectors()
         users = plain_user_vectors(self.model, item_ids.to(items.device))
@@ -34,16 +34,16 @@ class PlainModel:
 
 
 def plain_user_vectors(model: Recommender, item_ids: Tensor) -> Tensor:
-    """User vectors ``[B, d]`` of rows ``[B, L]``, padded with 0 on the left.
+    """Compute user vectors ``[B, d]`` of rows ``[B, L]``, padded with 0 on the left.
 
-    The whole rectangle goes through the backbone, under a mask. A SASRec has no backbone of
-    transformers, and computes the same rectangle with its own attention.
+    Padding tokens go through the backbone too, under a mask. A SASRec has no backbone of
+    transformers; it computes the same padded batch with its own attention.
     """
     if not isinstance(model, SequentialRecommender):
         return model.padded_user_vectors(item_ids)
     prefix, suffix = model.config.prefix_length, model.config.suffix_length
-    words = torch.arange(prefix + suffix, device=item_ids.device)
-    prompt = (-1 - words).expand(len(item_ids), -1)
+    positions = torch.arange(prefix + suffix, device=item_ids.device)
+    prompt = (-1 - positions).expand(len(item_ids), -1)
     tokens = torch.cat([prompt[:, :prefix], item_ids, prompt[:, prefix:]], dim=1)
     real = tokens != 0
     states = model.backbone(

@@ -1,8 +1,8 @@
-"""How many sessions of an engine answer side by side, and with how many threads each.
+"""Choose the number of parallel sessions of an engine, and the threads of each.
 
-One session on all cores answers a call soonest, as a rule; sessions of one thread each, side by
-side, answer most histories a second, since no core waits for another. What is best hangs on the
-model, the batch and the machine, so a short probe chooses.
+Usually one session on all cores has the lowest latency, and parallel sessions with one thread each
+have the highest throughput, since no core waits for another. The best choice depends on the model,
+the batch size and the machine, so a short probe measures it.
 """
 
 import statistics
@@ -20,49 +20,49 @@ from numpy.typing import NDArray
 from slmc.export.runtime.engine import Engine, Histories
 
 ROUNDS = 5
-"""Rounds of a probe, all candidates in turn; the first is not counted."""
+"""Rounds of a probe, candidates interleaved; the first round is a warm-up."""
 BUDGET_S = 4.0
-"""Seconds after which a probe asks no further round."""
+"""Seconds after which a probe starts no further round."""
 SETTLE_S = 0.1
-"""Seconds of a turn, before its last calls. In service an engine is asked again and again; after
-another one's turn its first answers find the caches full of the other's weights."""
+"""Seconds for which calls are repeated; the last pass counts. After the calls of another candidate
+the caches hold that one's weights, but in service they hold the engine's own."""
 CLEAR = 0.95
-"""Share of a simpler policy's time that another must stay below to be chosen."""
+"""A policy is chosen over a simpler one only if it takes less than this share of its time."""
 CHUNK = 64
-"""Histories of a call that a session is given at most, where a batch is cut."""
+"""Largest number of histories per call when a batch is split over sessions."""
 MOST_SESSIONS = 16
-"""Sessions side by side: each holds the weights once more."""
+"""Limit of parallel sessions: each has its own copy of the weights."""
 
 T = TypeVar("T")
 Top = tuple[NDArray[np.int64], NDArray[np.float32]]
-Ways = Mapping["Policy", Callable[[list[Histories]], object]]
-"""How batches are answered, by policy."""
+Runners = Mapping["Policy", Callable[[list[Histories]], object]]
+"""For each policy, a function that answers batches."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """So many sessions side by side, of so many threads each."""
+    """``sessions`` parallel sessions with ``threads`` threads each."""
 
     sessions: int
     threads: int
 
     def __str__(self) -> str:
-        """As reports show it."""
+        """Return the form in reports."""
         return f"{self.sessions} x {self.threads}"
 
 
 def candidates(threads: int) -> tuple[Policy, ...]:
-    """What may be best on so many cores, the simplest first."""
+    """Return the policies to measure on ``threads`` cores, the simplest first."""
     sessions = min(threads, MOST_SESSIONS)
-    found = (Policy(1, threads), Policy(1, 1), Policy(sessions, threads // sessions))
-    return tuple(dict.fromkeys(found))
+    policies = (Policy(1, threads), Policy(1, 1), Policy(sessions, threads // sessions))
+    return tuple(dict.fromkeys(policies))
 
 
 class Pool:
-    """Sessions on one engine that answer side by side: ONNX Runtime lets Python's lock go."""
+    """Parallel sessions on one engine; ONNX Runtime releases Python's global lock."""
 
     def __init__(self, folder: Path, policy: Policy, *, spinning: bool = False) -> None:
-        """Open the sessions; raises as :class:`Engine` does."""
+        """Open the sessions; raises the same errors as :class:`Engine`."""
         self.policy = policy
         self.engines = [
             Engine(folder, threads=policy.threads, spinning=spinning)
@@ -71,103 +71,105 @@ class Pool:
         self._workers = ThreadPoolExecutor(policy.sessions)
 
     def top(self, histories: Histories) -> Top:
-        """As :meth:`Engine.top`; a batch is cut by length and shared out among the sessions."""
+        """As :meth:`Engine.top`; a batch is split by length over the sessions."""
         if self.policy.sessions == 1 or len(histories) == 1:
             return self.engines[0].top(histories)
-        # Histories of like length share a call, so that its windows of attention are short.
+        # Histories of similar length share a call, so that its attention windows are short.
         order = np.argsort([rows.size for rows in histories], kind="stable")
         calls = max(self.policy.sessions, -(-len(histories) // CHUNK))
         parts = [part for part in np.array_split(order, calls) if part.size]
-        found = self.top_each([[histories[user] for user in part] for part in parts])
-        back = np.argsort(np.concatenate(parts))
-        items, scores = (np.concatenate(one)[back] for one in zip(*found, strict=True))
+        answers = self.top_concurrent([[histories[user] for user in part] for part in parts])
+        original_order = np.argsort(np.concatenate(parts))
+        items, scores = (np.concatenate(o)[original_order] for o in zip(*answers, strict=True))
         return items, scores
 
-    def top_in_turn(self, batches: Sequence[Histories]) -> list[Top]:
+    def top_sequential(self, batches: Sequence[Histories]) -> list[Top]:
         """Answer several batches, one after the other."""
         return [self.top(histories) for histories in batches]
 
-    def top_each(self, batches: Sequence[Histories]) -> list[Top]:
-        """Answer several batches, as many at a time as there are sessions."""
-        ways = self.policy.sessions
-        shares = [batches[way::ways] for way in range(ways)]
-        answered = self._workers.map(
-            lambda engine, share: [engine.top(batch) for batch in share],
-            self.engines,
-            shares,
+    def top_concurrent(self, batches: Sequence[Histories]) -> list[Top]:
+        """Answer several batches, one per session at a time."""
+        sessions = self.policy.sessions
+        shares = [batches[first::sessions] for first in range(sessions)]
+        answers = list(
+            self._workers.map(
+                lambda engine, share: [engine.top(batch) for batch in share],
+                self.engines,
+                shares,
+            )
         )
-        by_way = list(answered)
-        return [by_way[place % ways][place // ways] for place in range(len(batches))]
+        return [answers[n % sessions][n // sessions] for n in range(len(batches))]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The policies that answer one call soonest and most histories a second."""
+class BestPolicies:
+    """The policies with the lowest latency and with the highest throughput."""
 
     latency: Policy
     throughput: Policy
 
 
 class Probe:
-    """Chooses for batches of one engine; sessions are opened once for each policy."""
+    """Chooses policies for one engine; the sessions of each policy are opened once."""
 
     def __init__(self, folder: Path, threads: int, *, spinning: bool = False) -> None:
-        """Take the cores that there are; sessions are opened when they are first asked."""
+        """Take the number of cores; sessions are opened on first use."""
         self.candidates = candidates(threads)
         self.pool: Callable[[Policy], Pool] = cache(
             lambda policy: Pool(folder, policy, spinning=spinning)
         )
 
-    def choose(self, draw: Callable[[], list[Histories]]) -> Chosen:
-        """Time every candidate on the same batches, in turn.
+    def choose(self, draw: Callable[[], list[Histories]]) -> BestPolicies:
+        """Time all candidates, interleaved, on the same batches, and return the best.
 
         Args:
-            draw: Gives batches of the size that is asked about.
+            draw: Returns batches of the size to choose for.
         """
         pools = {policy: self.pool(policy) for policy in self.candidates}
         if len(pools) == 1:
-            return Chosen(self.candidates[0], self.candidates[0])
-        # One thread alone leaves cores idle: it can be the soonest, never the most.
+            return BestPolicies(self.candidates[0], self.candidates[0])
+        # One thread leaves cores idle: it can have the lowest latency, not the best throughput.
         busy = {p: pool for p, pool in pools.items() if p.sessions * p.threads > 1}
         enough = 2 * max(policy.sessions for policy in pools)
-        return Chosen(
-            latency=_fastest({p: pool.top_in_turn for p, pool in pools.items()}, draw, enough),
-            throughput=_fastest({p: pool.top_each for p, pool in busy.items()}, draw, enough),
+        return BestPolicies(
+            latency=_fastest({p: pool.top_sequential for p, pool in pools.items()}, draw, enough),
+            throughput=_fastest({p: pool.top_concurrent for p, pool in busy.items()}, draw, enough),
         )
 
 
 def seconds_of(answer: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Time one call, in seconds."""
     start = time.perf_counter()
     answer()
     return time.perf_counter() - start
 
 
-def settled(once: Callable[[], T]) -> T:
-    """What the last pass gives, of as many as take :data:`SETTLE_S`."""
-    begun = time.perf_counter()
+def repeat_until_settled(call: Callable[[], T]) -> T:
+    """Repeat a call for :data:`SETTLE_S`, and return its last result."""
+    start = time.perf_counter()
     while True:
-        found = once()
-        if time.perf_counter() - begun >= SETTLE_S:
-            return found
+        result = call()
+        if time.perf_counter() - start >= SETTLE_S:
+            return result
 
 
 def repeated(batches: list[Histories], number: int) -> list[Histories]:
-    """The batches, again and again, until there are ``number`` of them at least."""
+    """Repeat the list of batches until it has at least ``number``."""
     return batches * -(-number // len(batches))
 
 
-def _fastest(ways: Ways, draw: Callable[[], list[Histories]], batches: int) -> Policy:
-    taken: dict[Policy, list[float]] = {policy: [] for policy in ways}
-    begun = time.perf_counter()
-    for number in range(ROUNDS):
-        drawn = repeated(draw(), batches)
-        for policy, answer in ways.items():
-            took = settled(partial(seconds_of, partial(answer, drawn)))
-            if number:
-                taken[policy].append(took)
-        if number and time.perf_counter() - begun > BUDGET_S:
+def _fastest(runners: Runners, draw: Callable[[], list[Histories]], number: int) -> Policy:
+    """Time the policies on at least ``number`` batches, and return the simplest of the fastest."""
+    seconds: dict[Policy, list[float]] = {policy: [] for policy in runners}
+    start = time.perf_counter()
+    for round_number in range(ROUNDS):
+        batches = repeated(draw(), number)
+        for policy, answer in runners.items():
+            took = repeat_until_settled(partial(seconds_of, partial(answer, batches)))
+            if round_number:
+                seconds[policy].append(took)
+        if round_number and time.perf_counter() - start > BUDGET_S:
             break
-    typical = {policy: statistics.median(took) for policy, took in taken.items()}
-    best = min(typical.values())
-    return next(policy for policy, took in typical.items() if CLEAR * took <= best)
+    medians = {policy: statistics.median(times) for policy, times in seconds.items()}
+    best = min(medians.values())
+    return next(policy for policy, median in medians.items() if CLEAR * median <= best)

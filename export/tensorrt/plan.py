@@ -1,40 +1,52 @@
-"""What building and running a plan share: its graph's file, its profiles, TensorRT's logger."""
+"""What building and running a plan share: its files, its profiles and TensorRT's logger."""
 
 import logging
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Protocol
 
 from slmc.export.tensorrt import flavours
 from slmc.export.tensorrt.flavours import Flavour
 
-TYPED = "tensorrt/model.onnx"
-"""The graph that a plan is built from, in an engine's folder."""
+PLAN, PLAN_GRAPH = "tensorrt/model.plan", "tensorrt/model.onnx"
+"""In an engine's folder: the plan, and the graph from which it is built."""
 
 log = logging.getLogger("slmc.export")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Shapes that a plan is tuned for: from one item up to the largest, best at that."""
+    """Shapes that a plan supports: up to this batch and length, tuned for the largest."""
 
     batch: int
     length: int
 
 
-@cache
-def logger_of(flavour: Flavour) -> Any:
-    """The one logger of a flavour in this process; ``errors`` holds its error messages."""
-    module = flavours.builder(flavour)
+class Logger(Protocol):
+    """TensorRT's logger, which also collects error messages."""
 
-    class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+    errors: list[str]
+
+
+@cache
+def logger_of(flavour: Flavour) -> Logger:
+    """Return the logger of a flavour; there is one per process."""
+    module = flavours.module_for_building(flavour)
+
+    class ErrorLogger(module.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: list[str] = []
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: int, message: str) -> None:
             if severity <= module.ILogger.ERROR:
                 self.errors.append(message)
             log.debug("tensorrt: %s", message)
 
-    return Logger()
+    logger: Logger = ErrorLogger()
+    return logger
+
+
+def one_line(text: str) -> str:
+    """Return a message of TensorRT on one line."""
+    return " ".join(text.split())

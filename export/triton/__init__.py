@@ -1,5 +1,5 @@
 """Model repositories for Triton Inference Server.
 
-``repository`` writes the folder ``triton/`` of an engine; ``model`` is the file that Triton's
-Python backend runs there, so it imports nothing of slmc.
+``repository`` writes the folder ``triton/`` of an engine; ``model`` is copied there for Triton's
+Python backend, so it imports nothing from slmc.
 """

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from slmc import __version__, cache
-from slmc.export.tensorrt.flavours import FLAVOURS, dotted, driver, tried
+from slmc.export.tensorrt.flavours import FLAVOURS, dotted, driver, try_flavour
 
 State = Literal["ok", "without", "missing"]
 """Fine; absent, and slmc runs without it; absent, and slmc does not run."""
@@ -190,7 +190,7 @@ def _tensorrt() -> list[Finding]:
     """Each flavour of TensorRT: whether it builds plans here, and whether it runs them."""
     gpu, found = driver(), []
     for flavour in FLAVOURS.values():
-        what, trial = f"TensorRT ({flavour.name})", tried(flavour)
+        what, trial = f"TensorRT ({flavour.name})", try_flavour(flavour)
         if trial.version is None:
             said = f"{trial.problem}; `{flavour.install}`"
             found.append(Finding(what, "without", said))

@@ -75,14 +75,14 @@ def check_engines(steps: Sequence[Step]) -> None:
         if not isinstance(config, ExportConfig):
             continue
         # Only where there is an export: they load more than a plan of steps needs.
-        from slmc.export.runtime.engine import providers
-        from slmc.export.tensorrt.flavours import FLAVOURS, builder
+        from slmc.export.runtime.engine import available_providers
+        from slmc.export.tensorrt.flavours import FLAVOURS, module_for_building
 
         try:
             if config.precision is not None:
-                providers(config.precision)
+                available_providers(config.precision)
             if "tensorrt" in config.formats:
-                builder(FLAVOURS[config.tensorrt.flavour])
+                module_for_building(FLAVOURS[config.tensorrt.flavour])
         except MissingError as error:
             raise MissingError(f"{step.id}: {error}", error.remedy) from None
 

@@ -1,4 +1,4 @@
-"""A dataset, models and engines that are made once: 40 users, 30 items, histories of 12."""
+"""A dataset, models and engines, shared by the tests: 40 users, 30 items, histories of 12."""
 
 import hashlib
 import importlib
@@ -23,7 +23,7 @@ from slmc.export.config import ExportConfig
 from slmc.export.export import export
 from slmc.export.graph import optimize as graph
 from slmc.export.tensorrt import flavours
-from slmc.export.tensorrt import graph as typed
+from slmc.export.tensorrt import graph as tensorrt_graph
 from slmc.export.tensorrt.flavours import FLAVOURS
 from slmc.model import random_models
 from slmc.model.loading import Recommender
@@ -112,13 +112,13 @@ def prompted(dataset: Artefact, place: Place) -> Artefact:
 @pytest.fixture(scope="session")
 def sasrec(dataset: Artefact, place: Place) -> Artefact:
     shape = SasrecModelConfig(num_items=ITEMS, item_dim=WIDTH, history=HISTORY)
-    made = randomise(Sasrec(shape))
+    model = randomise(Sasrec(shape))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim == 1:  # biases that are all 0 would hide one that is left out
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # a bias of 0 would hide a missing bias
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-    return seal_model(made, dataset, place("sasrec"))
+    return seal_model(model, dataset, place("sasrec"))
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,7 @@ def padded(dataset: Artefact, prompted: Artefact, place: Place) -> Artefact:
 
 @pytest.fixture(scope="module")
 def traced_once() -> Iterator[None]:
-    """Torch takes seconds to trace a model: each is traced once for the tests of a module."""
+    """Trace each model once per test module, since torch takes seconds to trace one."""
     known: dict[str, bytes] = {}
     trace = graph.traced
 
@@ -146,26 +146,26 @@ def traced_once() -> Iterator[None]:
         return onnx.load_from_string(known[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (graph, typed):
+        for module in (graph, tensorrt_graph):
             patch.setattr(module, "traced", traced)
         yield
 
 
 @pytest.fixture(scope="module")
 def rtx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """TensorRT-RTX: the one that is installed, or one for these tests alone."""
-    flavours.tried.cache_clear()
+    """TensorRT-RTX: as installed, or installed only for these tests."""
+    flavours.try_flavour.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        if flavours.tried(FLAVOURS["tensorrt-rtx"]).version is None:
+        if flavours.try_flavour(FLAVOURS["tensorrt-rtx"]).version is None:
             site = tmp_path_factory.mktemp("rtx")
-            wanted = [f"{name}=={RTX_VERSION}" for name in RTX]
+            packages = [f"{name}=={RTX_VERSION}" for name in RTX]
             command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site]
-            done = subprocess.run([*command, *wanted], capture_output=True, text=True)
+            done = subprocess.run([*command, *packages], capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"pip: {(done.stderr.strip().splitlines() or [''])[-1]}")
             patch.syspath_prepend(str(site))
             patch.setenv("PYTHONPATH", str(site), prepend=":")
             importlib.invalidate_caches()
-            flavours.tried.cache_clear()
-        yield flavours.builder(FLAVOURS["tensorrt-rtx"])
-    flavours.tried.cache_clear()
+            flavours.try_flavour.cache_clear()
+        yield flavours.module_for_building(FLAVOURS["tensorrt-rtx"])
+    flavours.try_flavour.cache_clear()

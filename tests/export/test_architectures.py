@@ -18,8 +18,8 @@ from slmc.export.graph.optimize import to_onnx
 from slmc.export.reference import cpu_emulation
 from slmc.export.reference.precision import linear_layers
 from slmc.export.tensorrt import build as tensorrt
-from slmc.export.tensorrt import graph as typed
 from slmc.export.tensorrt.flavours import FLAVOURS
+from slmc.export.tensorrt.graph import tensorrt_graph
 from slmc.model.codes import Codes, rounded
 from slmc.model.recommender import SequentialRecommender
 
@@ -27,9 +27,9 @@ HISTORY, ITEMS = 12, 30
 SAME = 1e-3
 """Gemma's scores reach 1e2; float32 rounding of two layers leaves 1e-6 of that."""
 HALF = 0.05
-"""A last bit that differs turns a bf16 number into its neighbour; in spreads of the scores."""
+"""A difference in the last bit moves a bf16 number to its neighbour; in spreads of the scores."""
 CODES = {"int4": SAME, "int8-accurate": 0.5}
-"""By precision: 8-bit codes are multiplied with tokens rounded to 8 bits."""
+"""By precision: 8-bit weights are multiplied with activations rounded to 8 bits."""
 SHAPES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 5},
     "qwen2": {},
@@ -44,12 +44,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-TURNED_APART = ("qwen3", "gemma3_text", "olmo2", "olmo3")
+ROTATED_APART = ("qwen3", "gemma3_text", "olmo2", "olmo3")
 """Families whose q and k go through norms."""
 NORMED_AFTER = ("olmo2", "olmo3")
-"""Families whose layers read the residual stream itself: the last norm alone adds what it reads."""
+"""Families whose layers read the residual stream itself: only the last norm adds its inputs."""
 QUICK = (("qwen3", "packed", 2), ("olmo2", "packed", 2))
-"""With Llama, which most tests are about, the families of the default suite."""
+"""Families of the default suite, in addition to Llama, which most tests use."""
 CASES = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
     for case in product(SHAPES, ("packed", "padded"), (2, 4))
@@ -66,13 +66,13 @@ def test_a_family_is_exported(family: str, layout: str, kv_heads: int, tmp_path:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = recommender(family, kv_heads)
     graph = to_onnx(model, layout, ITEMS, opset=20)
-    if layout == "packed":  # each norm but the first adds what it reads
+    if layout == "packed":  # each norm but the first adds its inputs
         kinds = [node.op_type for node in graph.graph.node]
-        # The last layer has queries of the last tokens only, and turns them apart from keys.
-        assert kinds.count("RotaryEmbedding") == (4 if family in TURNED_APART else 3)
+        # The last layer has queries of the last tokens only, and rotates them apart from keys.
+        assert kinds.count("RotaryEmbedding") == (4 if family in ROTATED_APART else 3)
         added = 1 if family in NORMED_AFTER else 4
         assert kinds.count("SkipSimplifiedLayerNormalization") == added
-        # Of two histories of three items, it computes but keys and values of all six.
+        # For two histories of three items, only keys and values are computed for all six tokens.
         computed = computed_tokens(graph, np.array([[1, 2, 3], [4, 5, 6]]))
         assert computed.count(6) == computed.count(2) + 1
         assert set(computed) == {2, 6}
@@ -82,55 +82,56 @@ def test_a_family_is_exported(family: str, layout: str, kv_heads: int, tmp_path:
 
 
 def computed_tokens(graph: Any, item_ids: NDArray[np.int64]) -> list[int]:
-    """How many tokens each product of the decoder computes."""
+    """The number of tokens that each matmul of the decoder computes."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    asked = onnx.ModelProto()
-    asked.CopyFrom(graph)
-    constants = {value.name for value in asked.graph.initializer}
-    made = [
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    constants = {value.name for value in copy.graph.initializer}
+    outputs = [
         node.output[0]
-        for node in asked.graph.node
+        for node in copy.graph.node
         if node.op_type == "MatMul" and node.input[1] in constants
     ]
-    asked.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in made
+    copy.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
     )
-    session = onnxruntime.InferenceSession(asked.SerializeToString())
-    return [value.shape[1] for value in session.run(made, {"item_ids": item_ids})]
+    session = onnxruntime.InferenceSession(copy.SerializeToString())
+    return [value.shape[1] for value in session.run(outputs, {"item_ids": item_ids})]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "bits"), [("int4", 4), ("int8-accurate", 8)])
-def test_codes_of_a_layer_that_is_cut_in_two_are_carried_over(precision: str, bits: int) -> None:
+def test_codes_of_a_split_layer_are_split_too(precision: str, bits: int) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = recommender("phi3")
-    own: dict[str, Codes] = {}
+    layer_codes: dict[str, Codes] = {}
     for name, layer in linear_layers(model).items():
-        own[name] = rounded(layer.weight.detach().numpy(), bits=bits, group_size=16)
-        layer.weight.data = torch.from_numpy(own[name].weight)
-    graph = to_onnx(model, "packed", ITEMS, 20, precision, own)
+        layer_codes[name] = rounded(layer.weight.detach().numpy(), bits=bits, group_size=16)
+        layer.weight.data = torch.from_numpy(layer_codes[name].weight)
+    graph = to_onnx(model, "packed", ITEMS, 20, precision, layer_codes)
     held = {value.name: value for value in graph.graph.initializer}
     codes = [node.input[1] for node in graph.graph.node if node.op_type == "MatMulNBits"]
-    # Four layers of each of two: queries of the second are apart from keys and values.
+    # Two decoder layers with four each; queries of the second are apart from keys and values.
     assert len(codes) == 9
     stored = sum(len(held[name].raw_data) for name in codes)
-    assert stored == sum(each.codes.size for each in own.values()) * bits // 8
+    assert stored == sum(each.codes.size for each in layer_codes.values()) * bits // 8
     check(onnxruntime.InferenceSession(graph.SerializeToString()), model, CODES[precision])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("family", SHAPES)
-def test_a_family_is_built_by_tensorrt(family: str, rtx: Any, tmp_path: Path) -> None:
+def test_a_family_is_built_by_tensorrt(family: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, flavour = recommender(family), FLAVOURS["tensorrt-rtx"]
-    graph = typed.typed_graph(model, ITEMS, "bf16", {}, {})
-    session = onnxruntime.InferenceSession(cpu_emulation.runnable(graph).SerializeToString())
+    graph = tensorrt_graph(model, ITEMS, "bf16", {}, {})
+    session = onnxruntime.InferenceSession(cpu_emulation.cpu_graph(graph).SerializeToString())
     with torch.inference_mode():
         spread = float(model(torch.ones((1, 3), dtype=torch.long))[:, 1:].std())
     check(session, cpu_emulation.emulated(model, "bf16", {}, {}), HALF * spread)
     serialize.save(graph, tmp_path / "model.onnx")
     shapes = tensorrt.profiles(ExportConfig(), HISTORY)
-    assert tensorrt.build(rtx, flavour, tmp_path / "model.onnx", shapes, ExportConfig())
+    assert tensorrt.build(flavour, tmp_path / "model.onnx", shapes, 1024)
 
 
 def check(session: Any, model: SequentialRecommender, allowed: float) -> None:

@@ -15,36 +15,36 @@ from slmc.commands import cli
 from slmc.export.config import ExportConfig
 from slmc.export.runtime.engine import GRAPH
 
-Spoil = Callable[[Path], None]
+Break = Callable[[Path], None]
 
 
-def write(name: str, content: bytes) -> Spoil:
+def write(name: str, content: bytes) -> Break:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
-def remove(name: str) -> Spoil:
+def remove(name: str) -> Break:
     return lambda folder: (folder / name).unlink()
 
 
-def described(**changed: object) -> Spoil:
-    def spoil(folder: Path) -> None:
+def described(**changed: object) -> Break:
+    def apply(folder: Path) -> None:
         file = folder / "engine.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changed))
 
-    return spoil
+    return apply
 
 
-def graph(change: Callable[[onnx.ModelProto], None]) -> Spoil:
-    def spoil(folder: Path) -> None:
+def graph(change: Callable[[onnx.ModelProto], None]) -> Break:
+    def apply(folder: Path) -> None:
         model = onnx.load(folder / GRAPH)
         change(model)
         (folder / GRAPH).write_bytes(model.SerializeToString())
 
-    return spoil
+    return apply
 
 
 def outside(model: onnx.ModelProto) -> None:
-    """A weight that is said to lie outside the engine's folder."""
+    """A weight with a path outside the engine's folder."""
     tensor = next(t for t in model.graph.initializer if len(t.dims) == 2)
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -90,13 +90,13 @@ def cycle(model: onnx.ModelProto) -> None:
     model.graph.node[0].input[0] = model.graph.node[-1].output[0]
 
 
-SPOILT: dict[str, Spoil] = {
+BROKEN: dict[str, Break] = {
     "truncated ONNX": lambda f: write(GRAPH, (f / GRAPH).read_bytes()[:-2000])(f),
-    "no ONNX": write(GRAPH, b"\x00\x01\x02 nothing of the kind"),
+    "not ONNX": write(GRAPH, b"\x00\x01\x02 nothing of the kind"),
     "an empty ONNX": write(GRAPH, b""),
     "the ONNX is gone": remove(GRAPH),
     "weights outside the folder": graph(outside),
-    "weights that are not there": graph(absent),
+    "missing weights": graph(absent),
     "a weight of another shape": graph(other_shape),
     "an unknown operator": graph(unknown_operator),
     "another opset": graph(other_opset),
@@ -105,7 +105,7 @@ SPOILT: dict[str, Spoil] = {
     "another input type": graph(float_input),
     "a cycle": graph(cycle),
     "no description": remove("engine.json"),
-    "a description that is no JSON": write("engine.json", b"{"),
+    "a description that is not JSON": write("engine.json", b"{"),
     "a description of something else": write("engine.json", b'{"layout": "packed"}'),
     "a description of another catalogue": described(num_items=7),
     "no vocabulary": remove("items.jsonl"),
@@ -120,8 +120,8 @@ SPOILT: dict[str, Spoil] = {
 }
 
 
-@pytest.mark.parametrize("sealed", [True, False], ids=["sealed so", "edited later"])
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("sealed", [True, False], ids=["before sealing", "after sealing"])
+@pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_engine(
     name: str,
     sealed: bool,
@@ -129,21 +129,21 @@ def test_a_broken_engine(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """An engine that was spoilt before it was sealed passes its hashes; one edited later never."""
+    """An engine that was broken before sealing has the right hashes, one edited later has not."""
     with draft(tmp_path / "engine") as work:
         shutil.copytree(packed.path, work.path, dirs_exist_ok=True)
         (work.path / MANIFEST).unlink()
         if sealed:
-            SPOILT[name](work.path)
-        made = work.seal(kind="engine", stage="export", config=ExportConfig(), inputs={})
+            BROKEN[name](work.path)
+        engine = work.seal(kind="engine", stage="export", config=ExportConfig(), inputs={})
     if not sealed:
-        SPOILT[name](made.path)
+        BROKEN[name](engine.path)
     capfd.readouterr()
-    assert cli.call(["recommend", str(made.path), "film-3", "-q"]) == 2
+    assert cli.call(["recommend", str(engine.path), "film-3", "-q"]) == 2
     out, error = capfd.readouterr()
     lines = error.splitlines()
     assert out == "" and "Traceback" not in error
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("  "), error
-    assert str(made.path) in lines[0]
+    assert str(engine.path) in lines[0]
     if not sealed:
         assert "is not the file that was sealed" in error or "is missing" in error

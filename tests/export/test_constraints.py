@@ -1,4 +1,4 @@
-"""What an export is refused for, told from how a model is stored: recipes and the stage ask it."""
+"""Why an export is refused, from the properties of the stored model."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ def test_what_is_refused(source: Source, config: dict[str, Any], expected: list[
     assert keys(source, **config) == expected
 
 
-def test_what_is_known_of_a_model(model: Artefact, sasrec: Artefact) -> None:
+def test_the_properties_of_a_model(model: Artefact, sasrec: Artefact) -> None:
     loaded = load_model(model)
     assert source_of(loaded, {}) == Source(history=12)
     assert source_of(load_model(sasrec), {}) == Source(on_llm=False, history=12)
@@ -79,6 +79,9 @@ def test_what_is_known_of_a_model(model: Artefact, sasrec: Artefact) -> None:
     plain, eight = (rounded(weight, bits=bits, group_size=32) for bits in (4, 8))
     zeros = Codes(4, 24, plain.codes, plain.scale, np.zeros_like(plain.scale, dtype=np.uint8))
     quantize_table(loaded, "int8")
-    found = source_of(loaded, {"a": plain, "b": eight, "c": zeros})
-    assert found == Source(frozenset([4, 8]), frozenset([24, 32]), True, 8, True, 12)
-    assert (found.precision, source_of(loaded, {"b": eight}).precision) == ("int4", "int8-accurate")
+    source = source_of(loaded, {"a": plain, "b": eight, "c": zeros})
+    assert source == Source(frozenset([4, 8]), frozenset([24, 32]), True, 8, True, 12)
+    assert (source.precision, source_of(loaded, {"b": eight}).precision) == (
+        "int4",
+        "int8-accurate",
+    )

@@ -1,4 +1,4 @@
-"""An exported engine answers where slmc is not installed: in environments made for these tests."""
+"""An engine runs where slmc is not installed: in environments created for these tests."""
 
 import json
 import re
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cards import code_of
 
 from slmc.artefact import Artefact
-from slmc.export import card
 from slmc.export.runtime.engine import Engine
 from slmc.recommend import recommend
 
@@ -19,23 +19,23 @@ PINS = Path(__file__).parents[2] / "constraints.txt"
 UNREACHED = re.compile(
     r"Failed to establish|ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|resolution"
 )
-"""What pip says when there is no index, and not when a package is wrong."""
+"""Messages of pip if it reaches no index, but not for a wrong package."""
 CLOSE = 1e-5
-"""Float32, should the two environments have ONNX Runtimes of different versions."""
+"""Float32 rounding, in case the environments have different versions of ONNX Runtime."""
 
 
 def pin(name: str) -> str:
-    """The requirement that constraints.txt has for a distribution: ``torch==2.13.0``."""
-    found = re.search(rf"^{name}==\S+$", PINS.read_text(), flags=re.MULTILINE)
-    assert found is not None
-    return found[0]
+    """The requirement of a package in constraints.txt, such as ``torch==2.13.0``."""
+    line = re.search(rf"^{name}==\S+$", PINS.read_text(), flags=re.MULTILINE)
+    assert line is not None
+    return line[0]
 
 
-def environment(folder: Path, *wanted: str) -> Path:
-    """The Python of a new environment with some distributions, and nothing of this one's."""
+def environment(folder: Path, *packages: str) -> Path:
+    """Create an isolated environment with some packages; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin/python"
-    command = [python, "-I", "-m", "pip", "--disable-pip-version-check", "-q", "install", *wanted]
+    command = [python, "-I", "-m", "pip", "--disable-pip-version-check", "-q", "install", *packages]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and UNREACHED.search(done.stderr):
         pytest.skip(f"pip reaches no index: {done.stderr.strip().splitlines()[-1]}")
@@ -44,7 +44,7 @@ def environment(folder: Path, *wanted: str) -> Path:
 
 
 def run(python: Path, code: str, folder: Path, *arguments: str) -> str:
-    """What code prints, isolated from the variables and folders of the tests."""
+    """Run code, isolated from the variables and folders of the tests; return its output."""
     command = [python, "-I", "-c", code, *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -58,9 +58,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def optimum(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Without its pin torch may come with CUDA: gigabytes.
-    wanted = (pin("torch"), pin("onnxruntime"), "optimum-onnx==0.1.0")
-    return environment(tmp_path_factory.mktemp("optimum") / "venv", *wanted)
+    # Without its pin, torch can come with gigabytes of CUDA.
+    packages = (pin("torch"), pin("onnxruntime"), "optimum-onnx==0.1.0")
+    return environment(tmp_path_factory.mktemp("optimum") / "venv", *packages)
 
 
 ABSENT = """
@@ -74,12 +74,12 @@ print([name for name in ("slmc", "torch", "transformers", "polars") if find_spec
 @pytest.mark.parametrize(
     "history", [None, ["film-7"], ["film-3", "nobody's", "film-30", "film-4", "film-3"]]
 )
-def test_onnxruntime_and_numpy_alone_answer_with_the_code_of_the_card(
+def test_the_code_of_the_card_needs_only_onnxruntime_and_numpy(
     name: str, history: list[str] | None, bare: Path, request: pytest.FixtureRequest
 ) -> None:
     assert run(bare, ABSENT, bare.parent) == "[]\n"
     engine: Artefact = request.getfixturevalue(name)
-    code = card.code_of((engine.path / "README.md").read_text(encoding="utf-8"))
+    code = code_of((engine.path / "README.md").read_text(encoding="utf-8"))
     if history is not None:
         code, count = re.subn(r"(?m)^history = \[.*?\]", f"history = {json.dumps(history)}", code)
         assert count == 1
@@ -124,8 +124,8 @@ def test_optimum_gives_the_same_items(
     engine: Artefact = request.getfixturevalue(name)
     shutil.copytree(engine.path / "onnx", tmp_path / "onnx")
     rows = [[0, 0, 5], [0, 7, 1], [2, 30, 9]]
-    said = run(optimum, LOAD + load + ANSWER, tmp_path, json.dumps(rows))
-    items, scores = json.loads(said.splitlines()[-1])
+    output = run(optimum, LOAD + load + ANSWER, tmp_path, json.dumps(rows))
+    items, scores = json.loads(output.splitlines()[-1])
     expected = Engine.open(engine).answer(np.array(rows, dtype=np.int64))
     assert items == expected[0].tolist()
     assert np.abs(np.array(scores) - expected[1]).max() < CLOSE * np.std(expected[1])

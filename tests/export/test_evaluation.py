@@ -27,13 +27,13 @@ def test_an_engine_ranks_as_its_model(
     config = EvaluateConfig(batch=7)
     of_engine = evaluate_engine(config, {"data": dataset, "engine": packed}, place("engine"))
     of_model = evaluate(config, {"data": dataset, "model": model}, place("model-report"))
-    own, theirs = (
+    ours, theirs = (
         pl.read_parquet(report.path / "per_user.parquet") for report in (of_engine, of_model)
     )
-    assert own.schema == theirs.schema
+    assert ours.schema == theirs.schema
     for column in ("user", "target", "rank", "rank_unseen", "top_items"):
-        assert own[column].equals(theirs[column]), column
-    assert np.abs(own["ce"].to_numpy() - theirs["ce"].to_numpy()).max() < ROUNDING
+        assert ours[column].equals(theirs[column]), column
+    assert np.abs(ours["ce"].to_numpy() - theirs["ce"].to_numpy()).max() < ROUNDING
     summary = json.loads((of_engine.path / "metrics.json").read_text())
     assert summary == of_engine.manifest.metrics
     assert summary["n"] == 40
@@ -42,11 +42,11 @@ def test_an_engine_ranks_as_its_model(
 
 
 @pytest.mark.slow
-def test_an_engine_that_scores_twice_ranks_by_its_second_scores(
+def test_an_engine_with_rescoring_ranks_by_its_second_scores(
     dataset: Artefact, model: Artefact, place: Place
 ) -> None:
-    given = ExportConfig(table="int4+rescore", top_k=5, parity=ParityConfig(histories=8))
-    engine = export(given, {"data": dataset, "model": model}, place("engine"))
+    settings = ExportConfig(table="int4+rescore", top_k=5, parity=ParityConfig(histories=8))
+    engine = export(settings, {"data": dataset, "model": model}, place("engine"))
     config = EvaluateConfig()
     of_engine = evaluate_engine(config, {"data": dataset, "engine": engine}, place("report"))
     of_model = evaluate(config, {"data": dataset, "model": model}, place("model-report"))
@@ -66,4 +66,6 @@ def test_another_catalogue_is_refused(dataset: Artefact, packed: Artefact, tmp_p
         other = work.seal(kind="dataset", stage="prepare", config=ExportConfig(), inputs={})
     with pytest.raises(UsageError) as caught:
         evaluate_engine(EvaluateConfig(), {"data": other, "engine": packed}, tmp_path / "report")
-    assert str(caught.value) == (f"{packed.path} and {other.path} do not number the same items.")
+    assert str(caught.value) == (
+        f"{packed.path} and {other.path} do not have the same items in the same rows."
+    )

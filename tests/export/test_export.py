@@ -10,13 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from cards import code_of
 from transformers import PreTrainedModel
 
 from slmc import artefact
 from slmc.artefact import Artefact
 from slmc.data.batches import pad_left
 from slmc.errors import MissingError, UsageError
-from slmc.export import card
 from slmc.export import export as stage
 from slmc.export.config import ExportConfig
 from slmc.export.export import export
@@ -28,7 +28,7 @@ from slmc.model.loading import load_model
 HISTORY = 12
 ITEMS = 30
 TWINS = (4, 9)
-"""As conftest.py makes them."""
+"""As in conftest.py."""
 Place = Callable[[str], Path]
 
 
@@ -52,14 +52,14 @@ def histories(batch: int, length: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, HISTORY), (5, 1), (7, 5), (33, HISTORY)])
 @pytest.mark.parametrize("kind", ["packed", "padded"])
-def test_the_engine_answers_as_the_model(
+def test_the_engine_returns_what_the_model_does(
     kind: str, shape: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
     engine = Engine.open(request.getfixturevalue(kind))
-    made_of = request.getfixturevalue({"packed": "model", "padded": "prompted"}[kind])
+    source = request.getfixturevalue({"packed": "model", "padded": "prompted"}[kind])
     item_ids = histories(*shape)
     rows, scores = engine.answer(item_ids)
-    expected_rows, expected = best(load_model(made_of), item_ids, engine.described.top_k)
+    expected_rows, expected = best(load_model(source), item_ids, engine.description.top_k)
     assert np.abs(scores - expected).max() < SAME
     assert (rows == expected_rows).all()
 
@@ -70,13 +70,13 @@ def test_a_prompt_before_the_items_is_keys_and_values_in_the_graph(
     precision: str, dataset: Artefact, prompted: Artefact, place: Place
 ) -> None:
     config = ExportConfig.model_validate({"top_k": 5, "precision": precision})
-    made = export(config, {"data": dataset, "model": prompted}, place("engine"))
+    engine = export(config, {"data": dataset, "model": prompted}, place("engine"))
     model, item_ids = load_model(prompted), histories(7, HISTORY)
     backbone = model.config.backbone_config
     shape = [backbone.num_key_value_heads, 2, backbone.head_dim]
-    held = [list(tensor.dims) for tensor in onnx.load(made.path / GRAPH).graph.initializer]
-    assert held.count(shape) == 2 * backbone.num_hidden_layers
-    rows, scores = Engine.open(made).answer(item_ids)
+    shapes = [list(tensor.dims) for tensor in onnx.load(engine.path / GRAPH).graph.initializer]
+    assert shapes.count(shape) == 2 * backbone.num_hidden_layers
+    rows, scores = Engine.open(engine).answer(item_ids)
     expected_rows, expected = best(model, item_ids, 5)
     if precision == "fp32":
         assert np.abs(scores - expected).max() < SAME
@@ -87,13 +87,13 @@ def test_ties_go_to_the_smaller_row(padded: Artefact, packed: Artefact) -> None:
     for engine in (Engine.open(padded), Engine.open(packed)):
         rows, scores = engine.answer(histories(20, HISTORY))
         tied = 0
-        for found, values in zip(rows.tolist(), scores.tolist(), strict=True):
-            if set(TWINS) <= set(found):
-                first, second = found.index(TWINS[0]), found.index(TWINS[1])
+        for top, values in zip(rows.tolist(), scores.tolist(), strict=True):
+            if set(TWINS) <= set(top):
+                first, second = top.index(TWINS[0]), top.index(TWINS[1])
                 assert second == first + 1 and values[first] == values[second]
                 tied += 1
             else:
-                assert TWINS[1] not in found
+                assert TWINS[1] not in top
         assert tied
 
 
@@ -116,8 +116,8 @@ def test_an_answer_does_not_depend_on_the_batch(packed: Artefact) -> None:
     item_ids = histories(33, HISTORY)
     rows, scores = engine.answer(item_ids)
     for index in range(0, 33, 8):
-        own = item_ids[index][item_ids[index] > 0][None]
-        alone_rows, alone = engine.answer(own)
+        history = item_ids[index][item_ids[index] > 0][None]
+        alone_rows, alone = engine.answer(history)
         assert (alone_rows == rows[index]).all()
         assert np.abs(alone - scores[index]).max() < SAME
 
@@ -136,14 +136,14 @@ def test_the_packed_layout_computes_no_padding(packed: Artefact) -> None:
     onnx.checker.check_model(graph, full_check=True)
 
 
-NOTHING_ASKED = {"exclude_seen": np.array([False]), "allowed": np.array([[True]])}
-"""What the graph with masks takes where there are none."""
+NO_MASKS = {"exclude_seen": np.array([False]), "allowed": np.array([[True]])}
+"""Inputs of the graph with masks that mask nothing."""
 
 
 def plain_session(engine: Artefact, graph: str) -> Callable[..., list[np.ndarray]]:
     """A session as a user opens one, without any options."""
     session = onnxruntime.InferenceSession(engine.path / graph)
-    more = NOTHING_ASKED if graph == MASKED else {}
+    more = NO_MASKS if graph == MASKED else {}
     return lambda rows, **masks: session.run(None, {"item_ids": rows, **more, **masks})
 
 
@@ -153,64 +153,64 @@ LAYOUTS = pytest.mark.parametrize("kind", ["packed", "padded"])
 
 @GRAPHS
 @LAYOUTS
-def test_a_session_without_options_answers_as_the_engine_and_says_nothing(
+def test_a_session_without_options_answers_as_the_engine_without_warnings(
     kind: str, graph: str, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made, item_ids = request.getfixturevalue(kind), histories(7, HISTORY)
-    found = plain_session(made, graph)(item_ids)
-    expected = Engine.open(made).answer(item_ids)
-    assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
+    engine, item_ids = request.getfixturevalue(kind), histories(7, HISTORY)
+    answers = plain_session(engine, graph)(item_ids)
+    expected = Engine.open(engine).answer(item_ids)
+    assert all(np.array_equal(*both) for both in zip(answers, expected, strict=True))
     assert capfd.readouterr() == ("", "")
 
 
 @GRAPHS
 @LAYOUTS
-def test_histories_without_items_have_the_answer_of_one_padding_item(
+def test_histories_without_items_get_the_answer_of_one_padding_item(
     kind: str, graph: str, request: pytest.FixtureRequest
 ) -> None:
-    made = request.getfixturevalue(kind)
-    ask, k = plain_session(made, graph), made.manifest.metrics["top_k"]
-    expected = ask(np.zeros((1, 1), dtype=np.int64))
+    engine = request.getfixturevalue(kind)
+    run, k = plain_session(engine, graph), engine.manifest.metrics["top_k"]
+    expected = run(np.zeros((1, 1), dtype=np.int64))
     for batch in (1, 3):
-        found = ask(np.zeros((batch, 0), dtype=np.int64))
-        assert all((a == b).all() for a, b in zip(found, expected, strict=True))
-        assert [a.shape for a in found] == [(batch, k)] * 2
+        answers = run(np.zeros((batch, 0), dtype=np.int64))
+        assert all((a == b).all() for a, b in zip(answers, expected, strict=True))
+        assert [a.shape for a in answers] == [(batch, k)] * 2
     for shape in ((0, 0), (0, 1), (0, HISTORY + 5)):
-        items, scores = ask(np.zeros(shape, dtype=np.int64))
+        items, scores = run(np.zeros(shape, dtype=np.int64))
         assert items.shape == scores.shape == (0, k)
         assert items.dtype == np.int64 and scores.dtype == np.float32
 
 
 @GRAPHS
 @LAYOUTS
-def test_rows_that_the_catalogue_lacks_are_refused(
+def test_rows_outside_the_catalogue_are_refused(
     kind: str, graph: str, request: pytest.FixtureRequest
 ) -> None:
-    ask = plain_session(request.getfixturevalue(kind), graph)
+    run = plain_session(request.getfixturevalue(kind), graph)
     for wrong in (ITEMS + 1, 10**9, -1, -2, -ITEMS, -ITEMS - 1, -(2**63)):
         for row in ([wrong, 3, 7], [3, wrong, 7], [3, 7, wrong]):
             with pytest.raises(Exception, match=r"INVALID_ARGUMENT.* out of data bounds"):
-                ask(np.array([[1, 2, 3], row]))
+                run(np.array([[1, 2, 3], row]))
 
 
-def test_seen_items_are_left_out_of_those_histories_that_ask_for_it(packed: Artefact) -> None:
-    ask, item_ids = plain_session(packed, MASKED), np.array([[3, 7, 9], [3, 7, 9], [0, 0, 28]])
-    plain = ask(item_ids)[0]
+def test_seen_items_are_excluded_per_history(packed: Artefact) -> None:
+    run, item_ids = plain_session(packed, MASKED), np.array([[3, 7, 9], [3, 7, 9], [0, 0, 28]])
+    plain = run(item_ids)[0]
     assert all(set(best) & set(row) for best, row in zip(plain, item_ids, strict=True))
-    items, scores = ask(item_ids, exclude_seen=np.array([True, False, True]))
+    items, scores = run(item_ids, exclude_seen=np.array([True, False, True]))
     assert not set(items[0]) & {3, 7, 9} and 28 not in items[2]
     assert (items[1] == plain[1]).all() and np.isfinite(scores).all()
-    assert ask(item_ids[:0], exclude_seen=np.zeros(0, dtype=bool))[0].shape == (0, 10)
+    assert run(item_ids[:0], exclude_seen=np.zeros(0, dtype=bool))[0].shape == (0, 10)
 
 
 @LAYOUTS
 def test_a_mask_of_more_rows_than_histories_is_refused(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
-    ask = plain_session(request.getfixturevalue(kind), MASKED)
+    run = plain_session(request.getfixturevalue(kind), MASKED)
     for rows in (2, 3):
         with pytest.raises(Exception, match="cannot be reshaped"):
-            ask(np.array([[1, 2, 3]]), allowed=np.ones((rows, ITEMS + 1), dtype=bool))
+            run(np.array([[1, 2, 3]]), allowed=np.ones((rows, ITEMS + 1), dtype=bool))
 
 
 def test_the_item_table_is_stored_once(packed: Artefact) -> None:
@@ -222,7 +222,7 @@ def test_the_item_table_is_stored_once(packed: Artefact) -> None:
 def test_the_same_model_gives_the_same_files(
     dataset: Artefact, model: Artefact, packed: Artefact, place: Place
 ) -> None:
-    """Also in another process, and from another directory."""
+    """Even in another process and from another directory."""
     out = place("again")
     code = (
         "import sys; from pathlib import Path; from slmc import artefact\n"
@@ -237,7 +237,7 @@ def test_the_same_model_gives_the_same_files(
     assert artefact.load(out).digest == packed.digest
 
 
-def test_nothing_tells_of_the_machine(packed: Artefact) -> None:
+def test_no_file_contains_paths_of_the_machine(packed: Artefact) -> None:
     for name in packed.manifest.files:
         content = (packed.path / name).read_bytes()
         for trace in (b"/tmp", b"/home", b"/work", b".py", str(packed.path.parent).encode()):
@@ -272,7 +272,7 @@ def test_the_folder(packed: Artefact, model: Artefact) -> None:
 
 
 def test_the_code_of_the_card_runs(packed: Artefact) -> None:
-    code = card.code_of((packed.path / "README.md").read_text())
+    code = code_of((packed.path / "README.md").read_text())
     imported = re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE)
     assert imported == ["json", "numpy", "onnxruntime"]
     done = subprocess.run(
@@ -286,7 +286,7 @@ def test_the_code_of_the_card_runs(packed: Artefact) -> None:
 
 
 def test_the_code_of_the_card_answers_without_known_items(packed: Artefact) -> None:
-    code = card.code_of((packed.path / "README.md").read_text())
+    code = code_of((packed.path / "README.md").read_text())
     codes = [
         re.sub(r"(?m)^history = \[.*?\]", f"history = {history}", code)
         for history in ("[]", '["nobody\'s", "film-31"]')
@@ -298,7 +298,7 @@ def test_the_code_of_the_card_answers_without_known_items(packed: Artefact) -> N
     assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 20, "")
 
 
-def test_large_weights_lie_beside_the_graph(
+def test_large_weights_go_into_a_second_file(
     dataset: Artefact,
     model: Artefact,
     packed: Artefact,
@@ -320,7 +320,7 @@ def test_large_weights_lie_beside_the_graph(
     assert (Engine.open(engine).top(histories, allowed=others)[0][0, :9] == rows[0, 1:]).all()
 
 
-def test_the_dataset_has_to_number_the_same_items(
+def test_the_dataset_must_number_the_same_items(
     dataset: Artefact, model: Artefact, tmp_path: Path
 ) -> None:
     import polars as pl
@@ -333,7 +333,9 @@ def test_the_dataset_has_to_number_the_same_items(
         other = work.seal(kind="dataset", stage="prepare", config=ExportConfig(), inputs={})
     with pytest.raises(UsageError) as caught:
         export(ExportConfig(), {"data": other, "model": model}, tmp_path / "engine")
-    assert str(caught.value) == (f"{model.path} and {other.path} do not number the same items.")
+    assert str(caught.value) == (
+        f"{model.path} and {other.path} do not have the same items in the same rows."
+    )
     assert not (tmp_path / "engine").exists()
 
 

@@ -51,7 +51,7 @@ def damaged(graph: onnx.ModelProto, which: int) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("which", range(WEIGHTS))
-def test_a_changed_weight_is_seen(
+def test_a_changed_weight_is_detected(
     which: int, packed: Artefact, model: Artefact, dataset: Artefact, tmp_path: Path
 ) -> None:
     graph = damaged(onnx.load(packed.path / GRAPH), which)
@@ -100,7 +100,7 @@ def test_an_engine_that_does_not_run_is_withheld(
     assert not out.exists()
 
 
-def test_a_graph_with_masks_that_answers_otherwise_is_withheld(
+def test_a_graph_with_masks_that_gives_other_answers_is_withheld(
     packed: Artefact, dataset: Artefact, tmp_path: Path
 ) -> None:
     for name in (GRAPH, "engine.json"):
@@ -121,14 +121,15 @@ def test_a_graph_with_masks_that_answers_otherwise_is_withheld(
     with pytest.raises(VerdictError) as caught:
         parity.check_masks(tmp_path, histories)
     assert str(caught.value) == (
-        "parity: the engine was withheld: onnx/masked.onnx does not answer as onnx/model.onnx."
+        "parity: the engine was withheld: onnx/masked.onnx gives other answers than "
+        "onnx/model.onnx."
     )
 
 
 def test_the_limits_are_the_configs(packed: Artefact, model: Artefact, dataset: Artefact) -> None:
     histories = parity.real_histories(Dataset.open(dataset))
     strict = ExportConfig(top_k=10, parity=ParityConfig(max_error=1e-12))
-    with pytest.raises(VerdictError, match="of the scores' spread, allowed is 1e-12"):
+    with pytest.raises(VerdictError, match="of the scores' spread; the limit is 1e-12"):
         parity.check(packed.path, load_model(model), histories, strict)
 
 
@@ -145,7 +146,7 @@ def test_the_limits_are_the_configs(packed: Artefact, model: Artefact, dataset: 
     ],
 )
 def test_how_many_histories_are_compared(batch: int, lengths: str, expected: int) -> None:
-    assert parity.Shape(batch, lengths, 50).asked(512) == expected
+    assert parity.Shape(batch, lengths, 50).quota(512) == expected
 
 
 def test_overlap_by_hand() -> None:
@@ -158,19 +159,19 @@ def test_overlap_by_hand() -> None:
     assert of(1, 3) == 1.0  # tied with row 2
     assert of(1, 4) == 0.5
     assert of(4, 5) == 0.0
-    assert of(1, 1) == 0.5  # given twice, counted once
+    assert of(1, 1) == 0.5  # a repeated item counts once
     nearly = scores + np.array([[0, 0, -1e-6, 0, 0]], dtype=np.float32)
     assert parity.overlap(np.array([[1, 3]]), nearly, spread=2.0) == 1.0
     apart = scores + np.array([[0, 0, -1e-3, 0, 0]], dtype=np.float32)
     assert parity.overlap(np.array([[1, 3]]), apart, spread=2.0) == 0.5
 
 
-def test_not_a_number_is_no_parity() -> None:
+def test_nan_fails_the_check() -> None:
     shape = parity.Shape(1, "one", 1)
     shape.add(float("nan"), np.array([1.0]))
     shape.add(0.0, np.array([1.0]))
     with pytest.raises(VerdictError, match="a score differs by nan of the scores' spread"):
-        parity._refuse_unless_equal(shape, ParityConfig())
+        parity._check_limits(shape, ParityConfig())
 
 
 def test_without_test_users_the_training_part_is_compared(dataset: Artefact) -> None:
@@ -186,4 +187,4 @@ def test_without_test_users_the_training_part_is_compared(dataset: Artefact) -> 
     )
     with pytest.raises(UndecidedError) as caught:
         parity.real_histories(Dataset(data.items, nobody, data.history))
-    assert str(caught.value) == "the dataset holds no history to compare engine and model on."
+    assert str(caught.value) == "the dataset has no history on which to compare engine and model."

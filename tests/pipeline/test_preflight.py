@@ -36,8 +36,8 @@ def test_missing_extras_are_told_before_anything_runs(
 def test_a_gpu_that_an_export_needs_is_missed_before_anything_runs(fakes: ModuleType) -> None:
     with pytest.raises(MissingError) as caught:
         made("export.precision=bf16")
-    assert caught.value.what.startswith("export: precision bf16: ONNX Runtime multiplies it on")
-    assert "take fp16" in caught.value.remedy
+    assert caught.value.what.startswith("export: precision bf16: ONNX Runtime supports it only on")
+    assert "use fp16" in caught.value.remedy
     assert fakes.calls() == []
     assert len(made("export.precision=bf16", until="distill").steps) == 7
 

@@ -15,13 +15,13 @@ MIXED = "quantize: {bits: 8, assign: {'*.down_proj': 4}}"
 TENSORRT = "formats: [tensorrt]"
 NO_CODES = "export.precision: int4: {} has no 4-bit codes. Quantize it to 4 bits first, or export "
 NO_CODES += "it as int8 or fp32."
-TWICE = "export.precision: {}: 'quantize' is quantized already ({}), and rounding its codes again "
-TWICE += "loses ranking. Leave precision out, or export the model that it was quantized from."
+TWICE = "export.precision: {}: 'quantize' is already quantized ({}); quantizing its codes again "
+TWICE += "makes the ranking worse. Leave precision out, or export the float model."
 LLM = "'sasrec' is a SASRec, and {} takes a recommender on an LLM. Export it as it is."
 OPSET = "export.precision: {}: standard operators for 4-bit codes need opset 21, not 20. "
 OPSET += "Raise opset to 21."
-TABLE = "export.table: {}: the item table of 'quantize' is quantized already. Leave table out, or "
-TABLE += "export the model that it was quantized from."
+TABLE = "export.table: {}: the item table of 'quantize' is already quantized. Leave table out, or "
+TABLE += "export the float model."
 
 
 def recipe(steps: list[str]) -> str:
@@ -62,8 +62,8 @@ def recipe(steps: list[str]) -> str:
         ),
         (
             ["export: {table: int8+rescore, layout: padded}"],
-            "export.table: int8+rescore: standard operators have no product with rows of codes. "
-            "Take layout packed, or table fp32.",
+            "export.table: int8+rescore: no standard operator multiplies with a quantized item "
+            "table. Use layout packed, or table fp32.",
         ),
         (
             ["quantize: {item_table: int8}", "export: {table: int8+rescore}"],
@@ -76,7 +76,7 @@ def recipe(steps: list[str]) -> str:
         ),
         (
             [f"export: {{model: sasrec, {TENSORRT}, tensorrt: {{precision: int4}}}}"],
-            "export.tensorrt.precision: int4: 'sasrec' has no 4-bit codes. Take bf16.",
+            "export.tensorrt.precision: int4: 'sasrec' has no 4-bit codes. Use bf16.",
         ),
         (["prune: {model: sasrec, layers: 1}"], "prune.model: " + LLM.format("prune")),
         (["quantize: {model: sasrec}"], "quantize.model: " + LLM.format("quantize")),
@@ -90,29 +90,28 @@ def recipe(steps: list[str]) -> str:
         ),
         (
             [f"export: {{top_k: 3841, {TENSORRT}}}"],
-            "export.top_k: 3841: more than the 3840 items that TensorRT's TopK gives. Take 3840 "
-            "or less.",
+            "export.top_k: 3841: TensorRT's TopK returns at most 3840 items. Use at most 3840.",
         ),
         (
             [f"export: {{{TENSORRT}, tensorrt: {{length: [10, 60]}}}}"],
-            "export.tensorrt.length: 60: more than the history of 50 that 'teach' sees. Take less "
-            "than 50; that itself always has a profile.",
+            "export.tensorrt.length: 60: longer than the history of 'teach', 50. Use less than "
+            "50; the full history always has a profile.",
         ),
         (
             [EIGHT, f"export: {{{TENSORRT}, tensorrt: {{precision: int4}}}}"],
             "export.tensorrt.precision: int4: 'quantize' has no 4-bit codes. Quantize it to 4 bits "
-            "first, or take bf16.",
+            "first, or use bf16.",
         ),
         (
             ["quantize: {symmetric: false}", f"export: {{{TENSORRT}}}"],
-            "export.tensorrt.precision: int4: 'quantize' has zero points, which TensorRT's 4-bit "
-            "DequantizeLinear has not. Quantize it symmetrically, or take bf16.",
+            "export.tensorrt.precision: int4: 'quantize' has zero points; TensorRT's 4-bit "
+            "DequantizeLinear does not support them. Quantize it symmetrically, or use bf16.",
         ),
         (
             ["quantize: {group_size: 24}", f"export: {{{TENSORRT}}}"],
-            "export.tensorrt.precision: int4: 'quantize' has blocks of 24 inputs; TensorRT's 4-bit "
-            "DequantizeLinear takes 16, 32, 64, 128. Quantize with such a group_size, or take "
-            "bf16.",
+            "export.tensorrt.precision: int4: 'quantize' has group size 24; TensorRT's 4-bit "
+            "DequantizeLinear supports 16, 32, 64, 128. Quantize with one of these group sizes, "
+            "or use bf16.",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What each precision computes: an emulation in PyTorch says the same, and no batch changes it."""
+"""Each precision computes what its emulation in PyTorch does, whatever the batch."""
 
 import functools
 from pathlib import Path
@@ -23,7 +23,7 @@ from slmc.export.config import ExportConfig, ParityConfig
 from slmc.export.constraints import STEADY_TOKENS, Source, no_gain
 from slmc.export.export import export
 from slmc.export.graph.optimize import both_graphs, to_onnx
-from slmc.export.reference.cpu_emulation import runnable
+from slmc.export.reference.cpu_emulation import cpu_graph
 from slmc.export.reference.precision import in_precision, linear_layers
 from slmc.export.runtime.engine import GRAPH, Engine
 from slmc.model import random_models
@@ -35,10 +35,10 @@ ITEMS, HISTORY, TOP_K = 300, 20, 10
 EXACT = 1e-5
 """Float32 through two layers, relative to the spread of the scores."""
 FLIPPED = 0.05
-"""A last bit that differs turns one 8-bit code of a token into its neighbour."""
+"""A difference in the last bit changes one 8-bit code of an activation to the next one."""
 
 NEAR = 1e-3
-"""As much in 16 bits: a last bit that differs is 2^-11 of a value."""
+"""The same in 16 bits: the last bit is 2^-11 of a value."""
 
 
 def recommender(
@@ -55,21 +55,23 @@ def recommender(
 
 
 @functools.cache
-def made(precision: str, layout: str) -> Any:
+def engine_of(precision: str, layout: str) -> Any:
     return session(recommender(), layout, precision=precision)
 
 
 def session(model: SequentialRecommender, layout: str, **how: Any) -> Any:
-    """A session without options, as a user has it."""
+    """A session without options, as a user opens it."""
     graph = to_onnx(model, layout, TOP_K, 21, **how)
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as the card of int8 does
+    options.add_session_config_entry(
+        "session.x64quantprecision", "1"
+    )  # as the README of an int8 engine does
     return onnxruntime.InferenceSession(graph.SerializeToString(), options)
 
 
-def ask(engine: Any, rows: NDArray[np.int64], **given: object) -> list[NDArray[np.float32]]:
-    found: list[NDArray[np.float32]] = engine.run(None, {"item_ids": rows, **given})
-    return found
+def ask(engine: Any, rows: NDArray[np.int64], **masks: object) -> list[NDArray[np.float32]]:
+    answer: list[NDArray[np.float32]] = engine.run(None, {"item_ids": rows, **masks})
+    return answer
 
 
 SHAPES = [(1, 1), (1, 2), (3, 7), (40, HISTORY)]
@@ -81,7 +83,7 @@ def error(engine: Any, model: SequentialRecommender) -> float:
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("precision", "allowed"),
+    ("precision", "tolerance"),
     [
         ("fp32", EXACT),
         ("int8", FLIPPED),
@@ -89,16 +91,16 @@ def error(engine: Any, model: SequentialRecommender) -> float:
         pytest.param("fp16", NEAR, marks=pytest.mark.slow),
     ],
 )
-def test_an_engine_computes_as_the_model_in_its_precision(
-    precision: str, allowed: float, layout: str
+def test_an_engine_computes_what_the_model_does_in_its_precision(
+    precision: str, tolerance: float, layout: str
 ) -> None:
     reference = in_precision(recommender(), precision, {}, layout)
-    assert error(made(precision, layout), reference) < allowed
+    assert error(engine_of(precision, layout), reference) < tolerance
 
 
 @pytest.mark.slow
-def test_a_bf16_graph_computes_as_the_model_with_operators_that_a_processor_has() -> None:
-    graph = runnable(to_onnx(recommender(), "packed", TOP_K, 21, "bf16"))
+def test_a_bf16_graph_computes_what_the_model_does_with_operators_of_a_cpu() -> None:
+    graph = cpu_graph(to_onnx(recommender(), "packed", TOP_K, 21, "bf16"))
     engine = onnxruntime.InferenceSession(graph.SerializeToString())
     assert error(engine, in_precision(recommender(), "bf16", {}, "packed")) < 8 * NEAR
 
@@ -108,7 +110,9 @@ def test_bf16_needs_a_gpu(dataset: Artefact, model: Artefact, tmp_path: Path) ->
     with pytest.raises(MissingError) as caught:
         export(config, inputs, tmp_path / "engine")
     assert caught.value.exit_code == 4
-    assert str(caught.value).startswith("precision bf16: ONNX Runtime multiplies it on NVIDIA GPUs")
+    assert str(caught.value).startswith(
+        "precision bf16: ONNX Runtime supports it only on NVIDIA GPUs"
+    )
     assert "onnxruntime-gpu" in caught.value.remedy
     assert not (tmp_path / "engine").exists()
 
@@ -121,8 +125,8 @@ def test_an_fp16_engine_is_half_as_large_and_answers(
     engine = export(config, {"data": dataset, "model": model}, tmp_path / "engine")
     graph = onnx.load(engine.path / GRAPH)
     halves = [t for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
-    kept = linear_layers(load_model(model)).values()
-    assert sum(len(t.raw_data) for t in halves) == sum(2 * one.weight.numel() for one in kept)
+    layers = linear_layers(load_model(model)).values()
+    assert sum(len(t.raw_data) for t in halves) == sum(2 * layer.weight.numel() for layer in layers)
     text = (engine.path / "triton/recommender_onnx/config.pbtxt").read_text()
     assert "kind: KIND_GPU" in text
     rows, _ = Engine.open(engine).top([np.array([1, 2], dtype=np.int32)])
@@ -131,7 +135,7 @@ def test_an_fp16_engine_is_half_as_large_and_answers(
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 def test_int8_gives_a_user_the_same_bits_alone_and_in_any_batch(layout: str) -> None:
-    check_bits(made("int8", layout), histories(48, HISTORY, ITEMS))
+    check_bits(engine_of("int8", layout), histories(48, HISTORY, ITEMS))
 
 
 @pytest.mark.slow
@@ -186,13 +190,13 @@ def test_rescoring_gives_the_float_tables_best(table: str) -> None:
 @pytest.mark.parametrize(
     "table", ["fp32", "int8+rescore", pytest.param("int4+rescore", marks=pytest.mark.slow)]
 )
-def test_items_are_left_out_when_asked(table: str) -> None:
+def test_items_are_left_out_on_request(table: str) -> None:
     plain_session, masked = rescoring(table)
 
-    def ask(rows: NDArray[np.int64], **given: NDArray[np.bool_]) -> list[NDArray[Any]]:
+    def ask(rows: NDArray[np.int64], **masks: NDArray[np.bool_]) -> list[NDArray[Any]]:
         none = {"exclude_seen": np.array([False]), "allowed": np.array([[True]])}
-        found: list[NDArray[Any]] = masked.run(None, {"item_ids": rows, **none, **given})
-        return found
+        answer: list[NDArray[Any]] = masked.run(None, {"item_ids": rows, **none, **masks})
+        return answer
 
     rows = histories(5, 9, ITEMS)
     plain = ask(rows)[0]
@@ -200,9 +204,9 @@ def test_items_are_left_out_when_asked(table: str) -> None:
     unseen = ask(rows, exclude_seen=np.array([True]))[0]
     assert not any(set(best) & set(row) for best, row in zip(unseen, rows, strict=True))
     newest = histories(3, HISTORY, ITEMS)
-    known, asked = ask(newest)[0], {"exclude_seen": np.array([True])}
-    longer = np.concatenate([known[:, :4], newest], axis=1)  # its oldest do not count
-    assert (ask(longer, **asked)[0] == ask(newest, **asked)[0]).all()
+    best, exclude = ask(newest)[0], {"exclude_seen": np.array([True])}
+    longer = np.concatenate([best[:, :4], newest], axis=1)  # its oldest items are cut
+    assert (ask(longer, **exclude)[0] == ask(newest, **exclude)[0]).all()
     some = np.zeros((1, ITEMS + 1), dtype=bool)
     some[:, [5, 7, 9]] = True
     best, scores = ask(rows, allowed=some)
@@ -210,9 +214,9 @@ def test_items_are_left_out_when_asked(table: str) -> None:
     assert np.isneginf(scores[:, 3:]).all() and np.isfinite(scores[:, :3]).all()
     each = np.ones((5, ITEMS + 1), dtype=bool)
     each[2, plain[2, 0]] = False
-    given = ask(rows, allowed=each)[0]
-    assert given[2, 0] == plain[2, 1]
-    assert (np.delete(given, 2, axis=0) == np.delete(plain, 2, axis=0)).all()
+    items = ask(rows, allowed=each)[0]
+    assert items[2, 0] == plain[2, 1]
+    assert (np.delete(items, 2, axis=0) == np.delete(plain, 2, axis=0)).all()
     one = ask(rows, exclude_seen=np.arange(5) == 2)[0]
     assert (one == np.where((np.arange(5) == 2)[:, None], unseen, plain)).all()
 
@@ -240,9 +244,9 @@ def test_ties_go_to_the_smaller_row() -> None:
 def test_the_codes_of_a_quantized_model_are_carried_over(
     how: dict[str, object], dataset: Artefact, model: Artefact, tmp_path: Path
 ) -> None:
-    given = {"method": "rtn", "group_size": 16, "calibration": 24} | how
+    settings = {"method": "rtn", "group_size": 16, "calibration": 24} | how
     inputs = {"data": dataset, "model": model}
-    small = quantize(QuantizeConfig.model_validate(given), inputs, tmp_path / "quantized")
+    small = quantize(QuantizeConfig.model_validate(settings), inputs, tmp_path / "quantized")
     weights = dict(load_model(small).named_parameters())
     for name, codes in load_codes(small).items():
         assert (codes.weight == weights[f"{name}.weight"].detach().numpy()).all()
@@ -264,31 +268,31 @@ def test_the_codes_of_a_quantized_model_are_carried_over(
 @pytest.mark.parametrize(
     ("precision", "bits", "opset"), [("int4", 4, 21), ("int8-accurate", 8, 18)]
 )
-def test_padded_codes_stand_for_the_same_floats_in_any_session(
+def test_padded_codes_have_the_same_values_in_every_session(
     precision: str, bits: int, opset: int
 ) -> None:
-    """Of DequantizeLinear ONNX Runtime would make a product that rounds tokens to 8 bits."""
-    model, own = recommender(), {}
+    """ONNX Runtime would fuse DequantizeLinear into a matmul that rounds activations to int8."""
+    model, layer_codes = recommender(), {}
     for name, layer in linear_layers(model).items():
-        # Of 64 inputs, which ONNX Runtime's own product takes, or with a short last block.
+        # 64 inputs, which MatMulNBits supports, or a short last block.
         size = 24 if "down_proj" in name else 64
-        own[name] = rounded(layer.weight.detach().numpy(), bits=bits, group_size=size)
-        layer.weight.data = torch.from_numpy(own[name].weight)
-    graph = to_onnx(model, "padded", TOP_K, opset, precision, own)
+        layer_codes[name] = rounded(layer.weight.detach().numpy(), bits=bits, group_size=size)
+        layer.weight.data = torch.from_numpy(layer_codes[name].weight)
+    graph = to_onnx(model, "padded", TOP_K, opset, precision, layer_codes)
     assert {node.domain for node in graph.graph.node} == {""}
     largest = max(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    assert largest == 4 * model.item_vectors().numel()  # no weight is there as floats
+    assert largest == 4 * model.item_vectors().numel()  # no weight is stored as floats
     engine = onnxruntime.InferenceSession(graph.SerializeToString())
     assert error(engine, model) < EXACT
 
 
-def test_what_a_precision_does_not_bring_is_told() -> None:
+def test_a_precision_without_gain_is_reported() -> None:
     four = Source(bits=frozenset([4]))
-    assert "answers batches no faster" in str(no_gain("int4", four))
+    assert "not faster on batches" in str(no_gain("int4", four))
     assert "as large and as slow" in str(no_gain("fp32", four))
     assert "for GPUs" in str(no_gain("fp16", Source()))
     assert no_gain("fp32", Source()) is None and no_gain("int8", Source(history=50)) is None
-    assert "who else is asked" in str(no_gain("int8", Source(history=200, prompt=42)))
+    assert "the rest of the batch" in str(no_gain("int8", Source(history=200, prompt=42)))
 
 
 def test_8_bit_rounding_by_hand() -> None:
@@ -298,20 +302,20 @@ def test_8_bit_rounding_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"precision": "int4"}, "precision int4: the model has no 4-bit codes."),
         (
             {"table": "int8+rescore", "layout": "padded"},
-            "table int8+rescore: standard operators have no product with rows of codes.",
+            "table int8+rescore: no standard operator multiplies with a quantized item table.",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    config: dict[str, str], said: str, dataset: Artefact, model: Artefact, tmp_path: Path
+def test_settings_that_do_not_fit_are_refused(
+    config: dict[str, str], message: str, dataset: Artefact, model: Artefact, tmp_path: Path
 ) -> None:
     inputs = {"data": dataset, "model": model}
     with pytest.raises(UsageError) as caught:
         export(ExportConfig.model_validate(config), inputs, tmp_path / "engine")
-    assert str(caught.value) == said
+    assert str(caught.value) == message
     assert not (tmp_path / "engine").exists()

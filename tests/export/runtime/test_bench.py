@@ -14,7 +14,7 @@ from slmc.export.config import BenchConfig
 from slmc.export.parity import real_histories
 from slmc.export.runtime import bench as stage
 from slmc.export.runtime import sessions
-from slmc.export.runtime.cold_start import probe
+from slmc.export.runtime.cold_start import measure_process
 from slmc.export.runtime.engine import Engine
 from slmc.export.runtime.pytorch import PlainModel, plain_user_vectors
 from slmc.model.loading import load_model
@@ -30,33 +30,33 @@ CLOSE = 1e-4
 
 
 @pytest.mark.parametrize("kind", ["model", "prompted", "sasrec"])
-def test_the_plain_form_is_the_same_model(kind: str, request: pytest.FixtureRequest) -> None:
-    made = request.getfixturevalue(kind)
-    ours, plain = load_model(made), PlainModel(load_model(made), top_k=5)
+def test_the_baseline_is_the_same_model(kind: str, request: pytest.FixtureRequest) -> None:
+    artefact = request.getfixturevalue(kind)
+    model, plain = load_model(artefact), PlainModel(load_model(artefact), top_k=5)
     item_ids = torch.randint(1, ITEMS + 1, (6, HISTORY), generator=torch.Generator().manual_seed(0))
     for row in range(6):
         item_ids[row, : 2 * row] = 0
     with torch.inference_mode():
-        expected = ours.user_vectors(item_ids)
-        found = plain_user_vectors(plain.model, item_ids)
-    assert (found - expected).abs().max() < CLOSE
+        expected = model.user_vectors(item_ids)
+        actual = plain_user_vectors(plain.model, item_ids)
+    assert (actual - expected).abs().max() < CLOSE
 
 
-def test_the_plain_form_gives_what_the_engine_gives(model: Artefact, packed: Artefact) -> None:
+def test_the_baseline_gives_the_answers_of_the_engine(model: Artefact, packed: Artefact) -> None:
     histories = [np.arange(1, 6, dtype=np.int32), np.array([7], dtype=np.int32)]
     rows, scores = PlainModel(load_model(model), top_k=10).top(histories)
     engine_rows, engine_scores = Engine.open(packed).top(histories)
     assert np.abs(scores - engine_scores).max() < 10 * CLOSE
-    assert [set(found) for found in rows] == [set(found) for found in engine_rows]
+    assert [set(top) for top in rows] == [set(top) for top in engine_rows]
 
 
 @pytest.fixture(scope="module")
 def report(dataset: Artefact, packed: Artefact, model: Artefact, place: Place) -> Artefact:
     inputs = {"data": dataset, "engine": packed, "baseline": model}
     before = torch.get_num_threads()
-    found = stage.bench(BenchConfig(batch=(4, 1), rounds=3, threads=1), inputs, place("bench"))
+    sealed = stage.bench(BenchConfig(batch=(4, 1), rounds=3, threads=1), inputs, place("bench"))
     assert torch.get_num_threads() == before
-    return found
+    return sealed
 
 
 def test_the_report(report: Artefact) -> None:
@@ -81,23 +81,23 @@ def test_the_report(report: Artefact) -> None:
         assert cell["padding"] == pytest.approx(1 - cell["mean_length"] / HISTORY, abs=1e-3)
 
 
-def test_memory_is_that_of_processes_of_their_own(report: Artefact) -> None:
+def test_memory_is_measured_in_separate_processes(report: Artefact) -> None:
     process = report.manifest.metrics["process"]
-    # The one holds torch, the other does not.
+    # Only the baseline imports torch.
     assert 0 < process["engine"]["peak_memory_mb"] < process["baseline"]["peak_memory_mb"]
     assert process["engine"]["cold_start_ms"] > 0
 
 
 def test_an_engine_alone(dataset: Artefact, packed: Artefact, place: Place) -> None:
     config = BenchConfig(batch=(2,), rounds=3, threads=1)
-    found = stage.bench(config, {"data": dataset, "engine": packed}, place("alone"))
-    assert set(found.manifest.metrics["process"]) == {"engine"}
-    assert "baseline" not in found.manifest.metrics["batches"]["2"]
-    assert "speedup" not in found.manifest.metrics["batches"]["2"]
+    report = stage.bench(config, {"data": dataset, "engine": packed}, place("alone"))
+    assert set(report.manifest.metrics["process"]) == {"engine"}
+    assert "baseline" not in report.manifest.metrics["batches"]["2"]
+    assert "speedup" not in report.manifest.metrics["batches"]["2"]
 
 
 class Clock:
-    """A clock that moves only when told."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -111,10 +111,10 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
+    fake = Clock()
     for module in (stage, sessions):
-        monkeypatch.setattr(module, "time", made)
-    return made
+        monkeypatch.setattr(module, "time", fake)
+    return fake
 
 
 def test_rounds_are_interleaved_and_cut_to_the_budget(dataset: Artefact, clock: Clock) -> None:
@@ -149,11 +149,11 @@ def test_percentiles_by_hand() -> None:
     }
 
 
-def test_the_first_calls_of_a_turn_find_the_caches_full_of_others(clock: Clock) -> None:
-    taken = iter([0.09, 0.02] * 50)
+def test_the_first_calls_with_cold_caches_do_not_count(clock: Clock) -> None:
+    seconds = iter([0.09, 0.02] * 50)
 
     def engine(_: Any) -> None:
-        clock.now += next(taken)
+        clock.now += next(seconds)
 
     def baseline(_: Any) -> None:
         clock.now += 0.5  # longer than the caches take to settle: once is enough
@@ -163,10 +163,10 @@ def test_the_first_calls_of_a_turn_find_the_caches_full_of_others(clock: Clock) 
     cell = stage.time_batch(contenders, histories, 8, HISTORY, BenchConfig(rounds=3, warmup=0))
     assert cell["engine"]["latency_ms"] == {"p50": 20.0, "p95": 20.0, "p99": 20.0}
     assert cell["baseline"]["latency_ms"]["p50"] == 500.0
-    assert next(taken) == 0.09 and clock.now == pytest.approx(4 * (0.11 + 0.5))
+    assert next(seconds) == 0.09 and clock.now == pytest.approx(4 * (0.11 + 0.5))
 
 
-def test_throughput_is_that_of_calls_side_by_side(clock: Clock) -> None:
+def test_throughput_is_that_of_concurrent_calls(clock: Clock) -> None:
     def one(histories: Any) -> None:
         clock.now += 2.0
 
@@ -174,16 +174,16 @@ def test_throughput_is_that_of_calls_side_by_side(clock: Clock) -> None:
         assert [len(histories) for histories in batches] == [8, 8, 8, 8]
         clock.now += 4.0
 
-    contenders = {"engine": stage.Contender(one, each, side=2)}
+    contenders = {"engine": stage.Contender(one, each, concurrency=2)}
     histories = [np.array([1], dtype=np.int32)] * 9
     cell = stage.time_batch(contenders, histories, 8, HISTORY, BenchConfig(rounds=3))
     assert cell["engine"]["latency_ms"]["p50"] == 2000.0
     assert cell["engine"]["throughput"] == 8.0
 
 
-def test_a_process_that_fails_is_told(dataset: Artefact) -> None:
+def test_a_process_that_fails_is_an_error(dataset: Artefact) -> None:
     with pytest.raises(BrokenRunError) as caught:
-        probe("engine", dataset.path, 1, 5, [np.array([1], dtype=np.int32)])
+        measure_process("engine", dataset.path, 1, 5, [np.array([1], dtype=np.int32)])
     assert str(caught.value).startswith(
-        f"bench: a process that opens the engine {dataset.path} ended with 1: "
+        f"bench: the process that opens the engine {dataset.path} failed with exit code 1: "
     )

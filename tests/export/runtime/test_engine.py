@@ -12,7 +12,7 @@ import pytest
 from slmc.artefact import Artefact, draft
 from slmc.errors import ArtefactError, MissingError
 from slmc.export.config import ExportConfig
-from slmc.export.runtime.engine import GRAPH, SPIN_US, Engine, describe, session_options
+from slmc.export.runtime.engine import GRAPH, SPIN_US, Engine, read_description, session_options
 from slmc.export.vocabulary import Vocabulary
 
 HISTORY = 12
@@ -21,7 +21,7 @@ ITEMS = 30
 Place = Callable[[str], Path]
 
 
-REMEDY = "Make the engine again with `slmc export`."
+REMEDY = "Run `slmc export` again."
 
 
 def rows(*items: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_no_history_and_an_empty_one(packed: Artefact) -> None:
 def test_rows_outside_the_catalogue_are_refused(packed: Artefact) -> None:
     engine = Engine.open(packed)
     for wrong in (rows(ITEMS + 1), rows(-1)):
-        with pytest.raises(ValueError, match=r"rows must lie in 1\.\.30"):
+        with pytest.raises(ValueError, match=r"rows must be in 1\.\.30"):
             engine.top([wrong])
 
 
@@ -56,7 +56,7 @@ def test_a_mask_of_another_catalogue_is_refused(packed: Artefact) -> None:
         Engine.open(packed).top([rows(1, 2)], allowed=np.ones((1, 1), dtype=bool))
 
 
-def test_the_scores_are_those_that_the_top_is_taken_of(packed: Artefact) -> None:
+def test_the_top_items_are_those_with_the_best_scores(packed: Artefact) -> None:
     tapped, engine = Engine.open(packed, scores=True), Engine.open(packed)
     histories = [rows(*range(1, n)) for n in range(2, 20)]
     full = tapped.scores(histories)
@@ -67,7 +67,7 @@ def test_the_scores_are_those_that_the_top_is_taken_of(packed: Artefact) -> None
 
 
 def edited(engine: Artefact, out: Path, edit: Callable[[Path], None]) -> Artefact:
-    """The engine with another file, sealed as if it were meant."""
+    """The engine with another file, sealed again."""
     with draft(out) as work:
         shutil.copytree(engine.path, work.path, dirs_exist_ok=True)
         (work.path / "slmc.json").unlink()
@@ -108,11 +108,17 @@ def rename_input(graph: onnx.ModelProto) -> None:
         (lambda folder: (folder / GRAPH).write_bytes(b""), "cannot run it: "),
         (lambda folder: (folder / GRAPH).unlink(), "cannot run it: "),
         (graph_edit(future), "cannot run it: "),
-        (graph_edit(rename_output), "the graph does not take item_ids and give top_items"),
-        (graph_edit(rename_input), "the graph does not take item_ids and give top_items"),
+        (
+            graph_edit(rename_output),
+            "the graph does not have the inputs item_ids and the outputs top_items",
+        ),
+        (
+            graph_edit(rename_input),
+            "the graph does not have the inputs item_ids and the outputs top_items",
+        ),
     ],
 )
-def test_a_broken_graph_is_told_in_two_lines(
+def test_a_broken_graph_is_an_error_of_two_lines(
     edit: Callable[[Path], None],
     why: str,
     packed: Artefact,
@@ -132,11 +138,11 @@ def test_a_broken_graph_is_told_in_two_lines(
 
 
 def test_a_graph_that_fails_while_it_runs(packed: Artefact, place: Place) -> None:
-    """Its table is one row short of what engine.json says."""
+    """Its item table has one row fewer than engine.json says."""
 
     def shorten(folder: Path) -> None:
-        said = json.loads((folder / "engine.json").read_text())
-        (folder / "engine.json").write_text(json.dumps(said | {"num_items": ITEMS + 1}))
+        entries = json.loads((folder / "engine.json").read_text())
+        (folder / "engine.json").write_text(json.dumps(entries | {"num_items": ITEMS + 1}))
 
     engine = Engine.open(edited(packed, place("short"), shorten))
     with pytest.raises(ArtefactError) as caught:
@@ -144,17 +150,17 @@ def test_a_graph_that_fails_while_it_runs(packed: Artefact, place: Place) -> Non
     assert "ONNX Runtime cannot run it: " in str(caught.value)
 
 
-@pytest.mark.parametrize("said", ["{", "[]", "{}", '{"layout": "packed"}'])
-def test_a_description_that_is_none(said: str, tmp_path: Path) -> None:
-    (tmp_path / "engine.json").write_text(said)
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"layout": "packed"}'])
+def test_an_invalid_description(content: str, tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text(content)
     with pytest.raises(ArtefactError) as caught:
-        describe(tmp_path)
+        read_description(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path / 'engine.json'} does not describe an engine that this slmc can run."
     )
 
 
-def test_a_model_is_no_engine(model: Artefact) -> None:
+def test_a_model_is_not_an_engine(model: Artefact) -> None:
     with pytest.raises(ArtefactError) as caught:
         Engine.open(model.path)
     assert str(caught.value) == f"{model.path} is a model (stage teach), not an engine."
@@ -172,8 +178,8 @@ def test_without_onnxruntime(packed: Artefact, monkeypatch: pytest.MonkeyPatch) 
 def test_an_engine_answers_without_torch(packed: Artefact) -> None:
     code = (
         "import sys; from pathlib import Path; from slmc.recommend import recommend\n"
-        "found = recommend(Path(sys.argv[1]), ['film-3'], k=2)\n"
-        "print(len(found), sorted({'torch', 'transformers', 'onnx'} & set(sys.modules)))"
+        "items = recommend(Path(sys.argv[1]), ['film-3'], k=2)\n"
+        "print(len(items), sorted({'torch', 'transformers', 'onnx'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, packed.path], capture_output=True, text=True, check=True
@@ -184,16 +190,16 @@ def test_an_engine_answers_without_torch(packed: Artefact) -> None:
 @pytest.mark.parametrize(
     "line", ["", "no json", "[]", '{"row": 3, "item": "a"}', '{"row": 2}', "\xff"]
 )
-def test_a_vocabulary_that_is_none(line: str, tmp_path: Path) -> None:
+def test_an_invalid_vocabulary(line: str, tmp_path: Path) -> None:
     file = tmp_path / "items.jsonl"
     file.write_bytes(f'{{"row": 1, "item": "a"}}\n{line}\n'.encode("latin-1"))
     with pytest.raises(ArtefactError) as caught:
         Vocabulary.open(file)
-    assert str(caught.value) == f"{file}:2: not the item of that row."
+    assert str(caught.value) == f"{file}:2: the line does not describe the item of that row."
 
 
 @pytest.mark.parametrize("spinning", [False, True])
-def test_threads_spin_only_when_told_and_never_between_answers(spinning: bool) -> None:
+def test_threads_spin_only_if_set_and_never_between_answers(spinning: bool) -> None:
     options = session_options(2, spinning=spinning)
     entry = options.get_session_config_entry
     assert entry("session.intra_op.allow_spinning") == str(int(spinning))

@@ -1,4 +1,4 @@
-"""Sessions side by side give one session's answers, and the probe chooses the fastest."""
+"""Parallel sessions give the answers of one session, and the probe chooses the fastest policy."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_candidates(cores: int, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 40])
-def test_a_batch_that_is_cut_has_the_answers_of_the_whole(
+def test_a_split_batch_has_the_answers_of_the_whole(
     number: int, dataset: Artefact, packed: Artefact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "CHUNK", 7)
@@ -32,20 +32,20 @@ def test_a_batch_that_is_cut_has_the_answers_of_the_whole(
     rows, scores = Pool(packed.path, Policy(3, 1)).top(histories)
     expected_rows, expected = Engine.open(packed, threads=1).top(histories)
     assert np.abs(scores - expected).max() < 1e-4
-    assert (rows == expected_rows).mean() > 0.99  # items that tie but for rounding may change
+    assert (rows == expected_rows).mean() > 0.99  # rounding can change the order of ties
 
 
-def test_batches_side_by_side_keep_their_order(dataset: Artefact, packed: Artefact) -> None:
+def test_concurrent_batches_keep_their_order(dataset: Artefact, packed: Artefact) -> None:
     histories = real_histories(Dataset.open(dataset))
     batches = [histories[: 1 + n] for n in range(5)]
-    found = Pool(packed.path, Policy(2, 1)).top_each(batches)
+    answers = Pool(packed.path, Policy(2, 1)).top_concurrent(batches)
     engine = Engine.open(packed, threads=1)
-    for (rows, _), batch in zip(found, batches, strict=True):
+    for (rows, _), batch in zip(answers, batches, strict=True):
         assert np.array_equal(rows, engine.top(batch)[0])
 
 
 class Clock:
-    """A clock that moves only when told."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -57,7 +57,7 @@ class Clock:
 @pytest.mark.parametrize(
     ("seconds", "latency", "throughput"),
     [
-        # of a call by policy; sessions side by side answer so many in that time
+        # seconds of a call by policy; parallel sessions answer one call each in that time
         ({"1 x 2": 1.0, "1 x 1": 1.8, "2 x 1": 1.8}, "1 x 2", "2 x 1"),
         ({"1 x 2": 1.0, "1 x 1": 0.5, "2 x 1": 0.5}, "1 x 1", "2 x 1"),
         ({"1 x 2": 1.0, "1 x 1": 2.1, "2 x 1": 2.1}, "1 x 2", "1 x 2"),
@@ -79,19 +79,19 @@ def test_the_fastest_is_chosen(
             clock.now += seconds[str(self.policy)]
             return None
 
-        def top_each(self, batches: list[Histories]) -> object:
+        def top_concurrent(self, batches: list[Histories]) -> object:
             clock.now += seconds[str(self.policy)] * len(batches) / self.policy.sessions
             return None
 
     monkeypatch.setattr(sessions, "Pool", Timed)
     monkeypatch.setattr(sessions, "BUDGET_S", 1e9)
     one = [[np.array([1], dtype=np.int32)]]
-    chosen = Probe(packed.path, threads=2).choose(lambda: one)
-    assert (str(chosen.latency), str(chosen.throughput)) == (latency, throughput)
+    policies = Probe(packed.path, threads=2).choose(lambda: one)
+    assert (str(policies.latency), str(policies.throughput)) == (latency, throughput)
 
 
 def test_one_core_needs_no_probe(packed: Artefact) -> None:
     def draw() -> list[Histories]:
-        raise AssertionError("nothing is to be timed")
+        raise AssertionError("nothing should be timed")
 
     assert Probe(packed.path, threads=1).choose(draw).latency == Policy(1, 1)

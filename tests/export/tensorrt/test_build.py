@@ -1,4 +1,4 @@
-"""Plans: what is checked before one is built or loaded, and building them for real."""
+"""Checks before a plan is built or loaded, and real builds."""
 
 import json
 import shutil
@@ -19,15 +19,14 @@ from slmc.errors import ArtefactError, BrokenRunError, MissingError, UsageError
 from slmc.export.config import ExportConfig, ParityConfig, TensorrtConfig, TritonConfig
 from slmc.export.constraints import LARGEST_K
 from slmc.export.export import export
-from slmc.export.runtime.engine import describe
+from slmc.export.runtime.engine import read_description
 from slmc.export.tensorrt import build as tensorrt
 from slmc.export.tensorrt import flavours
 from slmc.export.tensorrt.build import profiles
 from slmc.export.tensorrt.flavours import FLAVOURS, Driver
-from slmc.export.tensorrt.plan import TYPED, Profile, logger_of
+from slmc.export.tensorrt.plan import PLAN, PLAN_GRAPH, Profile, logger_of
 from slmc.export.tensorrt.runtime import Entry, TensorrtEngine
 from slmc.export.triton import repository as triton
-from slmc.export.triton.repository import PLAN
 from slmc.model.loading import load_model
 
 Place = Callable[[str], Path]
@@ -44,44 +43,41 @@ ENTRY = {
 
 
 def config(**settings: Any) -> ExportConfig:
-    given = {"flavour": "tensorrt-rtx"} | settings
+    options = {"flavour": "tensorrt-rtx"} | settings
     return ExportConfig(
         formats=("tensorrt",),
         top_k=10,
         parity=ParityConfig(histories=40),
-        tensorrt=TensorrtConfig(**given),
+        tensorrt=TensorrtConfig(**options),
     )
 
 
 def test_profiles_are_pairs_of_a_batch_and_a_length() -> None:
     assert profiles(config(), 50) == (Profile(1, 50), Profile(64, 50))
-    asked = config(batch=(8, 1), length=(10, 50))
-    assert profiles(asked, 50) == (Profile(1, 10), Profile(1, 50), Profile(8, 10), Profile(8, 50))
-    with pytest.raises(UsageError) as caught:
-        profiles(config(length=(60,)), 50)
-    assert str(caught.value) == "tensorrt.length: 60 is more than the model's history of 50."
+    shapes = profiles(config(batch=(8, 1), length=(10, 50)), 50)
+    assert shapes == (Profile(1, 10), Profile(1, 50), Profile(8, 10), Profile(8, 50))
 
 
 def plan_of(folder: Path, **changes: Any) -> Entry:
-    """An engine's folder with an entry for a plan that was built from a file beside it."""
-    (folder / TYPED).parent.mkdir(parents=True, exist_ok=True)
-    (folder / TYPED).write_bytes(b"graph")
-    entry = ENTRY | {"graph_sha256": sha256(folder / TYPED)} | changes
-    said = {"layout": "packed", "top_k": 10, "opset": 21, "precision": "fp32"}
-    said |= {"history": HISTORY, "num_items": 30, "source": ""}
-    (folder / "engine.json").write_text(json.dumps(said | {"tensorrt": entry}))
+    """The folder of an engine with the entry and the graph of a plan."""
+    (folder / PLAN_GRAPH).parent.mkdir(parents=True, exist_ok=True)
+    (folder / PLAN_GRAPH).write_bytes(b"graph")
+    entry = ENTRY | {"graph_sha256": sha256(folder / PLAN_GRAPH)} | changes
+    engine = {"layout": "packed", "top_k": 10, "opset": 21, "precision": "fp32"}
+    engine |= {"history": HISTORY, "num_items": 30, "source": ""}
+    (folder / "engine.json").write_text(json.dumps(engine | {"tensorrt": entry}))
     return Entry.read(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"version": "10.14.1"}, "was built by tensorrt 10.14.1, and 10.13.0 is installed"),
-        ({"compute_capability": "8.6"}, "was built for compute capability 8.6, and this is 9.0"),
-        ({"graph_sha256": "0"}, f"was not built from the {TYPED} beside it"),
+        ({"version": "10.14.1"}, "was built by tensorrt 10.14.1, but 10.13.0 is installed"),
+        ({"compute_capability": "8.6"}, "was built for compute capability 8.6, this GPU has 9.0"),
+        ({"graph_sha256": "0"}, f"was not built from {PLAN_GRAPH} in the same folder"),
     ],
 )
-def test_a_plan_of_elsewhere_is_refused_with_the_command_that_mends_it(
+def test_a_plan_that_cannot_run_here_is_refused_with_the_command_to_rebuild_it(
     changes: dict[str, str], why: str, tmp_path: Path
 ) -> None:
     plan_of(tmp_path).check(tmp_path, "10.13.0", (9, 0))
@@ -109,11 +105,11 @@ def test_the_checks_come_before_tensorrt_sees_the_plan(
         TensorrtEngine(tmp_path)
     assert str(missing.value) == "tensorrt-rtx has no kernels for compute capability 9.0."
     plan_of(tmp_path)
-    other = SimpleNamespace(__version__="11.4.0")  # it has nothing that loads a plan
-    monkeypatch.setattr(flavours, "builder", lambda _: other)
+    other = SimpleNamespace(__version__="11.4.0")  # without anything that loads a plan
+    monkeypatch.setattr(flavours, "module_for_building", lambda _: other)
     with pytest.raises(ArtefactError) as refused:
         TensorrtEngine(tmp_path)
-    assert "was built by tensorrt 10.13.0, and 11.4.0 is installed" in str(refused.value)
+    assert "was built by tensorrt 10.13.0, but 11.4.0 is installed" in str(refused.value)
 
 
 def test_an_engine_without_a_plan(packed: Artefact) -> None:
@@ -126,8 +122,8 @@ def test_a_shape_takes_the_smallest_profile_that_it_fits(tmp_path: Path) -> None
     engine = TensorrtEngine.__new__(TensorrtEngine)
     shapes = [{"batch": b, "length": n} for b, n in ((1, 5), (1, 12), (64, 5), (64, 12))]
     engine.entry = plan_of(tmp_path, profiles=shapes)
-    asked = [(1, 1), (1, 5), (1, 6), (2, 5), (64, 12)]
-    assert [engine._profile(shape) for shape in asked] == [0, 0, 1, 2, 3]
+    fitting = [(1, 1), (1, 5), (1, 6), (2, 5), (64, 12)]
+    assert [engine._profile(shape) for shape in fitting] == [0, 0, 1, 2, 3]
     for shape in ((65, 1), (1, 13), (0, 3)):
         with pytest.raises(ValueError) as caught:
             engine._profile(shape)
@@ -137,11 +133,11 @@ def test_a_shape_takes_the_smallest_profile_that_it_fits(tmp_path: Path) -> None
         )
 
 
-def test_triton_gets_a_variant_of_a_full_plan_alone(packed: Artefact, tmp_path: Path) -> None:
+def test_triton_gets_a_variant_only_for_a_full_plan(packed: Artefact, tmp_path: Path) -> None:
     for flavour in FLAVOURS:
         folder = tmp_path / flavour
         shutil.copytree(packed.path, folder)
-        tensorrt.describe(folder, ENTRY | {"flavour": flavour})
+        tensorrt.write_entry(folder, ENTRY | {"flavour": flavour})
         (folder / PLAN).parent.mkdir()
         (folder / PLAN).write_bytes(b"plan")
         triton.write(folder, ExportConfig(triton=TritonConfig()), [np.array([1, 2], np.int32)])
@@ -151,24 +147,24 @@ def test_triton_gets_a_variant_of_a_full_plan_alone(packed: Artefact, tmp_path: 
     text = (variant / "config.pbtxt").read_text()
     assert 'platform: "tensorrt_plan"\nmax_batch_size: 64\n' in text
     assert 'instance_group [ { count: 1 kind: KIND_GPU profile: [ "0", "1" ] } ]' in text
-    assert describe(tmp_path / "tensorrt").top_k == 10
+    assert read_description(tmp_path / "tensorrt").top_k == 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8"])
 @pytest.mark.usefixtures("rtx")
-def test_a_plan_is_built_on_the_processor(
+def test_a_plan_is_built_on_the_cpu(
     precision: str, dataset: Artefact, prompted: Artefact, place: Place
 ) -> None:
-    asked = config(precision=precision, batch=(1, 8), length=(4,))
-    engine = export(asked, {"data": dataset, "model": prompted}, place("engine"))
+    settings = config(precision=precision, batch=(1, 8), length=(4,))
+    engine = export(settings, {"data": dataset, "model": prompted}, place("engine"))
     entry = json.loads((engine.path / "engine.json").read_text())["tensorrt"]
     assert entry["flavour"] == "tensorrt-rtx" and entry["precision"] == precision
     assert entry["compute_capability"] is None
     assert entry["profiles"] == [
         {"batch": batch, "length": length} for batch in (1, 8) for length in (4, HISTORY)
     ]
-    assert entry["graph_sha256"] == engine.manifest.files[TYPED]
+    assert entry["graph_sha256"] == engine.manifest.files[PLAN_GRAPH]
     assert entry["parity"]["overlap"] >= 0.98 and 0 < entry["parity"]["overlap_with_float"] <= 1
     assert engine.manifest.metrics["tensorrt"]["precision"] == precision
     assert (engine.path / PLAN).stat().st_size > 100_000
@@ -186,19 +182,19 @@ def test_a_plan_is_built_on_the_processor(
 def test_codes_of_a_quantized_model_are_built(
     how: dict[str, Any], dataset: Artefact, model: Artefact, place: Place
 ) -> None:
-    given = {"method": "rtn", "bits": 4, "calibration": 24} | how
+    options = {"method": "rtn", "bits": 4, "calibration": 24} | how
     inputs = {"data": dataset, "model": model}
-    small = quantize(QuantizeConfig(**given), inputs, place("quantized"))
+    small = quantize(QuantizeConfig(**options), inputs, place("quantized"))
     engine = export(config(), {"data": dataset, "model": small}, place("engine"))
     entry = json.loads((engine.path / "engine.json").read_text())["tensorrt"]
     assert entry["precision"] == "int4"
-    kinds = [t.data_type for t in onnx.load(engine.path / TYPED).graph.initializer]
+    kinds = [t.data_type for t in onnx.load(engine.path / PLAN_GRAPH).graph.initializer]
     assert onnx.TensorProto.INT4 in kinds
     assert (onnx.TensorProto.INT8 in kinds) == ("item_table" in how)
 
 
 def graph_of(file: Path, *nodes: onnx.NodeProto, k: int) -> Path:
-    """A graph of ``item_ids`` to ``out`` that no model has."""
+    """A graph from ``item_ids`` to ``out`` that no model has."""
     h = onnx.helper
     graph = h.make_graph(
         nodes,
@@ -207,20 +203,21 @@ def graph_of(file: Path, *nodes: onnx.NodeProto, k: int) -> Path:
         [h.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)],
         [onnx.numpy_helper.from_array(np.array([k]), "k")],
     )
-    made = h.make_model(graph, opset_imports=[h.make_opsetid("", 21)], ir_version=10)
-    file.write_bytes(made.SerializeToString())
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 21)], ir_version=10)
+    file.write_bytes(model.SerializeToString())
     return file
 
 
 @pytest.mark.slow
-def test_what_the_parser_and_the_build_say_is_told(rtx: Any, tmp_path: Path) -> None:
-    """With graphs that are refused before, where they come from a model."""
+@pytest.mark.usefixtures("rtx")
+def test_messages_of_parser_and_build_are_in_the_error(tmp_path: Path) -> None:
+    """With graphs that earlier checks refuse if they come from a model."""
     node, flavour, shapes = onnx.helper.make_node, FLAVOURS["tensorrt-rtx"], (Profile(1, 5000),)
     cast = node("Cast", ["item_ids"], ["x"], to=onnx.TensorProto.FLOAT)
 
     def build(*nodes: onnx.NodeProto, k: int = 5) -> bytes:
         graph = graph_of(tmp_path / "graph.onnx", cast, *nodes, k=k)
-        return tensorrt.build(rtx, flavour, graph, shapes, config())
+        return tensorrt.build(flavour, graph, shapes, 1024)
 
     assert len(build(node("TopK", ["x", "k"], ["out", "rows"]))) > 1000
     with pytest.raises(UsageError) as refused:
@@ -234,18 +231,18 @@ def test_what_the_parser_and_the_build_say_is_told(rtx: Any, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
-def test_the_doctor_knows_it_from_a_look() -> None:
+def test_the_doctor_reports_it() -> None:
     from slmc.commands import diagnosis as doctor
 
-    said = {one.what: one.found for one in doctor.examine()}["TensorRT (tensorrt-rtx)"]
-    assert ": builds plans" in said
+    findings = {one.what: one.found for one in doctor.examine()}
+    assert ": builds plans" in findings["TensorRT (tensorrt-rtx)"]
 
 
 class Full(SimpleNamespace):
-    """As much of full TensorRT as a build calls; it remembers what it was told."""
+    """The parts of full TensorRT that a build calls; it records the calls."""
 
     def __init__(self, version: str) -> None:
-        said: dict[str, Any] = {"shapes": [], "caches": []}
+        calls: dict[str, Any] = {"shapes": [], "caches": []}
 
         class Logger:
             ERROR = 1
@@ -256,16 +253,16 @@ class Full(SimpleNamespace):
 
         class Settings:
             def add_optimization_profile(self, profile: Any) -> int:
-                return len(said["shapes"]) - 1
+                return len(calls["shapes"]) - 1
 
             def set_memory_pool_limit(self, pool: str, size: int) -> None:
-                said[pool] = size
+                calls[pool] = size
 
             def clear_flag(self, flag: str) -> None:
-                said["cleared"] = flag
+                calls["cleared"] = flag
 
             def create_timing_cache(self, known: bytes) -> Cache | None:
-                said["caches"].append(known)
+                calls["caches"].append(known)
                 return None if known == b"broken" else Cache(known=known)
 
             def set_timing_cache(self, kept: Cache, ignore_mismatch: bool) -> bool:
@@ -275,20 +272,20 @@ class Full(SimpleNamespace):
             def __init__(self, logger: Logger) -> None: ...
 
             def create_network(self, flags: int) -> None:
-                said["flags"] = flags
+                calls["flags"] = flags
 
             def create_builder_config(self) -> Settings:
                 return Settings()
 
             def create_optimization_profile(self) -> Any:
-                return SimpleNamespace(set_shape=lambda *shape: said["shapes"].append(shape))
+                return SimpleNamespace(set_shape=lambda *shape: calls["shapes"].append(shape))
 
             def build_serialized_network(self, network: None, settings: Settings) -> bytes:
                 return b"plan"
 
         super().__init__(
             __version__=version,
-            said=said,
+            calls=calls,
             ILogger=Logger,
             Builder=Builder,
             OnnxParser=lambda *_: SimpleNamespace(parse_from_file=lambda _: True),
@@ -299,21 +296,20 @@ class Full(SimpleNamespace):
 
 
 @pytest.mark.parametrize(("version", "flags"), [("10.13.3.9", 2), ("11.4.0.106", 0)])
-def test_full_tensorrt_is_told_all_of_it(
+def test_all_settings_reach_full_tensorrt(
     version: str, flags: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strongly typed in both majors, kernel times kept between builds of one GPU and version."""
     module: Any = Full(version)
     monkeypatch.setenv("SLMC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(flavours, "driver", lambda: Driver((9, 0)))
-    monkeypatch.setattr(flavours, "builder", lambda _: module)
+    monkeypatch.setattr(flavours, "module_for_building", lambda _: module)
     logger_of.cache_clear()
-    asked = config(flavour="tensorrt", batch=(1, 8), memory_mb=3)
-    shapes = profiles(asked, HISTORY)
+    shapes = profiles(config(flavour="tensorrt", batch=(1, 8)), HISTORY)
 
     def build() -> bytes:
         graph = tmp_path / "model.onnx"
-        return tensorrt.build(module, FLAVOURS["tensorrt"], graph, shapes, asked)
+        return tensorrt.build(FLAVOURS["tensorrt"], graph, shapes, memory_mb=3)
 
     kept = tmp_path / f"cache/tensorrt/tensorrt-{version}-sm9.0.timings"
     assert build() == b"plan" and kept.read_bytes() == b"more"
@@ -321,10 +317,10 @@ def test_full_tensorrt_is_told_all_of_it(
     kept.write_bytes(b"broken")
     assert build() == b"plan" and kept.read_bytes() == b"more"
     assert [file.name for file in kept.parent.iterdir()] == [kept.name]
-    said = module.said
-    assert said["caches"] == [b"", b"more", b"broken", b""]
-    assert (said["flags"], said["cleared"], said["workspace"]) == (flags, "tf32", 3 * 2**20)
-    assert said["shapes"][:2] == [
+    calls = module.calls
+    assert calls["caches"] == [b"", b"more", b"broken", b""]
+    assert (calls["flags"], calls["cleared"], calls["workspace"]) == (flags, "tf32", 3 * 2**20)
+    assert calls["shapes"][:2] == [
         ("item_ids", (1, 1), (1, HISTORY), (1, HISTORY)),
         ("item_ids", (1, 1), (8, HISTORY), (8, HISTORY)),
     ]
@@ -334,8 +330,8 @@ def test_full_tensorrt_is_told_all_of_it(
 @pytest.mark.parametrize(
     ("precision", "gpu", "lacking"),
     [
-        ("bf16", (7, 5), "bf16 needs products in bf16, which compute capability 7.5 has not."),
-        ("fp8", (8, 6), "fp8 needs 8-bit floats, which compute capability 8.6 has not."),
+        ("bf16", (7, 5), "bf16 needs bf16 matmuls; compute capability 7.5 does not have them."),
+        ("fp8", (8, 6), "fp8 needs 8-bit floats; compute capability 8.6 does not have them."),
     ],
 )
 def test_a_precision_needs_a_gpu_that_has_it(
@@ -346,13 +342,13 @@ def test_a_precision_needs_a_gpu_that_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(flavours, "driver", lambda: Driver(gpu))
-    monkeypatch.setattr(flavours, "builder", lambda _: Full("10.13"))
+    monkeypatch.setattr(flavours, "module_for_building", lambda _: Full("10.13"))
     loaded = load_model(model)
     for flavour in FLAVOURS.values():
         if flavour.runs_on(gpu):
             with pytest.raises(MissingError) as caught:
-                asked = config(flavour=flavour.name, precision=precision)
-                tensorrt.planned(asked, loaded, 10, {})
+                settings = config(flavour=flavour.name, precision=precision)
+                tensorrt.prepare_plan(settings, loaded, 10, {})
             assert str(caught.value) == f"tensorrt: {lacking}"
-    half = tensorrt.planned(config(flavour="tensorrt", precision="fp16"), loaded, 10, {})
+    half = tensorrt.prepare_plan(config(flavour="tensorrt", precision="fp16"), loaded, 10, {})
     assert half.precision == "fp16" and half.profiles == profiles(config(), HISTORY)

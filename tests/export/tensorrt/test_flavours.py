@@ -22,9 +22,9 @@ Pretend = Callable[[str], None]
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    flavours.tried.cache_clear()
+    flavours.try_flavour.cache_clear()
     yield
-    flavours.tried.cache_clear()
+    flavours.try_flavour.cache_clear()
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretend:
-    """Install a module called ``tensorrt`` of a few lines."""
+    """Install a short module named ``tensorrt``."""
 
     def install(code: str) -> None:
         (tmp_path / "tensorrt.py").write_text(code)
@@ -81,33 +81,35 @@ class Builder:
         ),
     ],
 )
-def test_a_broken_installation_is_told_and_not_met(
+def test_a_broken_installation_is_reported_instead_of_crashing(
     code: str, trial: Trial, pretend: Pretend
 ) -> None:
     pretend(code)
-    assert flavours.tried(FULL) == trial
+    assert flavours.try_flavour(FULL) == trial
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_the_doctor_tells_what_each_flavour_can_do(
+def test_the_doctor_reports_what_each_flavour_can_do(
     pretend: Pretend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found() -> dict[str, doctor.Finding]:
+    def findings() -> dict[str, doctor.Finding]:
         return {one.what: one for one in doctor.examine()}
 
     monkeypatch.setattr(flavours, "find_spec", lambda _: None)
-    said = found()["TensorRT (tensorrt-rtx)"]
-    assert said.found == "not installed; `pip install 'slmc[tensorrt-rtx]'`"
-    assert said.state == "without"
+    finding = findings()["TensorRT (tensorrt-rtx)"]
+    assert finding.found == "not installed; `pip install 'slmc[tensorrt-rtx]'`"
+    assert finding.state == "without"
     monkeypatch.undo()
-    flavours.tried.cache_clear()
+    flavours.try_flavour.cache_clear()
     pretend("import os; os.abort()")
-    said = found()["TensorRT (tensorrt)"]
-    assert said.found == ("importing it ends the process with -6; `pip install 'slmc[tensorrt]'`")
+    finding = findings()["TensorRT (tensorrt)"]
+    assert finding.found == (
+        "importing it ends the process with -6; `pip install 'slmc[tensorrt]'`"
+    )
 
 
 @pytest.mark.parametrize(
-    ("gpu", "flavour", "said"),
+    ("gpu", "flavour", "status"),
     [
         (None, FULL, "11.4: builds no plans, runs none: no driver"),
         (None, RTX, "11.4: builds plans, runs none: no driver"),
@@ -119,17 +121,17 @@ def test_the_doctor_tells_what_each_flavour_can_do(
     ],
 )
 def test_which_gpu_a_flavour_is_for(
-    gpu: tuple[int, int] | None, flavour: Any, said: str, monkeypatch: pytest.MonkeyPatch
+    gpu: tuple[int, int] | None, flavour: Any, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = None if gpu else "no driver"
     monkeypatch.setattr(doctor, "driver", lambda: Driver(gpu, problem))
-    monkeypatch.setattr(doctor, "tried", lambda _: Trial("11.4", builds=True))
+    monkeypatch.setattr(doctor, "try_flavour", lambda _: Trial("11.4", builds=True))
     states = {one.what: one for one in doctor.examine()}
-    assert states[f"TensorRT ({flavour.name})"].found == said
+    assert states[f"TensorRT ({flavour.name})"].found == status
 
 
 def test_the_command_that_installs_it_is_shown_whole() -> None:
-    """Brackets are markup to the library that prints the table."""
+    """Brackets are markup in the library that prints the table."""
     done = subprocess.run(
         [sys.executable, "-m", "slmc", "doctor"],
         capture_output=True,
@@ -137,7 +139,7 @@ def test_the_command_that_installs_it_is_shown_whole() -> None:
         env=os.environ | {"COLUMNS": "200"},
     )
     for flavour in FLAVOURS.values():
-        if flavours.tried(flavour).version is None:
+        if flavours.try_flavour(flavour).version is None:
             assert f"`pip install 'slmc[{flavour.name}]'`" in done.stdout
 
 
@@ -163,35 +165,35 @@ def test_without_a_flavour(
 @pytest.mark.usefixtures("no_gpu")
 def test_full_tensorrt_without_a_gpu(pretend: Pretend) -> None:
     pretend(WHOLE + "        raise TypeError('nullptr')\n")
-    for ask in (flavours.builder, flavours.runner):
+    for load in (flavours.module_for_building, flavours.module_for_running):
         with pytest.raises(MissingError) as caught:
-            ask(FULL)
+            load(FULL)
         assert str(caught.value) == (
             "tensorrt: a plan is built on the GPU that runs it; no driver (libcuda.so.1)."
-            if ask is flavours.builder
+            if load is flavours.module_for_building
             else "tensorrt: a plan runs on a GPU; no driver (libcuda.so.1)."
         )
 
 
-def test_a_plan_hangs_on_gpu_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_depends_on_gpu_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flavours.fingerprint(ExportConfig()) == {}
-    monkeypatch.setattr(flavours, "installed", lambda _: "10.13")
+    monkeypatch.setattr(flavours, "installed_version", lambda _: "10.13")
     monkeypatch.setattr(flavours, "driver", lambda: Driver((9, 0)))
     assert flavours.fingerprint(config()) == {"tensorrt": "10.13", "gpu": "9.0"}
     rtx = flavours.fingerprint(config(flavour="tensorrt-rtx"))
     assert rtx == {"tensorrt": "10.13", "gpu": "none"}
 
 
-def test_the_extra_of_the_flavour_is_asked_for() -> None:
+def test_the_extra_of_the_flavour_is_required() -> None:
     assert ExportConfig().extras() == {}
     assert config().extras() == {"tensorrt": "tensorrt"}
     assert config(flavour="tensorrt-rtx").extras() == {"tensorrt_rtx": "tensorrt-rtx"}
 
 
-def test_nothing_of_tensorrts_is_imported_to_ask() -> None:
+def test_trying_a_flavour_imports_nothing() -> None:
     code = (
         "import json, sys; from slmc.export.tensorrt import flavours\n"
-        "flavours.driver(); [flavours.tried(one) for one in flavours.FLAVOURS.values()]\n"
+        "flavours.driver(); [flavours.try_flavour(one) for one in flavours.FLAVOURS.values()]\n"
         "print(json.dumps(sorted({'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

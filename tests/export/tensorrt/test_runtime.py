@@ -1,4 +1,4 @@
-"""How a plan is asked: with a stand-in for TensorRT here, for real where a GPU is (``gpu``)."""
+"""Running a plan: with a fake TensorRT, and for real on a GPU (mark ``gpu``)."""
 
 import ctypes
 import json
@@ -20,7 +20,7 @@ from slmc.artefact import Artefact
 from slmc.errors import BrokenRunError
 from slmc.export.config import ExportConfig, TensorrtConfig
 from slmc.export.export import export
-from slmc.export.runtime.engine import Engine, describe
+from slmc.export.runtime.engine import Engine, read_description
 from slmc.export.tensorrt import flavours
 from slmc.export.tensorrt import runtime as tensorrt_runtime
 from slmc.export.tensorrt.flavours import FLAVOURS
@@ -34,7 +34,7 @@ PROFILES = (Profile(1, HISTORY), Profile(16, HISTORY))
 
 
 class Context:
-    """Answers as TensorRT's does: it reads and writes where it is told to, by ONNX Runtime."""
+    """A fake context: reads and writes the given addresses, and computes with ONNX Runtime."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.at = engine, dict[str, int]()
@@ -68,19 +68,19 @@ class Context:
 
 
 @pytest.fixture
-def standing_in(packed: Artefact, monkeypatch: pytest.MonkeyPatch) -> TensorrtEngine:
-    engine, made = TensorrtEngine.__new__(TensorrtEngine), list[Context]()
-    engine.file, engine.described = packed.path / "plan", describe(packed.path)
+def fake_engine(packed: Artefact, monkeypatch: pytest.MonkeyPatch) -> TensorrtEngine:
+    engine, contexts = TensorrtEngine.__new__(TensorrtEngine), list[Context]()
+    engine.file, engine.description = packed.path / "plan", read_description(packed.path)
     engine.device = torch.device("cpu")
     engine.entry = Entry(FLAVOURS["tensorrt"], "10.13", "9.0", "bf16", PROFILES, "")
     answers = Engine.open(packed, threads=1)
 
     def create() -> Context:
-        made.append(Context(answers))
-        return made[-1]
+        contexts.append(Context(answers))
+        return contexts[-1]
 
-    engine.engine = SimpleNamespace(create_execution_context=create, made=made)
-    engine._own = threading.local()
+    engine.engine = SimpleNamespace(create_execution_context=create, contexts=contexts)
+    engine._per_thread = threading.local()
     stream = SimpleNamespace(cuda_stream=7)
     current = [torch.device("meta")]  # another thread's GPU
 
@@ -101,79 +101,79 @@ def standing_in(packed: Artefact, monkeypatch: pytest.MonkeyPatch) -> TensorrtEn
     return engine
 
 
-def test_tensors_are_read_and_written_where_they_are(
-    standing_in: TensorrtEngine, packed: Artefact
+def test_tensors_are_read_and_written_in_place(
+    fake_engine: TensorrtEngine, packed: Artefact
 ) -> None:
     item_ids = torch.from_numpy(histories(9, 5, ITEMS))
-    items, scores = standing_in.top(item_ids)
+    items, scores = fake_engine.top(item_ids)
     expected = Engine.open(packed, threads=1).answer(item_ids.numpy())
     assert (items.numpy() == expected[0]).all() and (scores.numpy() == expected[1]).all()
-    (context,) = standing_in.engine.made
+    (context,) = fake_engine.engine.contexts
     assert context.at["item_ids"] == item_ids.data_ptr()
     assert context.at["top_items"] == items.data_ptr()
-    standing_in.top(item_ids[:1])
-    standing_in.top(torch.from_numpy(histories(16, HISTORY, ITEMS)))
+    fake_engine.top(item_ids[:1])
+    fake_engine.top(torch.from_numpy(histories(16, HISTORY, ITEMS)))
     assert context.calls == [(1, (9, 5)), (0, (1, 5)), (1, (16, HISTORY))]
-    turned = torch.from_numpy(histories(5, 9, ITEMS)).T  # not contiguous: copied, and only then
-    assert (standing_in.top(turned)[0] == standing_in.top(turned.contiguous())[0]).all()
+    transposed = torch.from_numpy(histories(5, 9, ITEMS)).T  # copied, since it is not contiguous
+    assert (fake_engine.top(transposed)[0] == fake_engine.top(transposed.contiguous())[0]).all()
 
 
-def test_every_thread_has_a_context_of_its_own(standing_in: TensorrtEngine) -> None:
+def test_every_thread_has_its_own_context(fake_engine: TensorrtEngine) -> None:
     together = threading.Barrier(4)
 
-    def ask(number: int) -> bool:
+    def run(number: int) -> bool:
         together.wait()
         rows = histories(1 + number, HISTORY, ITEMS)
-        found = [standing_in.answer(rows)[0] for _ in range(5)]
-        return all((one == found[0]).all() for one in found)
+        answers = [fake_engine.answer(rows)[0] for _ in range(5)]
+        return all((items == answers[0]).all() for items in answers)
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(ask, range(4)))
-    contexts = standing_in.engine.made
+        assert all(pool.map(run, range(4)))
+    contexts = fake_engine.engine.contexts
     assert sorted(len(context.calls) for context in contexts) == [5, 5, 5, 5]
     assert all(len(set(context.calls)) == 1 for context in contexts)
 
 
-def test_large_batches_and_long_histories_are_cut(
-    standing_in: TensorrtEngine, packed: Artefact
+def test_large_batches_are_split_and_long_histories_cut(
+    fake_engine: TensorrtEngine, packed: Artefact
 ) -> None:
     rows = histories(40, HISTORY + 8, ITEMS)
-    items, _ = standing_in.answer(rows)
+    items, _ = fake_engine.answer(rows)
     assert (items == Engine.open(packed, threads=1).answer(rows)[0]).all()
-    shapes = [shape for _, shape in standing_in.engine.made[0].calls]
+    shapes = [shape for _, shape in fake_engine.engine.contexts[0].calls]
     assert shapes == [(16, HISTORY), (16, HISTORY), (8, HISTORY)]
 
 
-def test_what_cannot_be_asked(standing_in: TensorrtEngine) -> None:
-    with pytest.raises(ValueError, match=r"int64 \[B, L\] on cpu is asked for, not torch.int32"):
-        standing_in.top(torch.ones((1, 2), dtype=torch.int32))
+def test_invalid_inputs(fake_engine: TensorrtEngine) -> None:
+    with pytest.raises(ValueError, match=r"must be int64 \[B, L\] on cpu, not torch.int32"):
+        fake_engine.top(torch.ones((1, 2), dtype=torch.int32))
     with pytest.raises(ValueError, match=r"17 x 2 fits no profile of the plan \(1 x 12, 16 x 12\)"):
-        standing_in.top(torch.ones((17, 2), dtype=torch.int64))
-    standing_in.entry = Entry(FLAVOURS["tensorrt"], "", "", "bf16", (Profile(64, 12),), "")
-    with pytest.raises(BrokenRunError) as caught:  # the plan holds other profiles than are said
-        standing_in.top(torch.ones((17, 2), dtype=torch.int64))
-    assert str(caught.value) == f"{standing_in.file}: TensorRT does not run it: no such shape"
+        fake_engine.top(torch.ones((17, 2), dtype=torch.int64))
+    fake_engine.entry = Entry(FLAVOURS["tensorrt"], "", "", "bf16", (Profile(64, 12),), "")
+    with pytest.raises(BrokenRunError) as caught:  # the entry has other profiles than the plan
+        fake_engine.top(torch.ones((17, 2), dtype=torch.int64))
+    assert str(caught.value) == f"{fake_engine.file}: TensorRT cannot run it: no such shape"
 
 
 @pytest.fixture(scope="module")
 def flavour() -> str:
     gpu = flavours.driver().capability
     for name, one in FLAVOURS.items():
-        if gpu is not None and one.runs_on(gpu) and flavours.tried(one).builds:
+        if gpu is not None and one.runs_on(gpu) and flavours.try_flavour(one).builds:
             return name
     pytest.skip("no flavour of TensorRT runs here")
 
 
 def exported(flavour: str, precision: str, inputs: dict[str, Artefact], place: Place) -> Artefact:
-    asked = {"flavour": flavour, "precision": precision, "batch": (1, 16)}
-    settings = TensorrtConfig.model_validate(asked)
+    options = {"flavour": flavour, "precision": precision, "batch": (1, 16)}
+    settings = TensorrtConfig.model_validate(options)
     config = ExportConfig(top_k=TOP_K, formats=("tensorrt",), tensorrt=settings)
     return export(config, inputs, place(precision))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8"])
-def test_a_plan_answers_as_its_model(
+def test_a_plan_gives_the_answers_of_its_model(
     precision: str, flavour: str, dataset: Artefact, model: Artefact, place: Place
 ) -> None:
     engine = exported(flavour, precision, {"data": dataset, "model": model}, place)
@@ -188,7 +188,7 @@ def test_a_plan_answers_as_its_model(
 
 
 @pytest.mark.gpu
-def test_a_captured_shape_answers_the_same(
+def test_a_captured_shape_gives_the_same_answers(
     flavour: str, dataset: Artefact, model: Artefact, place: Place
 ) -> None:
     engine = exported(flavour, "bf16", {"data": dataset, "model": model}, place)

@@ -30,13 +30,13 @@ def served(dataset: Artefact, model: Artefact, place: Place) -> Artefact:
     return export(config, {"data": dataset, "model": model}, place("served"))
 
 
-def test_onnx_is_always_written_and_the_order_means_nothing() -> None:
+def test_onnx_is_always_written_and_the_order_does_not_matter() -> None:
     assert ExportConfig(formats=()).formats == ("onnx",)
     assert ExportConfig(formats=("triton",)).formats == ("onnx", "triton")
     assert ExportConfig(formats=("triton", "onnx", "triton")).formats == ("onnx", "triton")
 
 
-def test_every_variant_stands_alone(served: Artefact, packed: Artefact) -> None:
+def test_every_variant_is_complete(served: Artefact, packed: Artefact) -> None:
     repository = {name for name in served.manifest.files if name.startswith("triton/")}
     assert repository == {
         "triton/recommender/config.pbtxt", "triton/recommender/warmup/history",
@@ -52,7 +52,7 @@ def test_every_variant_stands_alone(served: Artefact, packed: Artefact) -> None:
         assert hashes[f"triton/{variant}/1/model.onnx"] == hashes["onnx/model.onnx"]
 
 
-def test_the_python_variant_needs_nothing_of_slmc() -> None:
+def test_the_python_variant_does_not_import_slmc() -> None:
     tree = ast.parse(Path(triton_model.__file__).read_text())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -61,7 +61,7 @@ def test_the_python_variant_needs_nothing_of_slmc() -> None:
 
 
 class Utils(ModuleType):
-    """What Triton puts beside a Python model, as far as it is used."""
+    """The parts of Triton's Python module that the model uses."""
 
     class Tensor:
         def __init__(self, name: str, array: np.ndarray) -> None:
@@ -76,8 +76,8 @@ class Utils(ModuleType):
     def InferenceResponse(  # noqa: N802
         output_tensors: list[Any] | None = None, error: str | None = None
     ) -> SimpleNamespace:
-        found = {one.name: one.array for one in output_tensors or []}
-        return SimpleNamespace(error=error, **found)
+        arrays = {tensor.name: tensor.array for tensor in output_tensors or []}
+        return SimpleNamespace(error=error, **arrays)
 
     @staticmethod
     def get_input_tensor_by_name(request: dict[str, Any], name: str) -> Any:
@@ -97,25 +97,25 @@ def running(served: Artefact, monkeypatch: pytest.MonkeyPatch) -> triton_model.T
     monkeypatch.setitem(sys.modules, utils.__name__, utils)
     settings = {"threads": "1", "providers": "CUDAExecutionProvider,CPUExecutionProvider"}
     config = {"parameters": {name: {"string_value": value} for name, value in settings.items()}}
-    found = triton_model.TritonPythonModel()
+    model = triton_model.TritonPythonModel()
     repository = served.path / "triton/recommender"
-    found.initialize(
+    model.initialize(
         {
             "model_config": json.dumps(config),
             "model_repository": str(repository),
             "model_version": "1",
         }
     )
-    return found
+    return model
 
 
-def test_requests_that_are_joined_get_their_own_answers(
+def test_requests_of_a_batch_get_their_own_answers(
     running: triton_model.TritonPythonModel, served: Artefact
 ) -> None:
     histories = [[f"film-{1 + (7 * n + k) % ITEMS}" for k in range(n)] for n in range(1, 20)]
-    asked = [request(one, exclude_seen=n % 3 == 0) for n, one in enumerate(histories)]
-    asked.append(request(histories[0], histories[5]))
-    answers = running.execute(asked)
+    requests = [request(one, exclude_seen=n % 3 == 0) for n, one in enumerate(histories)]
+    requests.append(request(histories[0], histories[5]))
+    answers = running.execute(requests)
     engine = Engine.open(served, threads=1)
     for n, (one, answer) in enumerate(zip(histories, answers[:-1], strict=True)):
         expected = recommend(engine, one, 10, exclude_seen=n % 3 == 0)
@@ -126,14 +126,14 @@ def test_requests_that_are_joined_get_their_own_answers(
         assert [item.decode() for item in answers[-1].items[row]] == [e.item for e in expected]
 
 
-def test_each_history_of_a_request_says_whether_its_items_are_left_out(
+def test_exclude_seen_has_one_value_per_history(
     running: triton_model.TritonPythonModel,
 ) -> None:
-    given = request(["film-28"], ["film-28"], ["film-3", "film-28"])
-    given["exclude_seen"] = np.array([[False], [True], [False]])
+    three = request(["film-28"], ["film-28"], ["film-3", "film-28"])
+    three["exclude_seen"] = np.array([[False], [True], [False]])
     none = request(["film-28"])
     wrong = none | {"exclude_seen": np.array([[True], [False]])}
-    some, plain, refused = running.execute([given, none, wrong])
+    some, plain, refused = running.execute([three, none, wrong])
     assert (some.items[0] == plain.items[0]).all() and b"film-28" in plain.items
     assert b"film-28" not in some.items[1] and b"film-28" in some.items[2]
     assert refused.error == "exclude_seen: 2 values for 1 histories"
@@ -153,7 +153,7 @@ def test_a_batch_of_0_gets_a_response(running: triton_model.TritonPythonModel) -
 
 
 def test_odd_requests(running: triton_model.TritonPythonModel) -> None:
-    """Unknown ids are skipped, a broken one fails alone, few items leave empty places."""
+    """Unknown ids are skipped, one invalid request fails alone, missing items are empty ids."""
     everything = [f"film-{row}" for row in range(1, ITEMS - 1)]
     good, unknown, empty, broken, few = running.execute(
         [

@@ -1,4 +1,4 @@
-"""The repository in a real Triton Inference Server, and before its own parser."""
+"""The repository in a real Triton Inference Server, and its configs in Triton's parser."""
 
 import json
 import os
@@ -17,46 +17,46 @@ import pytest
 from slmc.artefact import Artefact
 from slmc.export.config import ExportConfig, TritonConfig
 from slmc.export.export import export
-from slmc.export.runtime.engine import Engine, describe
+from slmc.export.runtime.engine import Engine, read_description
 from slmc.export.triton import repository as triton
 from slmc.recommend import recommend
 
 Place = Callable[[str], Path]
 SERVER = "nvidia-pytriton==0.7.0"
-"""A wheel with tritonserver 2.51 and its Python backend, whose interface is that of numpy 1."""
+"""A wheel with tritonserver 2.51 and its Python backend, which needs numpy 1."""
 STARTS_S = 60.0
 CLIENT = """
 import json, sys, threading
 import numpy as np
 import tritonclient.grpc as grpc
 
-port, asked = int(sys.argv[1]), json.load(sys.stdin)
-found = [None] * len(asked)
+port, requests = int(sys.argv[1]), json.load(sys.stdin)
+answers = [None] * len(requests)
 
 
-def ask(places):
+def send(indices):
     client = grpc.InferenceServerClient(f"localhost:{port}")
-    for place in places:
-        ids, exclude_seen = asked[place]
+    for index in indices:
+        ids, exclude_seen = requests[index]
         rows = np.array([[item.encode() for item in ids]], dtype=object)
-        given = [grpc.InferInput("history", rows.shape, "BYTES")]
-        given[0].set_data_from_numpy(rows)
+        inputs = [grpc.InferInput("history", rows.shape, "BYTES")]
+        inputs[0].set_data_from_numpy(rows)
         if exclude_seen:
-            given.append(grpc.InferInput("exclude_seen", (1, 1), "BOOL"))
-            given[1].set_data_from_numpy(np.array([[True]]))
-        answer = client.infer("recommender", given)
+            inputs.append(grpc.InferInput("exclude_seen", (1, 1), "BOOL"))
+            inputs[1].set_data_from_numpy(np.array([[True]]))
+        answer = client.infer("recommender", inputs)
         items, scores = answer.as_numpy("items")[0], answer.as_numpy("scores")[0]
-        found[place] = [[item.decode() for item in items], scores.tolist()]
+        answers[index] = [[item.decode() for item in items], scores.tolist()]
 
 
-threads = [threading.Thread(target=ask, args=[range(n, len(asked), 8)]) for n in range(8)]
+threads = [threading.Thread(target=send, args=[range(n, len(requests), 8)]) for n in range(8)]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
 statistics = grpc.InferenceServerClient(f"localhost:{port}").get_inference_statistics("recommender")
 joined = [entry.batch_size for entry in statistics.model_stats[0].batch_stats]
-print(json.dumps({"answers": found, "joined": joined}))
+print(json.dumps({"answers": answers, "joined": joined}))
 """
 PARSE = """
 import sys
@@ -78,7 +78,7 @@ def pip(*arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment with Triton's client, whose protobuf is another than that of the tests."""
+    """An environment with Triton's client, which has another version of protobuf than the tests."""
     site = tmp_path_factory.mktemp("client")
     pip("install", "--target", site, "tritonclient[grpc]>=2.50")
     return os.environ | {"PYTHONPATH": str(site)}
@@ -98,7 +98,7 @@ def test_triton_reads_every_config(
     shapes = [{"batch": batch, "length": 12} for batch in (1, 16)]
     entry = {"profiles": shapes, "version": "10.13", "compute_capability": "9.0"}
     files.append(tmp_path / "config.pbtxt")
-    files[-1].write_text(triton.plan_config(entry, describe(engine.path), TritonConfig()))
+    files[-1].write_text(triton.plan_config(entry, read_description(engine.path), TritonConfig()))
     done = subprocess.run(
         [sys.executable, "-c", PARSE, *files], env=client, capture_output=True, text=True
     )
@@ -175,20 +175,20 @@ def test_concurrent_clients_get_the_engines_answers(
     server: int, engine: Artefact, client: dict[str, str]
 ) -> None:
     histories = [[f"film-{1 + (7 * n + k) % 30}" for k in range(1 + n % 20)] for n in range(160)]
-    asked = [[one, n % 4 == 0] for n, one in enumerate(histories)]
+    requests = [[one, n % 4 == 0] for n, one in enumerate(histories)]
     done = subprocess.run(
         [sys.executable, "-c", CLIENT, str(server)],
-        input=json.dumps(asked),
+        input=json.dumps(requests),
         env=client,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     running = Engine.open(engine, threads=1)
-    for (ids, exclude_seen), (items, scores) in zip(asked, said["answers"], strict=True):
+    for (ids, exclude_seen), (items, scores) in zip(requests, report["answers"], strict=True):
         expected = recommend(running, ids, 10, exclude_seen=exclude_seen)
         assert items[: len(expected)] == [one.item for one in expected]
         assert scores[: len(expected)] == pytest.approx([e.score for e in expected], abs=1e-4)
-    # The warm-up joins 64; anything else that is joined came from clients.
-    assert any(1 < size < 64 for size in said["joined"])
+    # The warm-up has batches of 1 and 64; other batches are joined requests of clients.
+    assert any(1 < size < 64 for size in report["joined"])
