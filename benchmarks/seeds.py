@@ -47,7 +47,7 @@ def train(name: str, step_id: str, seed: int, sets: list[str]) -> Trained:
     seeded = [*sets, f"{step_id}.control=true", f"{step_id}.seed={seed}"]
     recipe = load(name, sets=seeded)
     step = recipe.step(step_id)
-    control = f"{step_id}.control"
+    control = next(one.id for one in recipe.steps if one.control_of == step_id)
     result = run(recipe, run_dir=Path("runs") / f"{recipe.name}-{step_id}-{seed}", until=control)
     made = result.artefacts()
     ids = [step_id, control, *([step.inputs["teacher"]] if "teacher" in step.inputs else [])]

@@ -44,6 +44,10 @@ class Stage:
         return run
 
 
+EVALUATIONS: dict[Kind, str] = {"model": "evaluate", "engine": "evaluate_engine"}
+"""Kind of an artefact -> name of the stage that measures how it ranks."""
+
+
 def resolve(target: str) -> Any:
     """Import ``module:function``."""
     module, _, function = target.partition(":")

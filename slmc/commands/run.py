@@ -75,14 +75,20 @@ def _tell_plan(steps: "list[PlannedStep]", *, as_json: bool) -> None:
 
     if as_json:
         rows = [
-            {"id": s.id, "stage": s.stage, "key": s.key, "status": s.status, "changed": s.changed}
-            for s in steps
+            {
+                "id": step.id,
+                "stage": step.stage,
+                "key": step.key.digest if step.key else None,
+                "status": step.status,
+                "changed": step.changed,
+            }
+            for step in steps
         ]
         console.result_json(rows)
         return
     table = Table("step", "plan", "key", "changed since the last run", box=None, pad_edge=False)
     for step in steps:
-        key = step.key[:12] if step.key else "not known yet"
+        key = step.key.digest[:12] if step.key else "not known yet"
         table.add_row(step.id, step.status, key, ", ".join(step.changed))
     console.show(table)
 

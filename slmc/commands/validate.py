@@ -16,6 +16,7 @@ from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
 from slmc.recipe.checks import reasons
 from slmc.recipe.text import scalar
+from slmc.stages import EVALUATIONS
 
 app = typer.Typer(add_completion=False)
 
@@ -121,13 +122,12 @@ def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> Ar
     from slmc.pipeline import run_stage
 
     kind = artefact.manifest.kind
-    if kind not in ("model", "engine"):
+    if kind not in EVALUATIONS:
         raise UsageError(
             f"{artefact.path} is a {kind}: there is nothing to rank with.",
             "Name a model or an engine.",
         )
-    stage = "evaluate_engine" if kind == "engine" else "evaluate"
-    return run_stage(stage, config, {"data": dataset, kind: artefact})
+    return run_stage(EVALUATIONS[kind], config, {"data": dataset, kind: artefact})
 
 
 def label(artefact: Artefact) -> str:

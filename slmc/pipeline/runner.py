@@ -31,7 +31,7 @@ from slmc.pipeline import store
 from slmc.pipeline.inventory import register
 from slmc.pipeline.judging import check_power, described, judge_gates, protocol_of
 from slmc.pipeline.keys import Key, Outside, key_of
-from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
+from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule, up_to
 from slmc.pipeline.preflight import (
     check_backbones,
     check_devices,
@@ -58,7 +58,7 @@ class StepResult:
 
     id: str
     stage: str
-    key: str
+    key: Key
     status: Status
     artefact: Artefact
     seconds: float | None
@@ -136,7 +136,8 @@ def run(
         SlmcError: A step cannot run.
         BrokenRunError: A step broke; the same command goes on from there.
     """
-    order = schedule(recipe, until)
+    whole = schedule(recipe)
+    order = up_to(whole, until, recipe)
     folder = RunDir(run_dir or default_run_dir(recipe))
     outside = Outside()
     check_extras(order)
@@ -151,7 +152,7 @@ def run(
     register(folder.path)
     result = RunResult(recipe, folder.path, until=until)
     with _sigterm_ends_the_run():
-        _run_steps(order, planned, result, folder, outside, on_step)
+        _run_steps(order, planned, [step.id for step in whole], result, folder, outside, on_step)
     _judge(result, folder)
     result.files = report(result)
     if result.ended is not None:
@@ -178,7 +179,7 @@ def summary(result: RunResult) -> dict[str, Any]:
             {
                 "id": step.id,
                 "stage": step.stage,
-                "key": step.key,
+                "key": step.key.digest,
                 "digest": step.artefact.digest,
                 "metrics": step.artefact.manifest.metrics,
             }
@@ -246,6 +247,7 @@ def run_stage(
 def _run_steps(
     order: list[Step],
     planned: Mapping[str, PlannedStep],
+    ids: list[str],
     result: RunResult,
     folder: RunDir,
     outside: Outside,
@@ -256,26 +258,26 @@ def _run_steps(
     command = recipe.command
     if folder.path != default_run_dir(recipe):
         command += f" -o {shlex.quote(str(folder.path))}"
-    ids = [step.id for step in schedule(recipe)]
-    made: dict[str, Artefact] = {}
-    keys: dict[str, tuple[Key, Artefact]] = {}
+    done: dict[str, StepResult] = {}
     for number, step in enumerate(order, start=1):
-        inputs = {role: made[taken] for role, taken in step.inputs.items()}
+        inputs = {role: done[taken].artefact for role, taken in step.inputs.items()}
         step = replace(step, config=outside.resolved(step.config))
         digests = {role: artefact.digest for role, artefact in inputs.items()}
-        key = key_of(step.stage, step.config, digests, outside)
-        on_step(replace(planned[step.id], key=key.digest, status=store.status(key.digest)))
+        key = planned[step.id].key
+        if key is None or key.parts["inputs"] != digests:
+            key = key_of(step.stage, step.config, digests, outside)
+        on_step(replace(planned[step.id], key=key, status=store.status(key.digest)))
         try:
             artefact, status = _make(step, key, inputs, again)
             seconds = store.seconds(key.digest)
-            done = StepResult(step.id, step.stage, key.digest, status, artefact, seconds)
-            made[step.id], keys[step.id] = artefact, (key, artefact)
-            result.steps.append(done)
-            if step.id.startswith("evaluate."):
-                result.evaluations[step.id.removeprefix("evaluate.")] = artefact
+            done[step.id] = StepResult(step.id, step.stage, key, status, artefact, seconds)
+            result.steps.append(done[step.id])
+            if step.measures is not None:
+                result.evaluations[step.measures] = artefact
             folder.link(number, step.id, artefact)
-            folder.write_lock(recipe.name, command, ids, keys)
-            on_step(done)
+            locked = {name: (one.key, one.artefact) for name, one in done.items()}
+            folder.write_lock(recipe.name, command, ids, locked)
+            on_step(done[step.id])
             _check(step, artefact)
         except VerdictError as error:
             result.ended = Ended(step.id, error)

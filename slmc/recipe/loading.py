@@ -19,7 +19,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -179,7 +179,7 @@ def load(
     recipe = _read(document, faults, name, files=files)
     options = [f"--set {shlex.quote(one)}" for one in sets] + ["--smoke"] * smoke
     command = " ".join(["slmc run", name, *options])
-    recipe = Recipe(**{**vars(recipe), "command": command})
+    recipe = replace(recipe, command=command)
     return _smoke(recipe) if smoke else recipe
 
 
@@ -216,7 +216,7 @@ def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
         recipe: The recipe.
         folder: Where the file will be: its paths start there.
     """
-    controls = {step.id.removesuffix(".control") for step in recipe.steps if step.is_control}
+    controls = {step.control_of for step in recipe.steps}
     steps: list[dict[str, Any]] = []
     for step in recipe.steps:
         if step.stage == "prepare" or step.is_control:
@@ -337,9 +337,10 @@ def _warn_of_another_source(document: Document) -> None:
 
 def _smoke(recipe: Recipe) -> Recipe:
     """The recipe made small: what it runs is the same, on a random backbone and few users."""
-    small = {step.id: shrunk(step.config) for step in recipe.steps}
-    steps = tuple(Step(step.id, step.stage, small[step.id], step.inputs) for step in recipe.steps)
-    data, evaluate = shrunk(recipe.data), shrunk(recipe.evaluate)
-    return Recipe(
-        **{**vars(recipe), "data": data, "evaluate": evaluate, "steps": steps, "smoke": True}
+    return replace(
+        recipe,
+        data=shrunk(recipe.data),
+        evaluate=shrunk(recipe.evaluate),
+        steps=tuple(replace(step, config=shrunk(step.config)) for step in recipe.steps),
+        smoke=True,
     )

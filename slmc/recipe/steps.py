@@ -8,10 +8,11 @@ from typing import Any
 from slmc.artefact import A, Kind
 from slmc.config import StageConfig
 from slmc.distill.config import DistillConfig, Losses, TeachConfig
+from slmc.evaluation.config import EvaluateConfig
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
 from slmc.recipe.text import Document, Path, dotted
-from slmc.stages import STAGES
+from slmc.stages import EVALUATIONS, STAGES
 
 FIRST = ("sasrec", "baselines")
 """Stages that every recipe has, before all others, whether written or not."""
@@ -30,6 +31,10 @@ class Step:
     config: StageConfig
     inputs: dict[str, str]
     """Role -> id of the step whose artefact is taken in that role."""
+    measures: str | None = None
+    """Id of the step whose model or engine this step evaluates."""
+    control_of: str | None = None
+    """Id of the step that this one repeats as its control."""
 
     @property
     def gives(self) -> Kind:
@@ -38,13 +43,13 @@ class Step:
 
     @property
     def is_control(self) -> bool:
-        """Whether it repeats another step without what is in question there."""
-        return self.id.endswith(".control")
+        """Whether it is the control of another step."""
+        return self.control_of is not None
 
     @property
     def can_rank(self) -> bool:
         """Whether it gives a model or an engine, which a gate can judge."""
-        return self.gives in ("model", "engine")
+        return self.gives in EVALUATIONS
 
     @property
     def is_candidate(self) -> bool:
@@ -209,6 +214,13 @@ def usual_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     return fitting[-1].id if fitting else None
 
 
+def evaluation_of(step: Step, config: EvaluateConfig) -> Step:
+    """The step that measures the model or engine of ``step``."""
+    kind = step.gives
+    inputs = {"data": "prepare", kind: step.id}
+    return Step(f"evaluate.{step.id}", EVALUATIONS[kind], config, inputs, measures=step.id)
+
+
 def with_control(step: Step) -> list[Step]:
     """The step, and after it its control if it asks for one.
 
@@ -225,8 +237,13 @@ def with_control(step: Step) -> list[Step]:
         if isinstance(alone, DistillConfig)
         else {"init": "random", "must_beat": None}
     )
-    inputs = step.inputs | {"like": step.id}
     return [
         replace(step, config=alone),
-        replace(step, id=f"{step.id}.control", config=control, inputs=inputs),
+        replace(
+            step,
+            id=f"{step.id}.control",
+            config=control,
+            inputs=step.inputs | {"like": step.id},
+            control_of=step.id,
+        ),
     ]

@@ -24,7 +24,6 @@ CONFIDENCE = 0.975
 Z = 1.96
 """Half of a 95 % interval in standard errors."""
 NAMES = ("popularity", "markov", "sasrec")
-CONTROL = ".control"
 BRINGS = {"teach": "pretraining", "distill": "distilling"}
 """Stage -> what its control leaves out."""
 LATENCY_BATCH, THROUGHPUT_BATCH = 1, 32
@@ -174,13 +173,14 @@ class _RowReader:
 
 def compare_controls(result: "RunResult") -> list[Comparison]:
     """Every step that has a control beside it, in each metric."""
-    controls = [name for name in result.evaluations if result.recipe.step(name).is_control]
-    found = [
-        _compare(result, control.removesuffix(CONTROL), control, metric)
-        for control in controls
+    steps = [result.recipe.step(step_id) for step_id in result.evaluations]
+    comparisons = [
+        _compare(result, step.control_of, step.id, metric)
+        for step in steps
+        if step.control_of is not None
         for metric in result.recipe.evaluate.metrics
     ]
-    return [one for one in found if one is not None]
+    return [one for one in comparisons if one is not None]
 
 
 def _compare(result: "RunResult", step: str, control: str, metric: str) -> Comparison | None:

@@ -169,7 +169,7 @@ def view_of(result: "RunResult") -> View:
         parity={s: _read(made[s], "parity.json") for s in engines},
         data=_data(result),
         versions=_versions(result),
-        steps=[Done(s.id, s.stage, s.status, s.seconds, s.key) for s in result.steps],
+        steps=[Done(s.id, s.stage, s.status, s.seconds, s.key.digest) for s in result.steps],
         curves=curves_of(result.run_dir / "log.jsonl"),
         sees=seen(result, teacher, rows),
         notes=[*unfinished(result), *result.notes],

@@ -93,8 +93,8 @@ def test_the_time_of_a_step_that_went_on_counts_both_tries(fakes: ModuleType) ->
 
 def test_a_time_that_is_not_known(fakes: ModuleType) -> None:
     (first, *_) = made().steps
-    (cache.root() / "times" / first.key).write_text("soon")
-    assert store.seconds(first.key) is None
+    (cache.root() / "times" / first.key.digest).write_text("soon")
+    assert store.seconds(first.key.digest) is None
     assert made().steps[0].seconds is None
 
 

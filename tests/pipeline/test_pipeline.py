@@ -25,7 +25,7 @@ def test_the_order_and_the_result(fakes: ModuleType) -> None:
     assert [(type(step), step.id) for step in seen] == [
         (kind, name) for name in ORDER for kind in (PlannedStep, StepResult)
     ]
-    assert all(step.key == step.artefact.manifest.key for step in result.steps)
+    assert all(step.key.digest == step.artefact.manifest.key for step in result.steps)
     assert exit_code(result) == 0
 
 

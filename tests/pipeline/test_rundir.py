@@ -28,7 +28,7 @@ def test_the_folder_of_a_run(fakes: ModuleType) -> None:
     assert lock["sources"] == {"prepare": {"log": "a,b,1"}}
     assert set(lock["versions"]) == {"pydantic", "slmc"}
     assert {name: step["key"] for name, step in lock["steps"].items()} == {
-        step.id: step.key for step in result.steps
+        step.id: step.key.digest for step in result.steps
     }
     for step in result.steps:
         assert step.artefact.manifest.versions == lock["steps"][step.id]["parts"]["versions"]
