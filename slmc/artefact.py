@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -25,8 +25,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmc import __version__
+from slmc.config import StageConfig
 from slmc.errors import ArtefactError, UsageError
-from slmc.libraries import LIBRARIES
 from slmc.system import folder_made, unwritable
 
 SCHEMA = 1
@@ -100,7 +100,7 @@ class Draft:
         *,
         kind: Kind,
         stage: str,
-        config: BaseModel,
+        config: StageConfig,
         inputs: Mapping[str, Artefact],
         metrics: Mapping[str, Any] | None = None,
         device: str = "cpu",
@@ -129,7 +129,7 @@ class Draft:
             config=settings,
             parents={role: artefact.digest for role, artefact in sorted(inputs.items())},
             key=self.out.name if is_key(self.out.name) else None,
-            versions=versions(stage),
+            versions=versions(config.libraries),
             seed=settings.get("seed"),
             device=device,
             remote_code=remote_code,
@@ -338,15 +338,13 @@ def size_mb(artefact: Artefact, names: tuple[str, ...]) -> float:
     )
 
 
-def versions(stage: str) -> dict[str, str]:
-    """Version of slmc and of each installed library that the stage's result depends on."""
-    found = {"slmc": __version__}
-    for name in LIBRARIES.get(stage, ()):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Version of slmc and of each of the libraries that is installed."""
+    installed = {"slmc": __version__}
+    for name in libraries:
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def _fsync(path: Path) -> None:

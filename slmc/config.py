@@ -1,7 +1,7 @@
 """What the configs of all stages share. No torch here: recipes are checked without it."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -24,10 +24,22 @@ CROSS_ENTROPIES = frozenset({"ce", "ce_calibrated"})
 BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%?)")
 
 
+TORCH = ("torch", "transformers", "numpy")
+"""Libraries of every stage that computes with torch."""
+TRAINING = (*TORCH, "accelerate")
+"""Libraries of every stage that trains."""
+
+
 class StageConfig(BaseModel):
     """A stage's settings: frozen, every key known, every field described by its docstring.
 
     Every number is finite, and no larger than :data:`LARGEST`.
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """PyPI names of the libraries whose versions can change the stage's result.
+
+    The step's key and the artefact's manifest record these versions.
     """
 
     model_config = ConfigDict(
@@ -87,6 +99,8 @@ class Protocol(StageConfig):
 
 class TrainConfig(Seeded, Placed, Protocol):
     """Settings of the training loop, the same for every stage that trains."""
+
+    libraries: ClassVar[tuple[str, ...]] = TRAINING
 
     epochs: int = Field(10, ge=0)
     """Passes over the training sequences, at most: training ends once ranking has stopped

@@ -11,7 +11,7 @@ from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, TeachConfig
-from slmc.evaluation.config import BaselinesConfig, EvaluateConfig
+from slmc.evaluation.config import BaselinesConfig, EvaluateConfig, EvaluateEngineConfig
 from slmc.export.config import BenchConfig, ExportConfig
 from slmc.training.config import SasrecConfig
 
@@ -46,6 +46,12 @@ class Stage:
 
 EVALUATIONS: dict[Kind, str] = {"model": "evaluate", "engine": "evaluate_engine"}
 """Kind of an artefact -> name of the stage that measures how it ranks."""
+
+
+def evaluation(kind: Kind, config: EvaluateConfig) -> tuple[str, StageConfig]:
+    """Name and config of the stage that measures an artefact of ``kind`` as ``config`` says."""
+    name = EVALUATIONS[kind]
+    return name, STAGES[name].config(**dict(config))
 
 
 def resolve(target: str) -> Any:
@@ -138,7 +144,7 @@ STAGES: dict[str, Stage] = {
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
         "report",
-        EvaluateConfig,
+        EvaluateEngineConfig,
         "slmc.export.evaluation:evaluate_engine",
         schema=4,
         extras={"onnxruntime": "onnx", "onnx": "onnx"},

@@ -16,7 +16,7 @@ from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
 from slmc.recipe.checks import reasons
 from slmc.recipe.text import scalar
-from slmc.stages import EVALUATIONS
+from slmc.stages import EVALUATIONS, evaluation
 
 app = typer.Typer(add_completion=False)
 
@@ -127,7 +127,7 @@ def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> Ar
             f"{artefact.path} is a {kind}: there is nothing to rank with.",
             "Name a model or an engine.",
         )
-    return run_stage(EVALUATIONS[kind], config, {"data": dataset, kind: artefact})
+    return run_stage(*evaluation(kind, config), {"data": dataset, kind: artefact})
 
 
 def label(artefact: Artefact) -> str:

@@ -83,7 +83,7 @@ def key_of(name: str, config: StageConfig, inputs: Mapping[str, str], outside: O
             "config": _settings(config),
             "inputs": dict(sorted(inputs.items())),
             "fingerprint": outside.fingerprint(stage, config),
-            "versions": versions(name),
+            "versions": versions(config.libraries),
         }
     )
 

@@ -12,7 +12,7 @@ from slmc.evaluation.config import EvaluateConfig
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
 from slmc.recipe.text import Document, Path, dotted
-from slmc.stages import EVALUATIONS, STAGES
+from slmc.stages import EVALUATIONS, STAGES, evaluation
 
 FIRST = ("sasrec", "baselines")
 """Stages that every recipe has, before all others, whether written or not."""
@@ -216,9 +216,8 @@ def usual_input(role: str, kind: Kind, before: list[Step]) -> str | None:
 
 def evaluation_of(step: Step, config: EvaluateConfig) -> Step:
     """The step that measures the model or engine of ``step``."""
-    kind = step.gives
-    inputs = {"data": "prepare", kind: step.id}
-    return Step(f"evaluate.{step.id}", EVALUATIONS[kind], config, inputs, measures=step.id)
+    inputs = {"data": "prepare", step.gives: step.id}
+    return Step(f"evaluate.{step.id}", *evaluation(step.gives, config), inputs, measures=step.id)
 
 
 def with_control(step: Step) -> list[Step]:

@@ -19,7 +19,6 @@ from slmc.artefact import Artefact, canonical, draft
 from slmc.errors import VerdictError
 from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.results import SCHEMA, protocol
-from slmc.libraries import LIBRARIES
 
 USERS = 40
 PROTOCOL = protocol(EvaluateConfig(exclude_seen=True))
@@ -35,7 +34,7 @@ def install(table: dict[str, stages.Stage]) -> None:
             fingerprint=outside,
             extras={},
         )
-        LIBRARIES[name] = ("pydantic",)
+        stage.config.libraries = ("pydantic",)
 
 
 def fingerprint(config: Any) -> dict[str, str]:
