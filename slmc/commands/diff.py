@@ -21,7 +21,7 @@ def diff(
     second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
     json: Json = False,
 ) -> None:
-    """Tell how two artefacts differ."""
+    """Show how two artefacts differ."""
     pair = _comparable(first, second)
     found = {
         name: values

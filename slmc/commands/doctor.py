@@ -16,7 +16,7 @@ def doctor(
     hub: Annotated[bool, typer.Option("--hub", help="Also ask the Hugging Face hub.")] = False,
     json: Json = False,
 ) -> int:
-    """Tell what can run on this machine."""
+    """Show what can run on this machine."""
     from rich.table import Table
     from rich.text import Text
 

@@ -22,7 +22,7 @@ def show(
     ],
     json: Json = False,
 ) -> None:
-    """Tell what artefacts are and how they were made."""
+    """Show what artefacts are and how they were made."""
     from slmc.pipeline import past
 
     found = [past.told(path) if past.is_run(path) else given.taken(path) for path in paths]

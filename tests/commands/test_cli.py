@@ -47,8 +47,8 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     assert "typer" in imported
     assert not imported & {"torch", "polars", "transformers", "pydantic", "numpy", "yaml"}
     assert min(times) < HELP_S
-    for name, (_, does, _) in cli.COMMANDS.items():
-        assert name in done.stdout and does.split()[0] in done.stdout
+    for name, subcommand in cli.COMMANDS.items():
+        assert name in done.stdout and subcommand.summary.split()[0] in done.stdout
 
 
 def test_importing_slmc_and_the_cli_imports_no_torch() -> None:
@@ -64,7 +64,7 @@ def test_importing_slmc_and_the_cli_imports_no_torch() -> None:
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_the_help_of_the_group_says_what_the_command_says(name: str) -> None:
-    assert (cli.command(name).help or "").splitlines()[0] == cli.COMMANDS[name][1]
+    assert (cli.command(name).help or "").splitlines()[0] == cli.COMMANDS[name].summary
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))

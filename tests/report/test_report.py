@@ -259,11 +259,11 @@ def test_a_run_that_stopped_early_has_a_report_too(finished: RunResult, tmp_path
 def test_bench_and_validate_have_tables(
     finished: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from slmc.commands.bench import _table
+    from slmc.commands.stage_command import bench_table
     from slmc.pipeline.judging import summary_of
     from slmc.report.terminal import metric_table
 
-    console.show(_table(finished.artefacts()["bench"]))
+    console.show(bench_table(finished.artefacts()["bench"]))
     assert "histories a second" in capsys.readouterr().out
     summary = summary_of(finished.evaluations["export"])
     console.show(metric_table({"engine": summary}, ["ndcg@10", "hr@10"], None))
