@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from slmc import __version__
 from slmc.config import StageConfig
 from slmc.errors import ArtefactError, UsageError
-from slmc.system import folder_made, unwritable
+from slmc.system import folder_made, refuse_existing, unwritable
 
 SCHEMA = 1
 MANIFEST = "slmc.json"
@@ -157,11 +157,7 @@ def draft(out: Path) -> Iterator[Draft]:
     lock = out.parent / f".{out.name}.lock"
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        if out.exists():
-            raise ArtefactError(
-                f"{out} exists already; what is there is kept.",
-                "Name another --out, or pass --force to replace an artefact.",
-            )
+        _refuse_existing(out)
         work = Draft(path=partial / "files", resume=partial / "resume", out=out)
         shutil.rmtree(work.path, ignore_errors=True)
         work.path.mkdir(parents=True)
@@ -269,12 +265,7 @@ def check_free(out: Path, *, force: bool = False) -> None:
             f"{out} is a link to {out.readlink()}, which is not there; the link is kept.",
             "Remove the link, or name another --out.",
         )
-    if out.exists() and not (force and (out / MANIFEST).is_file()):
-        why = "exists already" if (out / MANIFEST).is_file() else "exists and was not made by slmc"
-        raise ArtefactError(
-            f"{out} {why}; what is there is kept.",
-            "Name another --out, or pass --force to replace an artefact.",
-        )
+    _refuse_existing(out, force=force)
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UsageError(f"{out} cannot be made: {above} is no folder.", "Name another --out.")
@@ -282,6 +273,12 @@ def check_free(out: Path, *, force: bool = False) -> None:
         raise UsageError(
             f"{out} cannot be made: the folder {above} cannot be written.", "Name another --out."
         )
+
+
+def _refuse_existing(out: Path, *, force: bool = False) -> None:
+    remedy = "Name another --out, or pass --force to replace an artefact."
+    ours = (out / MANIFEST).is_file()
+    refuse_existing(out, ArtefactError, ours=ours, replace=force, remedy=remedy)
 
 
 def _copy_files(source: Path, to: Path) -> None:

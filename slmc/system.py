@@ -81,6 +81,26 @@ def folder_made(path: Path) -> Iterator[None]:
         raise
 
 
+def refuse_existing(
+    path: Path, error: type[UsageError], *, ours: bool, replace: bool, remedy: str
+) -> None:
+    """Check that slmc may write to ``path``: it never overwrites what it did not make.
+
+    Args:
+        path: A file or a folder.
+        error: What to raise.
+        ours: Whether slmc made what is at ``path``.
+        replace: Whether to replace it in that case.
+        remedy: Second line of the error.
+
+    Raises:
+        UsageError: Something is at ``path``, and slmc did not make it or must not replace it.
+    """
+    if path.exists() and not (ours and replace):
+        why = "exists already" if ours else "exists and was not made by slmc"
+        raise error(f"{path} {why}; it was not changed.", remedy)
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write a text file, whole or not at all; what was there stays until then.
 

@@ -14,6 +14,7 @@ from slmc.recipe import load
 from slmc.recipe.paths import tell_from
 from slmc.recipe.text import dump
 from slmc.stages import STAGES
+from slmc.system import refuse_existing
 
 
 def as_recipe(stage: str, config: StageConfig, inputs: Mapping[str, Artefact], file: Path) -> str:
@@ -29,8 +30,8 @@ def as_recipe(stage: str, config: StageConfig, inputs: Mapping[str, Artefact], f
         UsageError: An input's own inputs are not in the cache any more, the file is there
             already, or the recipe would not be valid.
     """
-    if file.exists():
-        raise UsageError(f"{file} exists already.", "Name another file for --save-recipe.")
+    remedy = "Name another file for --save-recipe."
+    refuse_existing(file, UsageError, ours=True, replace=False, remedy=remedy)
     if file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{file} is no name of a recipe.", "Let it end in .yaml.")
     lines: dict[str, tuple[str, dict[str, Any]]] = {}

@@ -8,7 +8,7 @@ import typer
 from slmc.commands import console
 from slmc.commands.shared import Json, command
 from slmc.errors import UsageError
-from slmc.system import write_whole
+from slmc.system import refuse_existing, write_whole
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -66,7 +66,9 @@ def cp(
     from slmc import recipe as recipes
 
     text = recipes.renamed(recipes.text_of(recipe), recipe, to)
-    write_new(to, text, force=force)
+    remedy = "Name another file, or pass --force."
+    refuse_existing(to, UsageError, ours=True, replace=force, remedy=remedy)
+    write_whole(to, text)
     console.result(str(to))
 
 
@@ -94,15 +96,3 @@ def schema() -> None:
     from slmc.recipe.schema import schema as of_recipes
 
     console.result_json(of_recipes())
-
-
-def write_new(file: Path, text: str, *, force: bool) -> None:
-    """Write a text file that is not there yet.
-
-    Raises:
-        UsageError: It is there and ``force`` is not given.
-        OSError: It cannot be written.
-    """
-    if file.exists() and not force:
-        raise UsageError(f"{file} exists already.", "Name another file, or pass --force.")
-    write_whole(file, text)

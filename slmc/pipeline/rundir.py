@@ -18,13 +18,15 @@ from typing import Any
 from slmc.artefact import Artefact, is_key
 from slmc.errors import UsageError
 from slmc.pipeline.keys import Key
-from slmc.system import folder_made, write_whole
+from slmc.system import folder_made, refuse_existing, write_whole
 
 LOCK = "recipe.lock"
 RESOLVED = "recipe.resolved.yaml"
 LINK = re.compile(r"\d{2,}-.+")
 PARTS = frozenset({"config", "versions", "fingerprint"})
 OURS = frozenset({LOCK, RESOLVED, "metrics.json", "log.jsonl"})
+"""Files by which the folder of an earlier run is known."""
+ANOTHER = "Name another folder for the run with --out."
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,14 @@ class RunDir:
         try:
             with folder_made(self.path):
                 names = [entry.name for entry in self.path.iterdir()]
-                if names and not OURS & set(names):
-                    raise UsageError(
-                        f"{self.path} holds files that no run has put there.",
-                        "Name another folder for the run with --out.",
-                    )
+                ours = not names or bool(OURS & set(names))
+                refuse_existing(self.path, UsageError, ours=ours, replace=True, remedy=ANOTHER)
                 for name in names:
                     if LINK.fullmatch(name) and (self.path / name).is_symlink():
                         (self.path / name).unlink()
                 self._write(RESOLVED, resolved)
         except OSError as error:
-            raise UsageError(
-                f"{self.path} cannot be written: {error.strerror}.",
-                "Name another folder for the run with --out.",
-            ) from None
+            raise UsageError(f"{self.path} cannot be written: {error.strerror}.", ANOTHER) from None
 
     def link(self, number: int, step_id: str, artefact: Artefact) -> None:
         """Link the artefact of a step under ``NN-id``."""

@@ -208,7 +208,7 @@ def test_out_is_never_overwritten_without_force(
     assert slmc("data", "prepare", log_csv, "-o", out, "-q", "--core", "2") == 2
     assert capsys.readouterr() == (
         "",
-        f"error: {out} exists already; what is there is kept.\n"
+        f"error: {out} exists already; it was not changed.\n"
         "  Name another --out, or pass --force to replace an artefact.\n",
     )
     assert slmc("data", "prepare", log_csv, "-o", out, "-q", "--core", "2", "--force") == 0
@@ -252,7 +252,8 @@ def test_recipes(tmp_path: Path, capsys: Captured) -> None:
     assert slmc("recipe", "cp", "quickstart", copied) == 0
     assert slmc("recipe", "cp", "quickstart", copied) == 2
     assert capsys.readouterr().err == (
-        f"error: {copied} exists already.\n  Name another file, or pass --force.\n"
+        f"error: {copied} exists already; it was not changed.\n"
+        "  Name another file, or pass --force.\n"
     )
     assert slmc("recipe", "check", copied) == 0
     assert "mine: " in capsys.readouterr().out

@@ -120,7 +120,7 @@ def test_one_stage_alone_has_the_key_that_a_recipe_gives_it(fakes: ModuleType) -
     assert load(Path("student"), kind="model").digest == alone.digest
     with pytest.raises(ArtefactError) as caught:
         run_stage("distill", config, inputs, out=Path("student"))
-    assert caught.value.what == "student exists already; what is there is kept."
+    assert caught.value.what == "student exists already; it was not changed."
     assert run_stage("distill", config, inputs, out=Path("student"), force=True) == alone
     Path("mine").mkdir()
     with pytest.raises(ArtefactError, match="was not made by slmc"):
