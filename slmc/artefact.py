@@ -58,6 +58,7 @@ class Manifest(BaseModel):
     seed: int | None = None
     device: str = "cpu"
     remote_code: bool = False
+    """Always False: slmc runs no code of model repositories. Kept, since digests depend on it."""
     files: dict[str, str]
     """Path relative to the artefact -> SHA-256."""
     metrics: dict[str, Any] = {}
@@ -104,7 +105,6 @@ class Draft:
         inputs: Mapping[str, Artefact],
         metrics: Mapping[str, Any] | None = None,
         device: str = "cpu",
-        remote_code: bool = False,
     ) -> Artefact:
         """Hash the payload, write the manifest last, and give the directory its real name.
 
@@ -115,7 +115,6 @@ class Draft:
             inputs: Role -> artefact taken in.
             metrics: Summary numbers, each with its protocol; JSON-able.
             device: Device it was computed on.
-            remote_code: Whether code of a model repository was run.
         """
         settings = config.model_dump(mode="json")
         files = {
@@ -132,7 +131,6 @@ class Draft:
             versions=versions(config.libraries),
             seed=settings.get("seed"),
             device=device,
-            remote_code=remote_code,
             files=files,
             metrics=dict(metrics or {}),
         )

@@ -84,6 +84,5 @@ def summary(artefact: Artefact) -> dict[str, Any]:
         "metrics": manifest.metrics,
         "versions": manifest.versions,
         "device": manifest.device,
-        "code of a model repository was run": manifest.remote_code,
         "bytes": sizes,
     }

@@ -37,10 +37,9 @@ def _made(view: View, artefact: Artefact) -> str:
     manifest = artefact.manifest
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     article = "An" if manifest.kind == "engine" else "A"
-    code = " Code of a model repository was run to make it." if manifest.remote_code else ""
     return (
         f"{article} {manifest.kind} of stage `{manifest.stage}`, made by `{view.command}` with "
-        f"seed {view.seed} ({versions}); digest `{artefact.digest[:12]}`.{code}"
+        f"seed {view.seed} ({versions}); digest `{artefact.digest[:12]}`."
     )
 
 
