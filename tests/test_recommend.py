@@ -98,7 +98,7 @@ def test_unknown_ids_are_skipped_and_named(
 ) -> None:
     with caplog.at_level(logging.WARNING, "slmc.recommend"):
         found = recommend(engine, ["x", "b", "a", "y"], k=3)
-    assert caplog.messages == ["skipped, not in the vocabulary: x, y"]
+    assert caplog.messages == ["skipped ids that are not in the vocabulary: x, y"]
     assert found == recommend(engine, ["b", "a"], k=3)
 
 
@@ -126,7 +126,7 @@ def test_items_of_the_history_are_left_out_if_asked(
 def test_k_out_of_range(k: int, engine: Artefact) -> None:
     with pytest.raises(UsageError) as caught:
         recommend(engine, ["a"], k=k)
-    assert str(caught.value) == f"k: {k} items were asked for, the engine gives 1 to 3."
+    assert str(caught.value) == f"k: {k} items were requested; the engine returns 1 to 3."
 
 
 def test_a_small_catalogue_is_given_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,7 +140,7 @@ def test_an_edited_engine_is_refused(engine: Artefact) -> None:
     file.write_text(file.read_text().replace("Alien", "Aliens"))
     with pytest.raises(ArtefactError) as caught:
         recommend(engine.path, ["a"])
-    assert str(caught.value) == f"{file} is not the file that was sealed."
+    assert str(caught.value) == f"{file} has changed since it was sealed."
 
 
 def test_a_path_may_be_text_and_ids_whole_numbers(engine: Artefact) -> None:

@@ -1,7 +1,7 @@
-"""The ``slmc`` command: finds the subcommand, runs it, turns what goes wrong into two lines.
+"""The ``slmc`` command: finds the subcommand, runs it, prints errors in two lines.
 
-A subcommand's module is imported only when it is asked for, so that ``slmc --help`` reads
-neither configs nor torch.
+A subcommand's module is imported only when it is called, so that ``slmc --help`` imports neither
+configs nor torch.
 """
 
 import importlib
@@ -67,12 +67,12 @@ class Commands(TyperGroup):
     """The subcommands: known by name and help, imported when called."""
 
     def __init__(self, **settings: Any) -> None:
-        """Put a stand-in for every subcommand, for the help."""
+        """Add a placeholder for every subcommand, for the help."""
         super().__init__(**settings)
         for name, subcommand in COMMANDS.items():
-            stand_in = TyperCommand(name, help=subcommand.summary)
-            stand_in.rich_help_panel = subcommand.panel
-            self.commands[name] = stand_in
+            placeholder = TyperCommand(name, help=subcommand.summary)
+            placeholder.rich_help_panel = subcommand.panel
+            self.commands[name] = placeholder
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the subcommand that is called."""
@@ -102,8 +102,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         console.result(f"slmc {__version__}")
         raise typer.Exit
 
@@ -126,9 +126,8 @@ def main() -> None:
 def call(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code.
 
-    A known error, a usage error, what the operating system refuses and a fault of slmc are two
-    lines on stderr each; ``-v`` also shows where. ``SystemExit`` (as of SIGTERM) passes through
-    as its code.
+    Every error is two lines on stderr; ``-v`` adds the traceback. ``SystemExit``, such as
+    from SIGTERM, becomes its exit code.
     """
     console.reset()
     try:
@@ -145,34 +144,34 @@ def call(arguments: Sequence[str]) -> int:
         return _other(error)
     if code in (130, 143):
         what = "interrupted." if code == 130 else "terminated."
-        console.error(SlmcError(what, "Run the same command again: it goes on from there."))
+        console.error(SlmcError(what, "Run the same command again: it resumes from there."))
     return code if isinstance(code, int) else 0
 
 
 def _other(error: Exception) -> int:
-    """Say a usage error of the option parser, a refusal of the system, or a fault of slmc."""
+    """Print an error of the option parser, of the operating system, or a bug of slmc."""
     kind = type(error).__name__
     if kind == "Abort":
         console.error(SlmcError("interrupted.", "Run the same command again."))
         return 130
-    # Typer has its own copy of Click or uses the installed one, by version: known by form.
-    parser_said = getattr(error, "format_message", None)
-    if parser_said is not None:
+    # Typer may use its own copy of Click, so the error is recognised by its method.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "slmc"
         # Without a subcommand the help has been printed already.
         if kind != "NoArgsIsHelpError":
-            text = " ".join(parser_said().split())
+            text = " ".join(format_message().split())
             console.error(UsageError(text, f"See `{path} --help`."))
         return int(getattr(error, "exit_code", 2))
-    if (told := refused(error)) is not None:
-        console.error(told)
-        return told.exit_code
+    if (system_error := refused(error)) is not None:
+        console.error(system_error)
+        return system_error.exit_code
     lines = str(error).strip().splitlines() or [""]
     console.error(
         BrokenRunError(
             f"{kind}: {lines[0]}".removesuffix(": "),
-            "This is a fault in slmc; the same command with -v shows where it is.",
+            "This is a bug in slmc; the same command with -v prints the traceback.",
         )
     )
     return BrokenRunError.exit_code

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slmc.commands import console, running
-from slmc.commands import inputs as given
+from slmc.commands import console, inputs, running
 from slmc.commands.options import configured
 from slmc.commands.shared import Force, Json, Out, command, not_empty
 from slmc.data.config import PrepareConfig
@@ -50,7 +49,7 @@ def prepare(
 @command(app, network=True)
 @configured(PrepareConfig, "slmc data check", skip=("source",))
 def check(source: Source, make: Make, json: Json = False) -> int:
-    """Read a log as prepare would, write nothing, and tell what its test set can see."""
+    """Read a log as `prepare` does, write nothing, and report what its test set can detect."""
     from slmc.data.check import check as look
     from slmc.data.check import repeats_line
 
@@ -68,7 +67,7 @@ def check(source: Source, make: Make, json: Json = False) -> int:
             }
         )
     else:
-        tell(found.metrics)
+        print_values(found.metrics)
         for row in found.malformed.head(SHOWN_MALFORMED).iter_rows(named=True):
             console.result(f"{row['file']}:{row['line']}: {row['reason']}")
         for line in (repeats, *power):
@@ -83,30 +82,30 @@ def describe(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset artefact.")],
     json: Json = False,
 ) -> None:
-    """Tell what a dataset holds."""
+    """Show the statistics of a dataset."""
     from slmc.data.check import describe as look
     from slmc.data.check import repeats_line
 
-    found = look(given.taken(dataset, "dataset"))
+    found = look(inputs.artefact_at(dataset, "dataset"))
     if json:
         console.result_json(found)
     else:
-        tell(found)
+        print_values(found)
         console.result(repeats_line(found["valid_repeats"]))
 
 
-def tell(values: dict[str, Any], indent: str = "") -> None:
-    """Print names and values, what is nested indented."""
+def print_values(values: dict[str, Any], indent: str = "") -> None:
+    """Print names and values; nested values are indented."""
     for name, value in values.items():
         if isinstance(value, dict):
             console.result(f"{indent}{name}:")
-            tell(value, indent + "  ")
+            print_values(value, indent + "  ")
         else:
             console.result(f"{indent}{name}: {plain(value)}")
 
 
 def _power(found: "CheckResult") -> list[str]:
-    """What the test set can see, from the ranking of a Markov chain."""
+    """The smallest loss that the test set can detect, from the ranking of a Markov chain."""
     from slmc.evaluation.baselines import measure_markov
     from slmc.evaluation.results import protocol, resolve_auto
     from slmc.report.power import power_line

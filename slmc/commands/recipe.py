@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged name or a path.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override, as distill.layers=2."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as distill.layers=2."),
 ]
 
 
@@ -29,20 +29,18 @@ def ls(json: Json = False) -> None:
     """List the recipes that ship with slmc."""
     from slmc.recipe import load, packaged
 
-    found = {name: load(name).description for name in packaged()}
+    descriptions = {name: load(name).description for name in packaged()}
     if json:
-        console.result_json(found)
+        console.result_json(descriptions)
         return
-    for name, description in found.items():
+    for name, description in descriptions.items():
         console.result(f"{name:<16} {description}")
 
 
 @command(app)
 def show(
     recipe: Name,
-    resolved: Annotated[
-        bool, typer.Option("--resolved", help="With every setting written out.")
-    ] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="With every setting.")] = False,
     sets: Sets = None,
 ) -> None:
     """Print a recipe."""
@@ -51,7 +49,7 @@ def show(
     if resolved:
         console.result(recipes.resolved_yaml(recipes.load(recipe, sets=sets or ())).rstrip())
     elif sets:
-        raise UsageError("--set changes nothing in a recipe as written.", "Add --resolved.")
+        raise UsageError("--set has no effect without --resolved.", "Add --resolved.")
     else:
         console.result(recipes.text_of(recipe).rstrip())
 
@@ -59,10 +57,10 @@ def show(
 @command(app)
 def cp(
     recipe: Name,
-    to: Annotated[Path, typer.Argument(metavar="FILE", help="Where the copy goes.")],
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the copy.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
-    """Copy a recipe, to change it; the copy is named after its file."""
+    """Copy a recipe, to change it; the copy gets the name of its file."""
     from slmc import recipe as recipes
 
     text = recipes.renamed(recipes.text_of(recipe), recipe, to)
@@ -74,7 +72,7 @@ def cp(
 
 @command(app)
 def check(recipe: Name, sets: Sets = None, json: Json = False) -> None:
-    """Say whether a recipe can run, without running it."""
+    """Check that a recipe can run, without running it."""
     from slmc import recipe as recipes
     from slmc.pipeline.preflight import check_backbones
 

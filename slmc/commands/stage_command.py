@@ -68,11 +68,11 @@ def stage_app(name: str, summary: str) -> typer.Typer:
         **roles: Path | None,
     ) -> None:
         artefacts = {
-            role: inputs.taken(path, stage.takes[role])
+            role: inputs.artefact_at(path, stage.takes[role])
             for role, path in roles.items()
             if path is not None
         }
-        artefacts["data"] = inputs.data_for(artefacts.get(own.argument or ""), data)
+        artefacts["data"] = inputs.dataset_for(artefacts.get(own.argument or ""), data)
         if own.defaults:  # these stages train for minutes: check the backbone first
             inputs.check_backbone(config, artefacts["data"])
         for role in own.defaults:

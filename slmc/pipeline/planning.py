@@ -1,4 +1,4 @@
-"""What a run would come to: the steps in order, the key of each, and what the cache has of it."""
+"""Plan a run: the steps in order, the key of each, and whether the cache has its result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from slmc.recipe.steps import Step, evaluation_of
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """What a step would come to."""
+    """A step and what the run will do with it."""
 
     id: str
     stage: str
@@ -26,11 +26,11 @@ class PlannedStep:
     """None if an earlier step has to run first, so that the digest of an input is unknown."""
     status: Status
     changed: list[str] = field(default_factory=list)
-    """Parts of the key that differ from the last run of the recipe, as ``config.layers``."""
+    """Parts of the key that differ from the last run of the recipe, such as ``config.layers``."""
 
 
 def default_run_dir(recipe: Recipe) -> Path:
-    """``runs/NAME``, and apart from it ``runs/NAME-smoke``."""
+    """``runs/NAME``, or ``runs/NAME-smoke`` for a smoke run."""
     return Path("runs") / f"{recipe.name}{'-smoke' if recipe.smoke else ''}"
 
 
@@ -69,10 +69,10 @@ def up_to(order: list[Step], until: str | None, recipe: Recipe) -> list[Step]:
 def plan(
     recipe: Recipe, *, run_dir: Path | None = None, until: str | None = None
 ) -> list[PlannedStep]:
-    """What each step would come to, without running any.
+    """Plan every step of a recipe, without running any.
 
     Raises:
-        SlmcError: The recipe cannot run: an extra, a source is missing.
+        SlmcError: The recipe cannot run: an extra or a source is missing.
     """
     order = up_to(schedule(recipe), until, recipe)
     check_extras(order)
@@ -85,9 +85,9 @@ def plan_steps(
     """Plan the steps.
 
     Args:
-        order: Steps, each after those that it takes from.
+        order: Steps, each after its inputs.
         locked: Step id -> entry of the last run's lock.
-        outside: What lies outside the recipe.
+        outside: Inputs outside of the recipe.
     """
     digests: dict[str, str] = {}
     steps: list[PlannedStep] = []
@@ -99,9 +99,9 @@ def plan_steps(
             continue
         inputs = {role: digests[taken] for role, taken in step.inputs.items()}
         key = key_of(step.stage, outside.resolved(step.config), inputs, outside)
-        there = store.look(key.digest)
-        if there is not None:
-            digests[step.id] = there.digest
+        cached = store.look(key.digest)
+        if cached is not None:
+            digests[step.id] = cached.digest
         changed = key.changed(locked[step.id]["parts"]) if step.id in locked else []
         steps.append(PlannedStep(step.id, step.stage, key, store.status(key.digest), changed))
     return steps

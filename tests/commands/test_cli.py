@@ -157,7 +157,7 @@ def test_the_pipeline_of_single_stages_composes(
 
     assert slmc("validate", engine, "--baseline", student, "--max-drop", "ndcg@10=1%") == 0
     out = capsys.readouterr().out
-    assert "pass, max_drop 1%" in out and "users can see a loss of" in out
+    assert "pass, max_drop 1%" in out and "users can detect a loss of" in out
     assert "candidate: engine" in out and "baseline: " in out and "full ranking, " in out
 
     spoilt = shuffled(Path(engine), tmp_path / "shuffled")
@@ -221,8 +221,8 @@ def test_edited_weights_are_refused(dataset: Artefact, tmp_path: Path, capsys: C
         stream.write(b"x")
     assert slmc("data", "describe", copied.path) == 2
     assert capsys.readouterr().err == (
-        f"error: {copied.path}/items.parquet is not the file that was sealed.\n"
-        "  Copy the artefact again, or run the command that made it again.\n"
+        f"error: {copied.path}/items.parquet has changed since it was sealed.\n"
+        "  Copy the artefact again, or run the command again that made it.\n"
     )
 
 
@@ -232,7 +232,7 @@ def test_data_check_tells_what_can_be_seen_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert slmc("data", "check", log_csv, "--history", "10") == 0
     out = capsys.readouterr().out
-    assert "test_users: 80" in out and "ndcg@10: 80 users can see a loss of" in out
+    assert "test_users: 80" in out and "ndcg@10: 80 users can detect a loss of" in out
     assert list(tmp_path.iterdir()) == []
 
 

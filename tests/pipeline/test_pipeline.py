@@ -101,7 +101,7 @@ def test_until(fakes: ModuleType) -> None:
     result = made(until="distill", gates=gate)
     assert [step.id for step in result.steps] == ORDER[:7]
     assert exit_code(result) == 0
-    assert result.notes == ["gate size_mb on export: not judged; not made in this run: export"]
+    assert result.notes == ["gate size_mb on export: not judged; steps that did not run: export"]
     assert statuses(made(gates=gate).steps)["distill"] == "hit"
     with pytest.raises(RecipeError) as caught:
         made(until="exprt")
