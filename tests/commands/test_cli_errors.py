@@ -37,7 +37,7 @@ from slmc.errors import BrokenRunError
         (
             ["show", "nowhere"],
             "error: nowhere does not exist.\n"
-            "  Name a directory that an slmc command has made; its last line prints the path.\n",
+            "  Name a directory that slmc made; the last line of its output is the path.\n",
         ),
         (
             ["validate", "E", "--max-drop", "ndcg@10=1%"],

@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     out = tmp_path / "out"
     assert cli.call(["data", "prepare", str(log_csv), "-o", str(out)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {out} cannot be made: the folder {tmp_path} cannot be written.\n"
+        f"error: {out} cannot be written: no permission to write to the folder {tmp_path}.\n"
         "  Name another --out.\n"
     )
     assert not (tmp_path / "cache").exists()

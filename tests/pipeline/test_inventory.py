@@ -134,8 +134,8 @@ def test_a_folder_that_cannot_be_read_is_named(
     with pytest.raises(UsageError) as caught:
         inventory.garbage([])
     assert caught.value.what == (
-        f"{projects[0]}/runs/x, the folder of a run, cannot be read: Permission denied; what it "
-        "links to is not known, so nothing was removed."
+        f"{projects[0]}/runs/x, the folder of a run, cannot be read: Permission denied; its "
+        "artefacts are not known, so nothing was removed."
     )
 
 

@@ -238,7 +238,7 @@ def test_the_doctor_knows_it_from_a_look() -> None:
     from slmc.commands import diagnosis as doctor
 
     said = {one.what: one.found for one in doctor.examine()}["TensorRT (tensorrt-rtx)"]
-    assert ": builds plans" in said
+    assert ": can build plans" in said
 
 
 class Full(SimpleNamespace):
