@@ -50,25 +50,25 @@ def prepare(
 @configured(PrepareConfig, "slmc data check", skip=("source",))
 def check(source: Source, make: Make, json: Json = False) -> int:
     """Read a log as `prepare` does, write nothing, and report what its test set can detect."""
-    from slmc.data.check import check as look
+    from slmc.data.check import check as check_log
     from slmc.data.check import repeats_line
 
-    found = look(make(source=source))
-    power = _power(found)
-    repeats, problem = repeats_line(found.dataset.repeats), found.problem
+    result = check_log(make(source=source))
+    power = _power(result)
+    repeats, problem = repeats_line(result.dataset.repeats), result.problem
     if json:
         console.result_json(
             {
-                "metrics": found.metrics,
-                "malformed": found.malformed.head(SHOWN_MALFORMED).to_dicts(),
+                "metrics": result.metrics,
+                "malformed": result.malformed.head(SHOWN_MALFORMED).to_dicts(),
                 "problem": problem.what if problem is not None else None,
                 "repeats": repeats,
                 "power": power,
             }
         )
     else:
-        print_values(found.metrics)
-        for row in found.malformed.head(SHOWN_MALFORMED).iter_rows(named=True):
+        print_values(result.metrics)
+        for row in result.malformed.head(SHOWN_MALFORMED).iter_rows(named=True):
             console.result(f"{row['file']}:{row['line']}: {row['reason']}")
         for line in (repeats, *power):
             console.result(line)
@@ -83,15 +83,15 @@ def describe(
     json: Json = False,
 ) -> None:
     """Show the statistics of a dataset."""
-    from slmc.data.check import describe as look
+    from slmc.data.check import describe as statistics_of
     from slmc.data.check import repeats_line
 
-    found = look(inputs.artefact_at(dataset, "dataset"))
+    statistics = statistics_of(inputs.artefact_at(dataset, "dataset"))
     if json:
-        console.result_json(found)
+        console.result_json(statistics)
     else:
-        print_values(found)
-        console.result(repeats_line(found["valid_repeats"]))
+        print_values(statistics)
+        console.result(repeats_line(statistics["valid_repeats"]))
 
 
 def print_values(values: dict[str, Any], indent: str = "") -> None:
@@ -104,13 +104,13 @@ def print_values(values: dict[str, Any], indent: str = "") -> None:
             console.result(f"{indent}{name}: {plain(value)}")
 
 
-def _power(found: "CheckResult") -> list[str]:
+def _power(result: "CheckResult") -> list[str]:
     """The smallest loss that the test set can detect, from the ranking of a Markov chain."""
     from slmc.evaluation.baselines import measure_markov
     from slmc.evaluation.results import protocol, resolve_auto
     from slmc.report.power import power_line
 
-    data = found.dataset
+    data = result.dataset
     config = resolve_auto(EvaluateConfig(metrics=(METRIC, "ce")), data)
     if not data.targets("test").users:
         return ["no user has a test target: there is nothing to rank"]

@@ -130,13 +130,13 @@ def _metavar(leaf: Any) -> str:
 
 
 def build(
-    config: type[Model], given: Mapping[tuple[str, ...], Any], command: str, **known: Any
+    config: type[Model], option_values: Mapping[tuple[str, ...], Any], command: str, **known: Any
 ) -> Model:
     """The config with the values of the command line.
 
     Args:
         config: The config class.
-        given: Path of a field -> value of its option; None or an empty list if it is not used.
+        option_values: Path of a field -> value of its option; None or [] if it is not used.
         command: The command, for the message.
         known: Fields that are not options.
 
@@ -145,7 +145,7 @@ def build(
     """
     raw: dict[str, Any] = dict(known)
     for one in settings(config):
-        value = given.get(one.path)
+        value = option_values.get(one.path)
         if value is not None and value != []:
             _put(config, raw, one.path, _value(one, value))
     valid, wrong = reasons(config, raw)
@@ -215,12 +215,12 @@ def configured(
         ]
 
         def call(**values: Any) -> int | None:
-            given = {one.path: values.pop(one.parameter) for one in options}
+            option_values = {one.path: values.pop(one.parameter) for one in options}
             if skip:
                 return function(
-                    make=lambda **known: build(config, given, command, **known), **values
+                    make=lambda **known: build(config, option_values, command, **known), **values
                 )
-            return function(config=build(config, given, command), **values)
+            return function(config=build(config, option_values, command), **values)
 
         return signed(call, [*parameters, *map(_parameter, options)], function)
 

@@ -78,11 +78,11 @@ def stage_app(name: str, summary: str) -> typer.Typer:
         for role in own.defaults:
             if role not in artefacts:
                 artefacts[role] = _by_default(role, artefacts)
-        made = running.run(
+        artefact = running.run(
             name, config, artefacts, out=out, force=force, as_json=json, save_recipe=save_recipe
         )
         if own.table is not None and not json:
-            console.show(own.table(made), aside=True)
+            console.show(own.table(artefact), aside=True)
 
     run.__name__, run.__doc__ = name, summary
     settings = configured(stage.config, f"slmc {name}")

@@ -130,23 +130,23 @@ def view_of(result: "RunResult") -> View:
     from slmc.evaluation.results import summary_text
 
     recipe = result.recipe
-    made = result.artefacts()
+    artefacts = result.artefacts()
     summaries = {
         step_id: json.loads(report.file("metrics.json").read_bytes())
         for step_id, report in result.evaluations.items()
     }
     first: Mapping[str, Any] = next(iter(summaries.values()), {})
-    repeats: float = made["prepare"].manifest.metrics["valid_repeats"] if first else 0.0
+    repeats: float = artefacts["prepare"].manifest.metrics["valid_repeats"] if first else 0.0
     metric = ranking_metric(recipe) or recipe.evaluate.metrics[0]
     teacher = teacher_of(result)
     last_step = next(reversed(result.evaluations), "")
-    benches = [step for step in recipe.steps if step.stage == "bench" and step.id in made]
-    bench = {step.id: _read(made[step.id], "metrics.json") for step in benches}
-    times = {step.id: timings(made[step.id], step.inputs) for step in benches}
+    benches = [step for step in recipe.steps if step.stage == "bench" and step.id in artefacts]
+    bench = {step.id: _read(artefacts[step.id], "metrics.json") for step in benches}
+    times = {step.id: timings(artefacts[step.id], step.inputs) for step in benches}
     judged = [Judged(v, i not in result.advisory) for i, v in enumerate(result.verdicts)]
     comparisons = compare_controls(result)
     rows = rows_of(result, metric=metric, teacher=teacher, timed=times)
-    engines = [s for s in result.evaluations if made[s].manifest.kind == "engine"]
+    engines = [s for s in result.evaluations if artefacts[s].manifest.kind == "engine"]
     return View(
         name=recipe.name,
         advice=advice(result),
@@ -166,7 +166,7 @@ def view_of(result: "RunResult") -> View:
             s: report["machine"] | {"threads": report["threads"]} for s, report in bench.items()
         },
         timed_how=next((report["protocol"] for report in bench.values()), ""),
-        parity={s: _read(made[s], "parity.json") for s in engines},
+        parity={s: _read(artefacts[s], "parity.json") for s in engines},
         data=_data(result),
         versions=_versions(result),
         steps=[RanStep(s.id, s.stage, s.status, s.seconds, s.key.digest) for s in result.steps],
@@ -174,7 +174,7 @@ def view_of(result: "RunResult") -> View:
         detectable=detectable(result, teacher, rows),
         notes=[*unfinished(result), *result.notes],
         ended=(ended.step, ended.error.what) if (ended := result.ended) is not None else None,
-        last=made.get(last_step),
+        last=artefacts.get(last_step),
         last_step=last_step,
     )
 
