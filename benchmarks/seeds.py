@@ -47,11 +47,13 @@ def train(name: str, step_id: str, seed: int, sets: list[str]) -> Trained:
     seeded = [*sets, f"{step_id}.control=true", f"{step_id}.seed={seed}"]
     recipe = load(name, sets=seeded)
     step = recipe.step(step_id)
-    control = f"{step_id}.control"
+    control = next(one.id for one in recipe.steps if one.control_of == step_id)
     result = run(recipe, run_dir=Path("runs") / f"{recipe.name}-{step_id}-{seed}", until=control)
-    made = result.artefacts()
+    artefacts = result.artefacts()
     ids = [step_id, control, *([step.inputs["teacher"]] if "teacher" in step.inputs else [])]
-    return Trained(seed, {one: measured_as(one, made[one], result.evaluations[one]) for one in ids})
+    return Trained(
+        seed, {one: measured_as(one, artefacts[one], result.evaluations[one]) for one in ids}
+    )
 
 
 def rows_of(trained: list[Trained], metric: str) -> list[dict[str, Any]]:
@@ -123,21 +125,21 @@ def main() -> None:
     parser.add_argument("--step", default="distill", metavar="ID")
     parser.add_argument("--metric", default="ndcg@10")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    given = parser.parse_args()
-    seeds = [int(seed) for seed in given.seeds.split(",")]
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     if len(set(seeds)) < 2:
-        parser.error("--seeds: one seed says nothing of others; give at least two")
+        parser.error("--seeds: name at least two seeds")
     try:
-        trained = [train(given.recipe, given.step, seed, given.set) for seed in seeds]
+        trained = [train(options.recipe, options.step, seed, options.set) for seed in seeds]
     except SlmcError as error:
         parser.exit(error.exit_code, f"error: {error.what}\n  {error.remedy}\n")
-    rows = rows_of(trained, given.metric)
-    first = trained[0].measured[given.step]
+    rows = rows_of(trained, options.metric)
+    first = trained[0].measured[options.step]
     n, protocol = first.per_user.height, protocol_text(first.protocol)
-    print(f"{given.metric}, {protocol}, n = {n:,}; 95 % intervals, two-sided\n\n{table_of(rows)}")
-    if given.json:
-        report = {"metric": given.metric, "protocol": first.protocol, "n": n, "rows": rows}
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{options.metric}, {protocol}, n = {n:,}; 95 % intervals, two-sided\n\n{table_of(rows)}")
+    if options.json:
+        report = {"metric": options.metric, "protocol": first.protocol, "n": n, "rows": rows}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

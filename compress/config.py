@@ -1,10 +1,10 @@
 """Settings of prune and quantize. No torch here: recipes are checked without it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slmc.config import Budget, OnDevice, Protocol, Seeded
+from slmc.config import TORCH, Budget, OnDevice, Protocol, Seeded
 
 
 def _pairs(value: Any) -> Any:
@@ -28,6 +28,8 @@ class PruneConfig(Seeded, OnDevice, Protocol):
     Layers are removed first, then heads and channels in each remaining layer. All layers keep
     the same number, because a Hugging Face config has one number for all layers.
     """
+
+    libraries: ClassVar[tuple[str, ...]] = (*TORCH, "torch-pruning")
 
     layers: int | None = Field(None, ge=1)
     """Number of decoder layers to keep; null keeps all."""
@@ -58,6 +60,8 @@ class PruneConfig(Seeded, OnDevice, Protocol):
 
 class QuantizeConfig(Seeded, OnDevice, Protocol):
     """Weight-only quantization to 4 or 8 bits (GPTQ, Frantar et al. 2022, arXiv 2210.17323)."""
+
+    libraries: ClassVar[tuple[str, ...]] = (*TORCH, "compressed-tensors", "llmcompressor")
 
     method: Literal["gptq", "rtn"] = "gptq"
     """gptq: GPTQ, compensates rounding errors on the calibration set; rtn: round to nearest."""

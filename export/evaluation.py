@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
-from slmc.evaluation.config import EvaluateConfig
+from slmc.evaluation.config import EvaluateEngineConfig
 from slmc.evaluation.evaluate import write_report
 from slmc.evaluation.scorers import Histories
 from slmc.export.runtime.engine import Engine
@@ -32,7 +32,9 @@ class EngineScorer:
         yield 1, torch.from_numpy(self.engine.scores(histories))
 
 
-def evaluate_engine(config: EvaluateConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
+def evaluate_engine(
+    config: EvaluateEngineConfig, inputs: dict[str, Artefact], out: Path
+) -> Artefact:
     """Measure the ranking of an engine on a dataset's split: a report.
 
     Raises:

@@ -1,20 +1,20 @@
 """The artefact: the directory that every stage reads and writes, and that never changes.
 
     student/
-    ├── slmc.json            what this is, how it was made, from what; written last
+    ├── slmc.json            the manifest: kind, stage, config, inputs; written last
     └── model.safetensors    the payload; each file is named in the manifest with its hash
 
-A stage writes into a :func:`draft`, a hidden sibling of its destination, which appears under
-its real name in one rename, whole or not at all. What is needed to go on after a crash lies
-in the draft's ``resume`` folder and goes with success.
+A stage writes into a :func:`draft`, a hidden folder next to the destination. One rename then gives
+the complete folder its name. The state that a stage needs to resume after a crash is in the
+draft's ``resume`` folder, which is deleted when the stage succeeds.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -25,14 +25,14 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmc import __version__
+from slmc.config import StageConfig
 from slmc.errors import ArtefactError, UsageError
-from slmc.libraries import LIBRARIES
-from slmc.system import folder_made, unwritable
+from slmc.system import folder_made, refuse_existing, unwritable
 
 SCHEMA = 1
 MANIFEST = "slmc.json"
 Kind = Literal["dataset", "model", "engine", "report"]
-A: dict[Kind, str] = {
+WITH_ARTICLE: dict[Kind, str] = {
     "dataset": "a dataset",
     "model": "a model",
     "engine": "an engine",
@@ -42,7 +42,7 @@ A: dict[Kind, str] = {
 
 
 class Manifest(BaseModel):
-    """Everything known about an artefact besides its payload."""
+    """What an artefact is and how it was made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,13 +51,14 @@ class Manifest(BaseModel):
     stage: str
     config: dict[str, Any]
     parents: dict[str, str]
-    """Role -> digest of the artefact that was taken in that role."""
+    """Role -> digest of the input artefact in that role."""
     key: str | None = None
-    """Key of the step that made it, if a pipeline did."""
+    """Key of the step that made it; None outside of the cache."""
     versions: dict[str, str]
     seed: int | None = None
     device: str = "cpu"
     remote_code: bool = False
+    """Always False: slmc runs no code of model repositories. Kept, since digests depend on it."""
     files: dict[str, str]
     """Path relative to the artefact -> SHA-256."""
     metrics: dict[str, Any] = {}
@@ -76,12 +77,12 @@ class Artefact:
         return hashlib.sha256(canonical(self.manifest.model_dump(mode="json"))).hexdigest()
 
     def file(self, name: str) -> Path:
-        """Path of a payload file; raises :class:`ArtefactError` if the manifest has none."""
+        """Path of a payload file; raises :class:`ArtefactError` if there is none."""
         if name not in self.manifest.files:
             raise ArtefactError(
-                f"{self.path} holds no {name}: it is {A[self.manifest.kind]} of "
+                f"{self.path} has no file {name}: it is {WITH_ARTICLE[self.manifest.kind]} of "
                 f"stage {self.manifest.stage}.",
-                "Name an artefact of the stage that writes it; `slmc show` tells what one is.",
+                "Name an artefact of the stage that writes this file; `slmc show` shows the stage.",
             )
         return self.path / name
 
@@ -100,11 +101,10 @@ class Draft:
         *,
         kind: Kind,
         stage: str,
-        config: BaseModel,
+        config: StageConfig,
         inputs: Mapping[str, Artefact],
         metrics: Mapping[str, Any] | None = None,
         device: str = "cpu",
-        remote_code: bool = False,
     ) -> Artefact:
         """Hash the payload, write the manifest last, and give the directory its real name.
 
@@ -112,10 +112,9 @@ class Draft:
             kind: What the artefact is.
             stage: Name of the stage that made it.
             config: The stage's resolved config.
-            inputs: Role -> artefact taken in.
-            metrics: Summary numbers, each with its protocol; JSON-able.
+            inputs: Role -> input artefact.
+            metrics: Summary numbers, each with its protocol, as JSON data.
             device: Device it was computed on.
-            remote_code: Whether code of a model repository was run.
         """
         settings = config.model_dump(mode="json")
         files = {
@@ -129,10 +128,9 @@ class Draft:
             config=settings,
             parents={role: artefact.digest for role, artefact in sorted(inputs.items())},
             key=self.out.name if is_key(self.out.name) else None,
-            versions=versions(stage),
+            versions=versions(config.libraries),
             seed=settings.get("seed"),
             device=device,
-            remote_code=remote_code,
             files=files,
             metrics=dict(metrics or {}),
         )
@@ -148,20 +146,16 @@ class Draft:
 
 @contextmanager
 def draft(out: Path) -> Iterator[Draft]:
-    """Open a draft of the artefact ``out``; leaves ``out`` untouched unless it is sealed.
+    """Open a draft of the artefact ``out``; ``out`` appears only when the draft is sealed.
 
-    Only one process drafts ``out`` at a time: a second one waits. Raises
+    Only one process at a time has a draft of ``out``; a second process waits. Raises
     :class:`ArtefactError` if ``out`` exists already.
     """
     partial = out.parent / f".{out.name}.partial"
     lock = out.parent / f".{out.name}.lock"
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        if out.exists():
-            raise ArtefactError(
-                f"{out} exists already; what is there is kept.",
-                "Name another --out, or pass --force to replace an artefact.",
-            )
+        _refuse_existing(out)
         work = Draft(path=partial / "files", resume=partial / "resume", out=out)
         shutil.rmtree(work.path, ignore_errors=True)
         work.path.mkdir(parents=True)
@@ -169,11 +163,11 @@ def draft(out: Path) -> Iterator[Draft]:
         try:
             yield work
         finally:
-            # Of what broke, only that stays which the next try goes on from.
+            # After a failure keep only what the next attempt resumes from.
             shutil.rmtree(work.path, ignore_errors=True)
             if work.sealed is not None or not any(work.resume.iterdir()):
                 shutil.rmtree(partial, ignore_errors=True)
-                # Who waits for the lock sees that its file is gone, and opens another.
+                # A waiting process sees that the lock file is gone, and opens a new one.
                 lock.unlink(missing_ok=True)
 
 
@@ -181,24 +175,24 @@ def load(path: Path, *, kind: Kind | None = None) -> Artefact:
     """Read the artefact at ``path`` and check every file against its hash.
 
     Raises:
-        ArtefactError: ``path`` is no artefact, is of another kind than ``kind``, or one of
-            its files is missing or differs from the one that was sealed.
+        ArtefactError: ``path`` is not an artefact, its kind is not ``kind``, or one of its files
+            is missing or has changed since it was sealed.
     """
     artefact = peek(path)
     if kind is not None and artefact.manifest.kind != kind:
         raise ArtefactError(
-            f"{path} is {A[artefact.manifest.kind]} (stage {artefact.manifest.stage}), "
-            f"not {A[kind]}.",
-            f"Name {A[kind]}; `slmc show {path}` tells what this one is.",
+            f"{path} is {WITH_ARTICLE[artefact.manifest.kind]} (stage {artefact.manifest.stage}), "
+            f"not {WITH_ARTICLE[kind]}.",
+            f"Name {WITH_ARTICLE[kind]}; `slmc show {path}` shows what this one is.",
         )
     for name, digest in artefact.manifest.files.items():
         file = path / name
         if file.is_file() and sha256(file) == digest:
             continue
-        why = "is not the file that was sealed" if file.exists() else "is missing"
+        why = "has changed since it was sealed" if file.exists() else "is missing"
         raise ArtefactError(
             f"{file} {why}.",
-            "Copy the artefact again, or run the command that made it again.",
+            "Copy the artefact again, or run the command again that made it.",
         )
     return artefact
 
@@ -210,7 +204,7 @@ def peek(path: Path) -> Artefact:
         why = f"is not an artefact: it has no {MANIFEST}" if path.exists() else "does not exist"
         raise ArtefactError(
             f"{path} {why}.",
-            "Name a directory that an slmc command has made; its last line prints the path.",
+            "Name a directory that slmc made; the last line of its output is the path.",
         )
     try:
         manifest = Manifest.model_validate_json(file.read_bytes())
@@ -228,17 +222,17 @@ def peek(path: Path) -> Artefact:
     if unsafe:
         raise ArtefactError(
             f"{file} names a file outside the artefact: {unsafe[0]}.",
-            "Do not use this artefact; get it again from where it was made.",
+            "Do not use this artefact; copy it again from where it was made.",
         )
     return Artefact(path, manifest)
 
 
 def copy(artefact: Artefact, out: Path, *, force: bool = False) -> Artefact:
-    """Put ``artefact`` at ``out`` too, whole or not at all; what fails leaves nothing behind.
+    """Copy ``artefact`` to ``out``, completely or not at all.
 
     Raises:
-        ArtefactError: ``out`` is taken (:func:`check_free`).
-        UsageError: The system refuses the path.
+        ArtefactError: ``out`` exists (:func:`check_free`).
+        UsageError: The operating system refuses the path.
         MissingError: The disk is full, or cannot be written.
     """
     check_free(out, force=force)
@@ -250,50 +244,54 @@ def copy(artefact: Artefact, out: Path, *, force: bool = False) -> Artefact:
                 _copy_files(artefact.path, staged)
                 _put(staged, out)
             finally:
-                shutil.rmtree(staged, ignore_errors=True)  # gone, if it got its name
+                shutil.rmtree(staged, ignore_errors=True)  # no longer there after success
     except OSError as error:
         raise unwritable(out, error) from None
     return Artefact(out, artefact.manifest)
 
 
 def check_free(out: Path, *, force: bool = False) -> None:
-    """See that an artefact can be put at ``out``.
+    """Check that an artefact can be written to ``out``.
 
     Raises:
-        ArtefactError: Something is there, and is no artefact or ``force`` is not given; or it is
-            a link to nothing.
-        UsageError: What should be its folder is a file, or cannot be written.
+        ArtefactError: ``out`` is an artefact and ``force`` is False, is something else, or is a
+            broken link.
+        UsageError: The folder of ``out`` is a file or cannot be written to.
     """
     if out.is_symlink() and not out.exists():
         raise ArtefactError(
-            f"{out} is a link to {out.readlink()}, which is not there; the link is kept.",
+            f"{out} is a link to {out.readlink()}, which does not exist; it was not changed.",
             "Remove the link, or name another --out.",
         )
-    if out.exists() and not (force and (out / MANIFEST).is_file()):
-        why = "exists already" if (out / MANIFEST).is_file() else "exists and was not made by slmc"
-        raise ArtefactError(
-            f"{out} {why}; what is there is kept.",
-            "Name another --out, or pass --force to replace an artefact.",
-        )
+    _refuse_existing(out, force=force)
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise UsageError(f"{out} cannot be made: {above} is no folder.", "Name another --out.")
+        raise UsageError(
+            f"{out} cannot be written: {above} is not a folder.", "Name another --out."
+        )
     if not os.access(above, os.W_OK | os.X_OK):
         raise UsageError(
-            f"{out} cannot be made: the folder {above} cannot be written.", "Name another --out."
+            f"{out} cannot be written: no permission to write to the folder {above}.",
+            "Name another --out.",
         )
 
 
-def _copy_files(source: Path, to: Path) -> None:
+def _refuse_existing(out: Path, *, force: bool = False) -> None:
+    remedy = "Name another --out, or pass --force to replace an artefact."
+    ours = (out / MANIFEST).is_file()
+    refuse_existing(out, ArtefactError, ours=ours, replace=force, remedy=remedy)
+
+
+def _copy_files(source: Path, target: Path) -> None:
     for file in sorted(source.rglob("*")):
         if file.is_file():
-            copied = to / file.relative_to(source)
+            copied = target / file.relative_to(source)
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copied)
 
 
 def _put(staged: Path, out: Path) -> None:
-    """Give a folder its name; an artefact that has it, or a link to one, makes way."""
+    """Rename the folder ``staged`` to ``out``; an artefact or link at ``out`` is replaced."""
     if not out.exists():
         os.replace(staged, out)
         return
@@ -305,7 +303,7 @@ def _put(staged: Path, out: Path) -> None:
         os.replace(old, out)
         raise
     if old.is_symlink():
-        old.unlink()  # what it links to is not ours to remove
+        old.unlink()  # keep the target of the link
     else:
         shutil.rmtree(old)
 
@@ -321,7 +319,7 @@ def canonical(value: object) -> bytes:
 
 
 def sha256(file: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Hex SHA-256 of a file, read in chunks."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -338,15 +336,13 @@ def size_mb(artefact: Artefact, names: tuple[str, ...]) -> float:
     )
 
 
-def versions(stage: str) -> dict[str, str]:
-    """Version of slmc and of each installed library that the stage's result depends on."""
-    found = {"slmc": __version__}
-    for name in LIBRARIES.get(stage, ()):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Version of slmc and of each of the libraries that is installed."""
+    installed = {"slmc": __version__}
+    for name in libraries:
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def _fsync(path: Path) -> None:

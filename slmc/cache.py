@@ -1,4 +1,4 @@
-"""Where slmc keeps what can be made again: downloads, converted backbones, finished artefacts."""
+"""Paths of the cache: finished artefacts, downloads, converted backbones."""
 
 import os
 from pathlib import Path
@@ -13,15 +13,15 @@ def root() -> Path:
 
 
 def objects() -> Path:
-    """The finished artefacts, each under the key of its step."""
+    """Folder of the finished artefacts, each under the key of its step."""
     return root() / "objects"
 
 
 def runs() -> Path:
-    """The folders of all runs that have used the cache, a file each."""
+    """Folder with one file for each run that has used the cache."""
     return root() / "runs"
 
 
 def offline() -> bool:
-    """Whether the network must be left alone: ``--offline``, or ``HF_HUB_OFFLINE=1``."""
+    """Whether slmc must not use the network: ``--offline``, or ``HF_HUB_OFFLINE=1``."""
     return os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")

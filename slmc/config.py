@@ -1,7 +1,7 @@
-"""What the configs of all stages share. No torch here: recipes are checked without it."""
+"""Base classes of the stage configs. No torch here: recipes are checked without it."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -14,9 +14,9 @@ from pydantic import (
 )
 
 OUTSIDE_KEY: dict[str, JsonValue] = {"key": False}
-"""Marks a field that does not change a stage's result: it is no part of the step's key."""
+"""Marks a field that cannot change a stage's result and is not part of the step's key."""
 LARGEST = 2**32 - 1
-"""Of any number in a config: what every generator takes as a seed, and more than any size."""
+"""Largest number in a config: the largest seed of a random generator, more than any size."""
 SHOWN_DIGITS = 40
 METRIC = re.compile(r"(hr|ndcg)@([1-9]\d*)|ndcg|mrr|ce|ce_calibrated")
 CROSS_ENTROPIES = frozenset({"ce", "ce_calibrated"})
@@ -24,10 +24,22 @@ CROSS_ENTROPIES = frozenset({"ce", "ce_calibrated"})
 BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%?)")
 
 
-class StageConfig(BaseModel):
-    """A stage's settings: frozen, every key known, every field described by its docstring.
+TORCH = ("torch", "transformers", "numpy")
+"""Libraries of every stage that computes with torch."""
+TRAINING = (*TORCH, "accelerate")
+"""Libraries of every stage that trains."""
 
-    Every number is finite, and no larger than :data:`LARGEST`.
+
+class StageConfig(BaseModel):
+    """Settings of a stage: frozen, no unknown keys, each field described by its docstring.
+
+    Every number is finite and at most :data:`LARGEST`.
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """PyPI names of the libraries whose versions can change the stage's result.
+
+    The step's key and the artefact's manifest record these versions.
     """
 
     model_config = ConfigDict(
@@ -43,7 +55,7 @@ class StageConfig(BaseModel):
         return value
 
     def extras(self) -> dict[str, str]:
-        """Modules that these settings need beside the stage's own -> extra that brings them."""
+        """Additional modules that these settings need -> extra of slmc that installs them."""
         return {}
 
 
@@ -55,7 +67,7 @@ class Seeded(StageConfig):
 
 
 class OnDevice(StageConfig):
-    """Settings of a stage that computes with torch, always in float32."""
+    """Settings of a stage that computes with torch in float32."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra=OUTSIDE_KEY)
     """Where to compute: auto, cpu, cuda or cuda:N."""
@@ -65,43 +77,46 @@ class Placed(OnDevice):
     """Settings of a stage that trains with torch."""
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the matrix products in training; auto is bf16 where the hardware has it."""
+    """Precision of matmuls in training; auto is bf16 if the hardware supports it."""
 
 
 class Sampled(StageConfig):
     """Rank the target among sampled negatives (the protocol of the SLMRec paper)."""
 
     sampled: int = Field(999, ge=1)
-    """Negatives a user, drawn once by the seed, the same for every model."""
+    """Negatives per user, drawn once with the seed, the same for every model."""
 
 
 class Protocol(StageConfig):
-    """How targets are ranked. A recipe has one, which all its steps and gates share."""
+    """How targets are ranked. All steps and gates of a recipe share one protocol."""
 
     ranking: Literal["full"] | Sampled = "full"
     """The whole catalogue, or {sampled: N} negatives."""
     exclude_seen: bool | Literal["auto"] = "auto"
-    """Leave the items of the user's history out of the ranking; auto does so where fewer than
-    1 % of the validation targets are repeats."""
+    """Leave the items of the user's history out of the ranking; auto does so if fewer than 1 % of
+    the validation targets are repeats."""
 
 
 class TrainConfig(Seeded, Placed, Protocol):
     """Settings of the training loop, the same for every stage that trains."""
 
+    libraries: ClassVar[tuple[str, ...]] = TRAINING
+
     epochs: int = Field(10, ge=0)
-    """Passes over the training sequences, at most: training ends once ranking has stopped
-    improving (see patience)."""
+    """Largest number of passes over the training sequences; early stopping ends training before
+    (see patience)."""
     max_minutes: float | None = Field(None, gt=0)
-    """Minutes of training, at most; null for no bound. Where it ends a run depends on the
-    machine's speed."""
+    """Largest number of minutes of training; null for no limit. With a limit the result depends
+    on the speed of the machine."""
     select_by: str = "ndcg"
-    """Metric of the validation users, under the recipe's protocol, by which weights are chosen
-    and training ends: ndcg (without a cutoff, the least noisy), ndcg@K, hr@K, mrr or ce."""
+    """Validation metric that chooses the best weights and decides early stopping: ndcg (without a
+    cutoff, the least noisy), ndcg@K, hr@K, mrr or ce."""
     validation_users: int = Field(10_000, ge=1)
-    """Validation users that are ranked, at most: a sample by the seed."""
+    """Largest number of validation users that are ranked; more users are sampled with the seed."""
     patience: int = Field(2, ge=1)
-    """The rate decays once the last so many validations are on average no better than as many
-    before them. There is one each epoch, and up to 8 on large logs."""
+    """The learning rate starts to decay when the last ``patience`` validations are on average no
+    better than the ``patience`` before them. There is one validation per epoch, up to 8 on large
+    logs."""
     lr: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.1, ge=0)
@@ -111,30 +126,30 @@ class TrainConfig(Seeded, Placed, Protocol):
     warmup: int = Field(100, ge=0)
     """Optimizer steps of linear warm-up; then the rate is constant until it decays to 0."""
     clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; larger gradients are clipped."""
     rows: int = Field(16, ge=1)
-    """Packed rows of one optimizer step; a row is as long as the history."""
+    """Batch size: packed rows per optimizer step; a row has as many items as ``history``."""
     targets: Literal["all", "last"] = "all"
-    """Positions that are trained: every one, or each user's last (as the SLMRec paper)."""
+    """Positions with a loss: all, or each user's last (as in the SLMRec paper)."""
     checkpoint_s: float = Field(60.0, ge=0, json_schema_extra=OUTSIDE_KEY)
-    """Seconds between two checkpoints; a killed run goes on from the last one."""
+    """Seconds between two checkpoints; a killed run resumes from the last one."""
 
     @model_validator(mode="after")
     def _known_metric(self) -> Self:
         check_metric(self.select_by)
         if self.select_by == "ce_calibrated":
             raise ValueError(
-                "select_by: ce_calibrated needs a temperature, which is found when training has "
-                "ended; choose by a ranking metric, or by ce"
+                "select_by: ce_calibrated needs a temperature, which is fitted after training; use "
+                "a ranking metric or ce"
             )
         return self
 
 
 def check_metric(name: str) -> str:
-    """Return ``name`` if it is a metric's; raises ``ValueError`` naming what there is."""
+    """Return ``name`` if it is a metric; else raise ``ValueError`` that lists the metrics."""
     if METRIC.fullmatch(name) is None:
         raise ValueError(
-            f"there is no metric {name!r}; there are hr@K, ndcg@K, ndcg, mrr, ce, ce_calibrated"
+            f"there is no metric {name!r}; known: hr@K, ndcg@K, ndcg, mrr, ce, ce_calibrated"
         )
     return name
 

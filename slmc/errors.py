@@ -1,24 +1,24 @@
-"""The errors a user can meet; each knows what is wrong, how to mend it, and its exit code.
+"""The errors that users see: each has a message, a remedy and an exit code.
 
 SlmcError
-├── VerdictError      1   a gate, a parity check or a baseline said no
-├── UsageError        2   called wrongly: an option, a path, a file
-│   ├── DataError     2   an interaction log that cannot be read as told
+├── VerdictError      1   a gate, a parity check or must_beat failed
+├── UsageError        2   wrong option, path or file
+│   ├── DataError     2   an interaction log that cannot be read as configured
 │   ├── RecipeError   2   a recipe that cannot run
-│   └── ArtefactError 2   a directory that is no artefact, or no longer the one sealed
-├── BrokenRunError    3   it broke while running; partial state is kept
+│   └── ArtefactError 2   not an artefact, or changed since it was sealed
+├── BrokenRunError    3   failed while running; partial state is kept
 ├── MissingError      4   the environment lacks an extra, a device, a library
 └── UndecidedError    5   there is nothing to decide
 """
 
 
 class SlmcError(Exception):
-    """An error in two lines: what is wrong and where, and how to mend it."""
+    """An error in two lines: what is wrong and where, and how to fix it."""
 
     exit_code = 3
 
     def __init__(self, what: str, remedy: str) -> None:
-        """Keep both lines; ``what`` names the file, line or key."""
+        """Store both lines; ``what`` names the file, line or key."""
         super().__init__(what)
         self.add_note(remedy)  # a traceback of Python shows it below the message
         self.what = what
@@ -26,13 +26,13 @@ class SlmcError(Exception):
 
 
 class VerdictError(SlmcError):
-    """A gate, a parity check or ``must_beat`` said no, or could not tell."""
+    """A gate, a parity check or ``must_beat`` failed, or could not be decided."""
 
     exit_code = 1
 
 
 class UsageError(SlmcError):
-    """slmc was called wrongly."""
+    """A wrong option, path or file."""
 
     exit_code = 2
 
@@ -42,15 +42,15 @@ class DataError(UsageError):
 
 
 class RecipeError(UsageError):
-    """A recipe that cannot run; ``what`` lists every fault, a line each."""
+    """A recipe that cannot run; ``what`` lists every fault, one per line."""
 
 
 class ArtefactError(UsageError):
-    """A directory that is not an artefact, or whose files are not the sealed ones."""
+    """A directory that is not an artefact, or whose files have changed since it was sealed."""
 
 
 class BrokenRunError(SlmcError):
-    """A run broke; what it had computed is kept and the same command goes on from there."""
+    """A run failed; its partial state is kept, and the same command resumes from it."""
 
     exit_code = 3
 

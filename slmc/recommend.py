@@ -1,4 +1,4 @@
-"""What to take next: original ids of one history in, original ids and titles out. No torch."""
+"""Recommend items for one history, with the original ids of the log. No torch."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ log = logging.getLogger("slmc.recommend")
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An item that the engine puts forward."""
+    """A recommended item."""
 
     row: int
     item: str
@@ -37,77 +37,79 @@ def recommend(
     k: int = 10,
     exclude_seen: bool = False,
 ) -> list[Recommendation]:
-    """The k best items after a history.
+    """The k best items for a history.
 
     Args:
-        engine: A running engine, or where one is.
-        ids: Original ids, oldest first; a whole number is the id that is written so. Those that
-            the vocabulary lacks are skipped, with a warning that names them.
-        k: At most the engine's ``top_k``; all items of a smaller catalogue.
-        exclude_seen: Leave out the items of ``ids``. Fewer than k may remain then.
+        engine: A running engine, or its artefact or path.
+        ids: Original ids, oldest first, as text or whole numbers. Ids that are not in the
+            vocabulary are skipped with a warning.
+        k: Number of items, at most the engine's ``top_k``.
+        exclude_seen: Leave out the items of ``ids``. Fewer than k items may remain.
 
     Raises:
-        UsageError: No id is known, k is out of range, or an argument is of another kind.
-        ArtefactError: The engine is none, or broken.
+        UsageError: No id is known, k is out of range, or an argument has a wrong type.
+        ArtefactError: ``engine`` is not an engine, or it is broken.
     """
     engine, ids, k = _engine(engine), _texts(ids), _whole(k)
     vocabulary = _vocabulary(engine)
     top_k = engine.description.top_k
     if k < 1 or k > top_k < engine.description.num_items:
         raise UsageError(
-            f"k: {k} items were asked for, the engine gives 1 to {top_k}.",
-            "Ask for a number within, or export with a larger --top-k.",
+            f"k: {k} items were requested; the engine returns 1 to {top_k}.",
+            "Choose a number in this range, or export with a larger --top-k.",
         )
     rows = _rows(ids, vocabulary)
     allowed = None
-    if exclude_seen:  # all of them, those too that are older than the history of the model
+    if exclude_seen:  # also items that are too old for the model to read
         allowed = np.ones((1, engine.description.num_items + 1), dtype=bool)
         allowed[:, rows] = False
     items, scores = engine.top([rows], allowed=allowed)
-    found = [
+    recommendations = [
         Recommendation(row, vocabulary.items[row - 1], vocabulary.titles[row - 1], score)
         for row, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)
         if score > -np.inf
     ]
-    if exclude_seen and len(found) < k:
-        log.warning("%d of %d items are left after those of the history", len(found), k)
-    return found[:k]
+    if exclude_seen and len(recommendations) < k:
+        log.warning(
+            "only %d of %d items remain without those of the history", len(recommendations), k
+        )
+    return recommendations[:k]
 
 
-def _engine(given: object) -> Engine:
-    if isinstance(given, Engine):
-        return given
-    if isinstance(given, str | os.PathLike):
-        return Engine.open(Path(given))
-    if isinstance(given, Artefact):
-        return Engine.open(given)
+def _engine(engine: object) -> Engine:
+    if isinstance(engine, Engine):
+        return engine
+    if isinstance(engine, str | os.PathLike):
+        return Engine.open(Path(engine))
+    if isinstance(engine, Artefact):
+        return Engine.open(engine)
     raise UsageError(
-        f"engine: a path or an engine is needed, not {type(given).__name__}.",
+        f"engine: expected a path or an engine, not {type(engine).__name__}.",
         'Name the folder of an engine, as in recommend("engine", ["50", "181"]).',
     )
 
 
-def _texts(given: object) -> list[str]:
-    """Ids as the vocabulary has them, which are text."""
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+def _texts(ids: object) -> list[str]:
+    """The ids as text, as the vocabulary stores them."""
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise UsageError(
-            f"ids: a list of ids is needed, not {given!r}.", 'Give one, as ["50", "181"].'
+            f"ids: expected a list of ids, not {ids!r}.", 'Pass a list such as ["50", "181"].'
         )
-    ids = list(given)
-    for one in ids:
-        # A float, a truth value or null is no id: 50.0 may have been any of several.
+    listed = list(ids)
+    for one in listed:
+        # Floats are refused: 50.0 could stand for "50" or "50.0".
         if isinstance(one, bool) or not isinstance(one, str | Integral):
             raise UsageError(
-                f"ids: {one!r} is of type {type(one).__name__}.",
-                "Give ids as text, as the log has them, or as whole numbers.",
+                f"ids: {one!r} has type {type(one).__name__}.",
+                "Pass ids as text, as in the log, or as whole numbers.",
             )
-    return [str(one) for one in ids]
+    return [str(one) for one in listed]
 
 
-def _whole(given: object) -> int:
-    if isinstance(given, bool) or not isinstance(given, Integral):
-        raise UsageError(f"k: a whole number is needed, not {given!r}.", "Give one, as 10.")
-    return int(given)
+def _whole(k: object) -> int:
+    if isinstance(k, bool) or not isinstance(k, Integral):
+        raise UsageError(f"k: expected a whole number, not {k!r}.", "Pass a number such as 10.")
+    return int(k)
 
 
 def _vocabulary(engine: Engine) -> Vocabulary:
@@ -123,27 +125,27 @@ def _vocabulary(engine: Engine) -> Vocabulary:
 
 
 def _rows(ids: Sequence[str], vocabulary: Vocabulary) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """Rows of the known ids; the policy for unknown ones is ``skip``."""
+    """Rows of the known ids; unknown ids are skipped."""
     unknown = [item for item in ids if item not in vocabulary.row_of]
     if len(unknown) == len(ids):
         example = ", ".join(vocabulary.items[:3])
         raise UsageError(
-            f"none of the ids is in the vocabulary: {', '.join(unknown) or 'none was given'}.",
-            f"Name items by the ids of the log, for example {example}.",
+            f"none of the ids is in the vocabulary: {', '.join(unknown) or 'the list is empty'}.",
+            f"Use the ids of the log, for example {example}.",
         )
     if unknown:
-        log.warning("skipped, not in the vocabulary: %s", ", ".join(unknown))
+        log.warning("skipped ids that are not in the vocabulary: %s", ", ".join(unknown))
     rows = [vocabulary.row_of[item] for item in ids if item in vocabulary.row_of]
     return np.array(rows, dtype=np.int32)
 
 
 class _Module(ModuleType):
-    """This module, which is called like the function that it holds."""
+    """This module; raises a clear error if someone calls it instead of its function."""
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         raise UsageError(
-            "slmc.recommend is a module, and cannot be called.",
-            "Call the function in it: `from slmc.recommend import recommend`.",
+            "slmc.recommend is a module and cannot be called.",
+            "Call its function: `from slmc.recommend import recommend`.",
         )
 
 

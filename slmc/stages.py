@@ -1,4 +1,4 @@
-"""Every stage slmc knows. To add a technique, write its config and function and add a line."""
+"""All stages of slmc. To add one, write its config and its function, and add an entry here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, TeachConfig
-from slmc.evaluation.config import BaselinesConfig, EvaluateConfig
+from slmc.evaluation.config import BaselinesConfig, EvaluateConfig, EvaluateEngineConfig
 from slmc.export.config import BenchConfig, ExportConfig
 from slmc.training.config import SasrecConfig
 
@@ -20,28 +20,38 @@ Run = Callable[[Any, dict[str, Artefact], Path], Artefact]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage takes (role and kind) and gives, and where its code is."""
+    """Inputs (role -> kind), output and code of a stage."""
 
     takes: dict[str, Kind]
     gives: Kind
     config: type[StageConfig]
     target: str
     schema: int = 1
-    """Raise it when the same config and inputs come to mean another result."""
+    """Version of the stage: raise it if the same config and inputs now give another result."""
     optional: frozenset[str] = frozenset()
-    """Roles that may be left out."""
+    """Roles that may be absent."""
     fingerprint: str | None = None
-    """Function of the config that names what lies outside the recipe: name -> digest."""
+    """Function of the config that returns name -> digest of the sources outside the recipe."""
     check: str | None = None
-    """Function of the config and the artefact that decides, once the step is done or found in
-    the cache, whether the run goes on; it raises ``VerdictError`` where it does not."""
+    """Function of the config and the artefact that is called after the step, also if the artefact
+    was cached; it raises ``VerdictError`` to end the run."""
     extras: dict[str, str] = field(default_factory=dict)
-    """Module that the stage needs -> extra of slmc that brings it."""
+    """Module that the stage needs -> extra of slmc that installs it."""
 
     def load(self) -> Run:
-        """Import the stage's function; only now are torch and the like imported."""
+        """Import the stage's function, and with it torch and other heavy libraries."""
         run: Run = resolve(self.target)
         return run
+
+
+EVALUATIONS: dict[Kind, str] = {"model": "evaluate", "engine": "evaluate_engine"}
+"""Kind of an artefact -> name of the stage that measures how it ranks."""
+
+
+def evaluation(kind: Kind, config: EvaluateConfig) -> tuple[str, StageConfig]:
+    """Name and config of the stage that measures an artefact of ``kind`` as ``config`` says."""
+    name = EVALUATIONS[kind]
+    return name, STAGES[name].config(**dict(config))
 
 
 def resolve(target: str) -> Any:
@@ -134,7 +144,7 @@ STAGES: dict[str, Stage] = {
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
         "report",
-        EvaluateConfig,
+        EvaluateEngineConfig,
         "slmc.export.evaluation:evaluate_engine",
         schema=4,
         extras={"onnxruntime": "onnx", "onnx": "onnx"},

@@ -1,7 +1,4 @@
-"""What the operating system refuses, in two lines: a full disk, a folder that cannot be written.
-
-Also how a small file is written so that it is there whole or not at all.
-"""
+"""Files and folders: errors of the operating system in two lines, and complete writes."""
 
 import contextlib
 import errno
@@ -14,7 +11,7 @@ from slmc.errors import MissingError, SlmcError, UsageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 LACKING = FULL | {errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
-"""What the environment lacks."""
+"""Error codes of a machine that lacks something."""
 MISNAMED = frozenset(
     {
         errno.EACCES,
@@ -25,18 +22,18 @@ MISNAMED = frozenset(
         errno.ELOOP,
     }
 )
-"""What another path mends."""
+"""Error codes that another path avoids."""
 FULL_IN_TEXT = re.compile(
     r"No space left on device|Disk quota exceeded|StorageFull|os error (27|28)\b"
 )
-"""A full disk in the words of libraries that have errors of their own (safetensors, polars)."""
+"""Messages of libraries with their own errors for a full disk (safetensors, polars)."""
 
 
 def refused(error: BaseException) -> SlmcError | None:
-    """The error of slmc for what the operating system refused; None if it was something else.
+    """The slmc error for an error of the operating system; None for any other error.
 
     Args:
-        error: As it was raised; what it was raised from counts too.
+        error: The exception; its causes are searched too.
     """
     chain: BaseException | None = error
     while chain is not None:
@@ -49,27 +46,24 @@ def refused(error: BaseException) -> SlmcError | None:
 
 
 def unwritable(path: object, error: OSError) -> SlmcError:
-    """The error for a path that the operating system refused.
+    """The slmc error for a path that cannot be read or written.
 
     Args:
-        path: What was to be written (or read); None if that is not known.
-        error: What was said.
+        path: The path; None if it is not known.
+        error: The error of the operating system.
     """
-    said = error.strerror or str(error)
-    what = f"{path}: {said}." if path is not None else f"{said}."
+    reason = error.strerror or str(error)
+    what = f"{path}: {reason}." if path is not None else f"{reason}."
     if error.errno in FULL:
         return MissingError(what, "Free some space, or name a folder on another disk.")
     if error.errno in LACKING:
-        return MissingError(what, "Mend that, and run the same command again.")
-    return UsageError(what, "Name a path whose folders are there and can be read and written.")
+        return MissingError(what, "Fix that, and run the same command again.")
+    return UsageError(what, "Name a path in a folder that exists and can be read and written.")
 
 
 @contextlib.contextmanager
 def folder_made(path: Path) -> Iterator[None]:
-    """Make a folder, and those above it; where what is done within fails, take them away again.
-
-    Only folders that were not there, and that nothing has been put into, are taken away.
-    """
+    """Make a folder and its parents; if the body fails, remove the new folders that are empty."""
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -81,10 +75,30 @@ def folder_made(path: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file, whole or not at all; what was there stays until then.
+def refuse_existing(
+    path: Path, error: type[UsageError], *, ours: bool, replace: bool, remedy: str
+) -> None:
+    """Check that slmc may write to ``path``: it never overwrites what it did not make.
 
-    A link is followed, and what is no file (a pipe, ``/dev/stdout``) is written as it is.
+    Args:
+        path: A file or a folder.
+        error: What to raise.
+        ours: Whether slmc made what is at ``path``.
+        replace: Whether to replace it in that case.
+        remedy: Second line of the error.
+
+    Raises:
+        UsageError: Something is at ``path``, and slmc did not make it or must not replace it.
+    """
+    if path.exists() and not (ours and replace):
+        why = "exists already" if ours else "exists and was not made by slmc"
+        raise error(f"{path} {why}; it was not changed.", remedy)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file completely or not at all; an old file stays until the new one is complete.
+
+    Links are followed; a pipe or a device such as ``/dev/stdout`` is written to directly.
 
     Raises:
         OSError: It cannot be written; ``filename`` is ``file``.

@@ -98,16 +98,16 @@ def test_unknown_ids_are_skipped_and_named(
 ) -> None:
     with caplog.at_level(logging.WARNING, "slmc.recommend"):
         found = recommend(engine, ["x", "b", "a", "y"], k=3)
-    assert caplog.messages == ["skipped, not in the vocabulary: x, y"]
+    assert caplog.messages == ["skipped ids that are not in the vocabulary: x, y"]
     assert found == recommend(engine, ["b", "a"], k=3)
 
 
-@pytest.mark.parametrize(("ids", "told"), [(["x", "y"], "x, y"), ([], "none was given")])
+@pytest.mark.parametrize(("ids", "told"), [(["x", "y"], "x, y"), ([], "the list is empty")])
 def test_no_known_id(ids: list[str], told: str, engine: Artefact) -> None:
     with pytest.raises(UsageError) as caught:
         recommend(engine, ids, k=2)
     assert str(caught.value) == f"none of the ids is in the vocabulary: {told}."
-    assert caught.value.remedy == "Name items by the ids of the log, for example a, b, c."
+    assert caught.value.remedy == "Use the ids of the log, for example a, b, c."
 
 
 def test_items_of_the_history_are_left_out_if_asked(
@@ -119,14 +119,14 @@ def test_items_of_the_history_are_left_out_if_asked(
     with caplog.at_level(logging.WARNING, "slmc.recommend"):
         found = recommend(engine, ["b", "a"], k=3, exclude_seen=True)
     assert [r.item for r in found] == ["c", "d"]
-    assert caplog.messages == ["2 of 3 items are left after those of the history"]
+    assert caplog.messages == ["only 2 of 3 items remain without those of the history"]
 
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_out_of_range(k: int, engine: Artefact) -> None:
     with pytest.raises(UsageError) as caught:
         recommend(engine, ["a"], k=k)
-    assert str(caught.value) == f"k: {k} items were asked for, the engine gives 1 to 3."
+    assert str(caught.value) == f"k: {k} items were requested; the engine returns 1 to 3."
 
 
 def test_a_small_catalogue_is_given_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,7 +140,7 @@ def test_an_edited_engine_is_refused(engine: Artefact) -> None:
     file.write_text(file.read_text().replace("Alien", "Aliens"))
     with pytest.raises(ArtefactError) as caught:
         recommend(engine.path, ["a"])
-    assert str(caught.value) == f"{file} is not the file that was sealed."
+    assert str(caught.value) == f"{file} has changed since it was sealed."
 
 
 def test_a_path_may_be_text_and_ids_whole_numbers(engine: Artefact) -> None:
@@ -153,13 +153,13 @@ def test_a_path_may_be_text_and_ids_whole_numbers(engine: Artefact) -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        ({"engine": None}, "engine: a path or an engine is needed, not NoneType."),
-        ({"ids": "a"}, "ids: a list of ids is needed, not 'a'."),
-        ({"ids": 7}, "ids: a list of ids is needed, not 7."),
-        ({"ids": ["a", 7.0]}, "ids: 7.0 is of type float."),
-        ({"ids": [None]}, "ids: None is of type NoneType."),
-        ({"k": "3"}, "k: a whole number is needed, not '3'."),
-        ({"k": True}, "k: a whole number is needed, not True."),
+        ({"engine": None}, "engine: expected a path or an engine, not NoneType."),
+        ({"ids": "a"}, "ids: expected a list of ids, not 'a'."),
+        ({"ids": 7}, "ids: expected a list of ids, not 7."),
+        ({"ids": ["a", 7.0]}, "ids: 7.0 has type float."),
+        ({"ids": [None]}, "ids: None has type NoneType."),
+        ({"k": "3"}, "k: expected a whole number, not '3'."),
+        ({"k": True}, "k: expected a whole number, not True."),
     ],
 )
 def test_arguments_of_another_kind(
@@ -176,4 +176,4 @@ def test_the_module_says_that_it_is_one(engine: Artefact) -> None:
 
     with pytest.raises(UsageError) as caught:
         module(engine.path, ["a"])  # type: ignore[operator]
-    assert caught.value.what == "slmc.recommend is a module, and cannot be called."
+    assert caught.value.what == "slmc.recommend is a module and cannot be called."

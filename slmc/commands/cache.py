@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 MB = 10**6
 RUNS = Path("runs")
-"""Where `slmc run` puts its folders by default."""
+"""Default folder of `slmc run`."""
 
 
 @app.callback()
@@ -29,15 +29,15 @@ def group() -> None:
 
 @command(app, "ls")
 def ls(json: Json = False) -> None:
-    """List what the cache holds: artefacts, teacher states, sources, backbones."""
+    """List the contents of the cache: artefacts, teacher states, sources, backbones."""
     from slmc.pipeline.inventory import artefacts, parts, size
 
-    found, others, total = artefacts(), parts(), size(cache.root())
+    cached, others, total = artefacts(), parts(), size(cache.root())
     if json:
         console.result_json(
             {
                 "root": str(cache.root()),
-                "artefacts": [_row(one) for one in found],
+                "artefacts": [_row(one) for one in cached],
                 "others": [
                     {"what": part.name, "count": part.count, "bytes": part.bytes} for part in others
                 ],
@@ -45,10 +45,10 @@ def ls(json: Json = False) -> None:
             }
         )
         return
-    _show(found)
-    held = sum(size(one.path) for one in found)
+    _show(cached)
+    artefact_bytes = sum(size(one.path) for one in cached)
     for line in [
-        f"artefacts: {len(found)}, {_mb(held)}",
+        f"artefacts: {len(cached)}, {_mb(artefact_bytes)}",
         *(
             f"{part.name}: {f'{part.count}, ' * bool(part.count)}{_mb(part.bytes)}"
             for part in others
@@ -62,84 +62,86 @@ def ls(json: Json = False) -> None:
 def gc(
     runs: Annotated[
         list[Path] | None,
-        typer.Option("--runs", help="Folder of further runs whose artefacts are kept; repeat it."),
+        typer.Option(
+            "--runs", help="Folder with further runs whose artefacts are kept; may be repeated."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove artefacts that no run links to and that no such artefact was made from.
+    """Remove artefacts that no run needs: neither linked by a run nor an input of a linked one.
 
-    All runs that have used this cache count, wherever their folders lie; a run whose folder is
-    gone is forgotten. What would go is listed, and removed once you say yes.
+    All runs that have used this cache count, in whatever folder they are. Runs whose folder no
+    longer exists do not count. The command lists what it would remove, and asks before it does.
     """
     from slmc.pipeline.inventory import garbage, remove, size
 
-    found = garbage(_run_folders(runs))
-    freed = sum(map(size, [*(one.path for one in found.artefacts), *found.states]))
+    unused = garbage(_run_folders(runs))
+    freed = sum(map(size, [*(one.path for one in unused.artefacts), *unused.states]))
     if not json:
-        _tell(found)
-    going = bool(found.artefacts or found.states)
-    agreed = not dry_run and (yes or not going or _asked())
+        _list(unused)
+    any_unused = bool(unused.artefacts or unused.states)
+    agreed = not dry_run and (yes or not any_unused or _confirmed())
     if agreed:
-        remove(found)
+        remove(unused)
     if json:
         shown = agreed or dry_run
         console.result_json(
             {
-                "removed": [one.path.name for one in found.artefacts] * shown,
-                "states": [path.name for path in found.states] * shown,
+                "removed": [one.path.name for one in unused.artefacts] * shown,
+                "states": [path.name for path in unused.states] * shown,
                 "bytes": freed * shown,
                 "dry_run": dry_run,
-                "runs": [str(folder) for folder in found.runs],
-                "gone": [str(folder) for folder in found.gone],
+                "runs": [str(folder) for folder in unused.runs],
+                "gone": [str(folder) for folder in unused.gone],
             }
         )
         return
-    verb = "would go" if dry_run else "removed" if agreed else "nothing was removed"
+    verb = "would be removed" if dry_run else "removed" if agreed else "nothing was removed"
     console.result(
-        f"{_count(len(found.artefacts), 'artefact')}, {_mb(freed)}: {verb}; "
-        f"{found.kept} kept: {_count(len(found.runs), 'run')} and what they link to"
+        f"{_count(len(unused.artefacts), 'artefact')}, {_mb(freed)}: {verb}; "
+        f"{unused.kept} kept for {_count(len(unused.runs), 'run')}"
     )
 
 
 def _run_folders(named: list[Path] | None) -> list[Path]:
-    """Folders of runs that may not have been entered in the cache: those of the working folder.
+    """Folders of runs that may not be recorded in the cache: by default those in ``runs``.
 
     Raises:
-        UsageError: A folder that was named is not there.
+        UsageError: A folder of ``--runs`` does not exist.
     """
     for folder in named or ():
         if not folder.is_dir():
             raise UsageError(
-                f"--runs {folder}: there is no such folder; nothing was removed.",
-                "Name a folder that holds the folders of runs.",
+                f"--runs {folder}: this folder does not exist; nothing was removed.",
+                "Name a folder that contains folders of runs.",
             )
     return [run for folder in (named or [RUNS]) for run in folder.glob("*") if run.is_dir()]
 
 
-def _tell(found: "Garbage") -> None:
-    """List what would go, and why."""
+def _list(unused: "Garbage") -> None:
+    """List what would be removed."""
     from slmc.pipeline.inventory import size
 
-    _show(found.artefacts)
-    if found.states:
-        megabytes = _mb(sum(map(size, found.states)))
-        console.result(f"teacher states: {len(found.states)}, {megabytes}")
-    for folder in found.gone:
-        console.result(f"{folder} is gone: what that run linked to is kept no longer")
+    _show(unused.artefacts)
+    if unused.states:
+        megabytes = _mb(sum(map(size, unused.states)))
+        console.result(f"teacher states: {len(unused.states)}, {megabytes}")
+    for folder in unused.gone:
+        console.result(f"{folder} no longer exists: the artefacts of that run are not kept")
 
 
-def _asked() -> bool:
-    """Whether the user says yes.
+def _confirmed() -> bool:
+    """Ask the user; return whether the answer is yes.
 
     Raises:
-        UsageError: There is no terminal to ask at.
+        UsageError: There is no terminal to ask the user.
     """
     if not sys.stdin.isatty():
         raise UsageError(
-            "nothing was removed: there is no terminal to ask at.",
-            "Pass --yes to remove what is listed, or --dry-run to list it only.",
+            "nothing was removed: there is no terminal to ask for confirmation.",
+            "Pass --yes to remove what is listed, or --dry-run only to list it.",
         )
     return typer.confirm("Remove these?", err=True)
 

@@ -1,12 +1,13 @@
-"""The ``slmc`` command: finds the subcommand, runs it, turns what goes wrong into two lines.
+"""The ``slmc`` command: finds the subcommand, runs it, prints errors in two lines.
 
-A subcommand's module is imported only when it is asked for, so that ``slmc --help`` reads
-neither configs nor torch.
+A subcommand's module is imported only when it is called, so that ``slmc --help`` imports neither
+configs nor torch.
 """
 
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -18,49 +19,60 @@ from slmc.commands import HELP_OPTIONS, console, streams
 from slmc.errors import BrokenRunError, SlmcError, UsageError
 from slmc.system import refused
 
-STAGES, LOOK, ELSE = "One stage, on artefacts", "Use and look", "More"
+RECIPES, STAGES, USE, MORE = "A recipe", "One stage, on artefacts", "Use and look", "More"
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """A subcommand as the help shows it, and where its code is."""
+
+    summary: str
+    panel: str
+    """Heading of the help under which it is listed."""
+    module: str | None = None
+    """Module that holds its ``app``; None for the command of the stage of that name."""
+
+
 COMMANDS = {
-    "run": ("slmc.commands.run", "Run a recipe: every stage, the gates, the report.", "A recipe"),
-    "recipe": ("slmc.commands.recipe", "List, show, copy and check recipes.", "A recipe"),
-    "data": ("slmc.commands.data", "Prepare, check and describe a dataset.", STAGES),
-    "teach": ("slmc.commands.teach", "Train an LLM to rank the catalogue: the teacher.", STAGES),
-    "distill": ("slmc.commands.distill", "Distil a teacher into a student.", STAGES),
-    "prune": (
-        "slmc.commands.prune",
-        "Take layers, attention heads and MLP channels out of a model.",
-        STAGES,
+    "run": Subcommand(
+        "Run a recipe: every stage, the gates, the report.", RECIPES, "slmc.commands.run"
     ),
-    "quantize": (
-        "slmc.commands.quantize",
-        "Store a model's weights in 4 or 8 bits.",
-        STAGES,
-    ),
-    "export": ("slmc.commands.export", "Turn a model into an engine that ranks the same.", STAGES),
-    "bench": ("slmc.commands.bench", "Time an engine on real histories.", STAGES),
-    "validate": (
-        "slmc.commands.validate",
+    "recipe": Subcommand("List, show, copy and check recipes.", RECIPES, "slmc.commands.recipe"),
+    "data": Subcommand("Prepare, check and describe a dataset.", STAGES, "slmc.commands.data"),
+    "teach": Subcommand("Train an LLM to rank the catalogue: the teacher.", STAGES),
+    "distill": Subcommand("Distil a teacher into a student.", STAGES),
+    "prune": Subcommand("Remove layers, attention heads and MLP channels from a model.", STAGES),
+    "quantize": Subcommand("Store a model's weights in 4 or 8 bits.", STAGES),
+    "export": Subcommand("Turn a model into an engine that ranks the same.", STAGES),
+    "bench": Subcommand("Time an engine on real histories.", STAGES),
+    "validate": Subcommand(
         "Judge a model or an engine against a baseline; exit 1 if it fails.",
         STAGES,
+        "slmc.commands.validate",
     ),
-    "recommend": ("slmc.commands.recommend", "Print the best items for one history.", LOOK),
-    "show": ("slmc.commands.show", "Tell what artefacts are and how they were made.", LOOK),
-    "diff": ("slmc.commands.diff", "Tell how two artefacts differ.", LOOK),
-    "doctor": ("slmc.commands.doctor", "Tell what can run on this machine.", ELSE),
-    "cache": ("slmc.commands.cache", "List and clear what slmc keeps.", ELSE),
+    "recommend": Subcommand(
+        "Print the best items for one history.", USE, "slmc.commands.recommend"
+    ),
+    "show": Subcommand(
+        "Show what artefacts are and how they were made.", USE, "slmc.commands.show"
+    ),
+    "diff": Subcommand("Show how two artefacts differ.", USE, "slmc.commands.diff"),
+    "doctor": Subcommand("Show what can run on this machine.", MORE, "slmc.commands.doctor"),
+    "cache": Subcommand("List and clear what slmc keeps.", MORE, "slmc.commands.cache"),
 }
-"""Name -> module that holds its ``app``, what it does, heading in the help."""
+"""Name -> subcommand, in the order of the help."""
 
 
 class Commands(TyperGroup):
     """The subcommands: known by name and help, imported when called."""
 
     def __init__(self, **settings: Any) -> None:
-        """Put a stand-in for every subcommand, for the help."""
+        """Add a placeholder for every subcommand, for the help."""
         super().__init__(**settings)
-        for name, (_, does, panel) in COMMANDS.items():
-            stand_in = TyperCommand(name, help=does)
-            stand_in.rich_help_panel = panel
-            self.commands[name] = stand_in
+        for name, subcommand in COMMANDS.items():
+            placeholder = TyperCommand(name, help=subcommand.summary)
+            placeholder.rich_help_panel = subcommand.panel
+            self.commands[name] = placeholder
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the subcommand that is called."""
@@ -71,10 +83,16 @@ class Commands(TyperGroup):
 
 def command(name: str) -> Any:
     """The subcommand itself, imported now."""
-    module = importlib.import_module(COMMANDS[name][0])
-    made = get_command(module.app)
-    made.context_settings.setdefault("help_option_names", list(HELP_OPTIONS))
-    return made
+    subcommand = COMMANDS[name]
+    if subcommand.module is None:
+        from slmc.commands.stage_command import stage_app
+
+        app = stage_app(name, subcommand.summary)
+    else:
+        app = importlib.import_module(subcommand.module).app
+    parser = get_command(app)
+    parser.context_settings.setdefault("help_option_names", list(HELP_OPTIONS))
+    return parser
 
 
 app = typer.Typer(
@@ -84,8 +102,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         console.result(f"slmc {__version__}")
         raise typer.Exit
 
@@ -108,9 +126,8 @@ def main() -> None:
 def call(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code.
 
-    A known error, a usage error, what the operating system refuses and a fault of slmc are two
-    lines on stderr each; ``-v`` also shows where. ``SystemExit`` (as of SIGTERM) passes through
-    as its code.
+    Every error is two lines on stderr; ``-v`` adds the traceback. ``SystemExit``, such as
+    from SIGTERM, becomes its exit code.
     """
     console.reset()
     try:
@@ -127,34 +144,34 @@ def call(arguments: Sequence[str]) -> int:
         return _other(error)
     if code in (130, 143):
         what = "interrupted." if code == 130 else "terminated."
-        console.error(SlmcError(what, "Run the same command again: it goes on from there."))
+        console.error(SlmcError(what, "Run the same command again: it resumes from there."))
     return code if isinstance(code, int) else 0
 
 
 def _other(error: Exception) -> int:
-    """Say a usage error of the option parser, a refusal of the system, or a fault of slmc."""
+    """Print an error of the option parser, of the operating system, or a bug of slmc."""
     kind = type(error).__name__
     if kind == "Abort":
         console.error(SlmcError("interrupted.", "Run the same command again."))
         return 130
-    # Typer has its own copy of Click or uses the installed one, by version: known by form.
-    parser_said = getattr(error, "format_message", None)
-    if parser_said is not None:
+    # Typer may use its own copy of Click, so the error is recognised by its method.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "slmc"
         # Without a subcommand the help has been printed already.
         if kind != "NoArgsIsHelpError":
-            text = " ".join(parser_said().split())
+            text = " ".join(format_message().split())
             console.error(UsageError(text, f"See `{path} --help`."))
         return int(getattr(error, "exit_code", 2))
-    if (told := refused(error)) is not None:
-        console.error(told)
-        return told.exit_code
+    if (system_error := refused(error)) is not None:
+        console.error(system_error)
+        return system_error.exit_code
     lines = str(error).strip().splitlines() or [""]
     console.error(
         BrokenRunError(
             f"{kind}: {lines[0]}".removesuffix(": "),
-            "This is a fault in slmc; the same command with -v shows where it is.",
+            "This is a bug in slmc; the same command with -v prints the traceback.",
         )
     )
     return BrokenRunError.exit_code

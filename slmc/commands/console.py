@@ -1,8 +1,8 @@
-"""What the terminal is told: results on stdout; log, progress and errors on stderr.
+"""Terminal output: results on stdout; log, progress and errors on stderr.
 
 Modules log under ``slmc`` and never print. A record with ``extra={"progress": {...}}`` (task,
-done, total, unit, and any numbers beside them) moves a bar on a terminal, and is a line every
-30 s elsewhere. Every record of a run goes to its ``log.jsonl``, whatever the terminal shows.
+done, total, unit, and any further numbers) moves a progress bar on a terminal; without a terminal
+it prints a line every 30 s. Every record of a run is also written to its ``log.jsonl``.
 """
 
 import json
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 EVERY_S = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress if there is no terminal."""
 WIDTH = 140
-"""Columns of a table where there is no terminal to ask."""
+"""Width of tables in characters if there is no terminal."""
 STEP_FIELDS = frozenset({"task", "done", "total", "unit"})
 WARNINGS = "py.warnings"
 QUIET_LIBRARIES = ("transformers", "huggingface_hub", "torch", "accelerate", "peft", "httpx")
@@ -44,18 +44,18 @@ log = logging.getLogger("slmc.console")
 _verbose = _quiet = False
 
 
-class Shown(Protocol):
-    """A way to show progress."""
+class ProgressDisplay(Protocol):
+    """Shows progress."""
 
     def show(self, progress: Mapping[str, Any]) -> None:
-        """Show that a task has come further."""
+        """Show the progress of a task."""
 
     def close(self) -> None:
-        """Take away what is on the screen."""
+        """Remove the progress from the screen."""
 
 
-class Bars:
-    """Progress as bars, which go when their task is done."""
+class ProgressBars:
+    """Progress as bars; a bar disappears when its task is done."""
 
     def __init__(self, console: "Console") -> None:
         """Draw on ``console``; nothing is drawn before the first task."""
@@ -64,12 +64,12 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, progress: Mapping[str, Any]) -> None:
-        """Move the bar of the task; the last bar takes the display with it."""
+        """Move the bar of the task; close the display after the last task."""
         name, total = str(progress["task"]), progress.get("total")
         bars = self._bars or _new_bars(self._console)
         if name not in self._tasks:
             self._tasks[name] = bars.add_task(name, total=total, note="")
-        note = f"{progress.get('unit', '')} {numbers(progress)}".strip()
+        note = f"{progress.get('unit', '')} {progress_numbers(progress)}".strip()
         bars.update(self._tasks[name], completed=progress["done"], total=total, note=note)
         if self._bars is None:
             self._bars = bars
@@ -80,7 +80,7 @@ class Bars:
                 self.close()
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if self._bars is not None:
             self._bars.stop()
         self._bars, self._tasks = None, {}
@@ -96,113 +96,113 @@ def _new_bars(console: "Console") -> "Progress":
     return Progress(*columns, console=console, transient=True)
 
 
-class Ticks:
-    """Progress as a line now and then, for logs and pipes."""
+class ProgressLines:
+    """Progress as a line every 30 seconds, for logs and pipes."""
 
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
-        """Say lines through ``say``; ``clock`` gives seconds."""
-        self._say, self._clock = say, clock
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        """Write lines with ``write``; ``clock`` returns seconds."""
+        self._write, self._clock = write, clock
         self._began: dict[str, tuple[float, float]] = {}
-        self._said: dict[str, float] = {}
+        self._last_line: dict[str, float] = {}
 
     def show(self, progress: Mapping[str, Any]) -> None:
-        """Say how far the task is, if it was not said in the last 30 seconds."""
+        """Write a line, unless the last one of the task is less than 30 seconds old."""
         name, done, total = str(progress["task"]), progress["done"], progress.get("total")
         now = self._clock()
         began, first = self._began.setdefault(name, (now, done))
-        if now - self._said.setdefault(name, now) >= EVERY_S:
-            self._said[name] = now
+        if now - self._last_line.setdefault(name, now) >= EVERY_S:
+            self._last_line[name] = now
             parts = [f"{done}{f' of {total}' if total else ''} {progress.get('unit', '')}".strip()]
-            parts += [numbers(progress)] * bool(numbers(progress))
+            parts += [progress_numbers(progress)] * bool(progress_numbers(progress))
             if total and done > first:
                 left = (now - began) / (done - first) * (total - done)
-                parts.append(f"about {seconds(left)} left")
-            self._say(f"{name}: {', '.join(parts)}")
+                parts.append(f"about {duration(left)} left")
+            self._write(f"{name}: {', '.join(parts)}")
         if total is not None and done >= total:
             self._began.pop(name)
-            self._said.pop(name)
+            self._last_line.pop(name)
 
     def close(self) -> None:
-        """Nothing is on the screen."""
+        """Do nothing: there is no display."""
 
 
-class Silence:
+class NoProgress:
     """No progress."""
 
     def show(self, progress: Mapping[str, Any]) -> None:
         """Show nothing."""
 
     def close(self) -> None:
-        """Nothing is on the screen."""
+        """Do nothing: there is no display."""
 
 
 class TerminalHandler(logging.Handler):
-    """Log records for people: warnings marked, progress as bars or lines."""
+    """Prints log records: warnings with a mark, progress as bars or lines."""
 
     def __init__(self, console: "Console", level: int) -> None:
-        """Write to ``console`` what is at least ``level``."""
+        """Print records of at least ``level`` on ``console``."""
         super().__init__(logging.DEBUG)
         self._console, self._shown_from = console, level
-        self.progress: Shown
+        self.progress: ProgressDisplay
         if level > logging.INFO:
-            self.progress = Silence()
+            self.progress = NoProgress()
         elif console.is_terminal:
-            self.progress = Bars(console)
+            self.progress = ProgressBars(console)
         else:
-            self.progress = Ticks(self._say)
+            self.progress = ProgressLines(self._print)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show the record."""
+        """Print the record."""
         try:
             progress = getattr(record, "progress", None)
             if progress is not None:
                 self.progress.show(progress)
                 return
-            # What a library warns of is for its developers: with -v only, and in log.jsonl.
+            # Warnings of libraries are for their developers: only with -v, and in log.jsonl.
             level = logging.DEBUG if record.name == WARNINGS else record.levelno
             if level >= self._shown_from:
                 mark = "warning: " if level == logging.WARNING else ""
                 mark = "error: " if level > logging.WARNING else mark
                 style = "yellow" if mark else "dim" if level < logging.INFO else None
-                self._say(f"{mark}{record.getMessage()}", style)
+                self._print(f"{mark}{record.getMessage()}", style)
         except Exception:
             self.handleError(record)
 
-    def _say(self, text: str, style: str | None = None) -> None:
+    def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self.progress.close()
         super().close()
 
 
 class JsonLines(logging.Handler):
-    """Every record as a line of JSON with its time (UTC), held back until a file is named."""
+    """Writes every record as a line of JSON with its UTC time; buffers them until :meth:`open`."""
 
     def __init__(self) -> None:
-        """Hold records until :meth:`open`."""
+        """Buffer records until :meth:`open`."""
         super().__init__(logging.DEBUG)
-        self._held: list[str] = []
+        self._buffer: list[str] = []
         self._file: IO[str] | None = None
         self._full = False
 
     def open(self, path: Path) -> None:
-        """Append to ``path`` from now on, what was held first; a second call does nothing."""
+        """Append the buffered and all later records to ``path``; a second call does nothing."""
         if self._file is None:
-            # The file is kept open as long as the handler: a record costs no open and close.
+            # The file stays open, so that a record needs no open and close.
             self._file = path.open("a", encoding="utf-8", buffering=1)
-            self._file.writelines(self._held)
-            self._held.clear()
+            self._file.writelines(self._buffer)
+            self._buffer.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write or hold the record."""
+        """Write or buffer the record."""
         if self._full:
             return
         try:
-            line = json.dumps(entry(record), default=str, allow_nan=False) + "\n"
+            line = json.dumps(as_json(record), default=str, allow_nan=False) + "\n"
             if self._file is None:
-                self._held.append(line)
+                self._buffer.append(line)
             else:
                 self._file.write(line)
         except OSError as error:
@@ -212,17 +212,17 @@ class JsonLines(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Close the file; what is still held goes."""
+        """Close the file; buffered records are dropped."""
         if self._file is not None:
-            with suppress(OSError):  # on a full disk what the file still holds back is lost
+            with suppress(OSError):  # on a full disk the file buffer is lost
                 self._file.close()
         self._file = None
         super().close()
 
 
-def entry(record: logging.LogRecord) -> dict[str, Any]:
-    """A log record as JSON-able data; a number that is not finite becomes its name."""
-    said: dict[str, Any] = {
+def as_json(record: logging.LogRecord) -> dict[str, Any]:
+    """A log record as JSON data; a number that is not finite becomes text."""
+    fields: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
         "level": record.levelname.lower(),
         "logger": record.name,
@@ -230,10 +230,10 @@ def entry(record: logging.LogRecord) -> dict[str, Any]:
     }
     progress = getattr(record, "progress", None)
     if progress is not None:
-        said["progress"] = _finite(progress)
+        fields["progress"] = _finite(progress)
     if record.exc_info:
-        said["exception"] = "".join(traceback.format_exception(*record.exc_info))
-    return said
+        fields["exception"] = "".join(traceback.format_exception(*record.exc_info))
+    return fields
 
 
 def _finite(value: Any) -> Any:
@@ -244,14 +244,14 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[JsonLines]:
-    """Show the log while a command runs, and keep libraries from talking into it.
+    """Show the log while a command runs, without the output of libraries.
 
     Args:
         quiet: Warnings and errors only.
         verbose: Everything, and tracebacks.
 
     Yields:
-        The handler that writes ``log.jsonl`` once it is given a file.
+        The handler that writes ``log.jsonl`` after :meth:`JsonLines.open`.
     """
     global _verbose, _quiet
     for name, value in ENVIRONMENT.items():
@@ -262,7 +262,7 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[JsonLines
     ours, warned, root = (logging.getLogger(n) for n in ("slmc", WARNINGS, None))
     before = ours.level, ours.propagate, warned.propagate
     libraries = {name: logging.getLogger(name).level for name in QUIET_LIBRARIES}
-    others = logging.NullHandler()  # or else Python prints what nobody handles
+    others = logging.NullHandler()  # without a handler Python prints records itself
     ours.setLevel(logging.DEBUG)
     ours.propagate = warned.propagate = False
     for name in QUIET_LIBRARIES:
@@ -288,29 +288,29 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[JsonLines
 
 
 def result(text: str) -> None:
-    """Print what a command was asked for."""
+    """Print the result of a command."""
     sys.stdout.write(text + "\n")
 
 
 def result_json(value: Any) -> None:
-    """Print what a command was asked for as JSON."""
+    """Print the result of a command as JSON."""
     result(json.dumps(value, indent=2, allow_nan=False))
 
 
 def show(what: "RenderableType", *, aside: bool = False) -> None:
-    """Print a table: on stdout, or (``aside``) on stderr unless ``-q`` asks for quiet."""
+    """Print a table on stdout, or with ``aside`` on stderr, unless ``-q`` is set."""
     if not (aside and _quiet):
         (_stderr() if aside else _console(sys.stdout)).print(what)
 
 
 def error(problem: SlmcError) -> None:
-    """Say in two lines what is wrong and how to mend it; with ``-v`` also where."""
+    """Print an error in two lines, message and remedy; with ``-v`` also the traceback."""
     if _verbose:
         sys.stderr.write(traceback.format_exc())
-    said = f"{problem.what}\n  {problem.remedy}"
+    text = f"{problem.what}\n  {problem.remedy}"
     console = _stderr()
     console.print("error:", style="bold red", end=" ", highlight=False)
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def reset() -> None:
@@ -319,12 +319,12 @@ def reset() -> None:
     _verbose = _quiet = False
 
 
-def numbers(progress: Mapping[str, Any]) -> str:
-    """The numbers beside a step of progress, such as ``ce 5.87, cosine 0.231``."""
-    beside = {k: v for k, v in progress.items() if k not in STEP_FIELDS}
+def progress_numbers(progress: Mapping[str, Any]) -> str:
+    """The further numbers of a progress record, such as ``ce 5.87, cosine 0.231``."""
+    further = {k: v for k, v in progress.items() if k not in STEP_FIELDS}
     flat = [
         (inner, number)
-        for name, value in beside.items()
+        for name, value in further.items()
         for inner, number in (value.items() if isinstance(value, Mapping) else [(name, value)])
     ]
     return ", ".join(
@@ -333,8 +333,8 @@ def numbers(progress: Mapping[str, Any]) -> str:
     )
 
 
-def seconds(value: float) -> str:
-    """A duration for people: ``42 s``, ``3.5 min``, ``2.1 h``."""
+def duration(value: float) -> str:
+    """Seconds as text: ``42 s``, ``3.5 min``, ``2.1 h``."""
     if value < 100:
         return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slmc.commands import console, running
-from slmc.commands import inputs as given
+from slmc.commands import console, inputs, running
 from slmc.commands.options import configured
 from slmc.commands.shared import Force, Json, Out, command, not_empty
 from slmc.data.config import PrepareConfig
@@ -50,26 +49,26 @@ def prepare(
 @command(app, network=True)
 @configured(PrepareConfig, "slmc data check", skip=("source",))
 def check(source: Source, make: Make, json: Json = False) -> int:
-    """Read a log as prepare would, write nothing, and tell what its test set can see."""
-    from slmc.data.check import check as look
+    """Read a log as `prepare` does, write nothing, and report what its test set can detect."""
+    from slmc.data.check import check as check_log
     from slmc.data.check import repeats_line
 
-    found = look(make(source=source))
-    power = _power(found)
-    repeats, problem = repeats_line(found.dataset.repeats), found.problem
+    result = check_log(make(source=source))
+    power = _power(result)
+    repeats, problem = repeats_line(result.dataset.repeats), result.problem
     if json:
         console.result_json(
             {
-                "metrics": found.metrics,
-                "malformed": found.malformed.head(SHOWN_MALFORMED).to_dicts(),
+                "metrics": result.metrics,
+                "malformed": result.malformed.head(SHOWN_MALFORMED).to_dicts(),
                 "problem": problem.what if problem is not None else None,
                 "repeats": repeats,
                 "power": power,
             }
         )
     else:
-        tell(found.metrics)
-        for row in found.malformed.head(SHOWN_MALFORMED).iter_rows(named=True):
+        print_values(result.metrics)
+        for row in result.malformed.head(SHOWN_MALFORMED).iter_rows(named=True):
             console.result(f"{row['file']}:{row['line']}: {row['reason']}")
         for line in (repeats, *power):
             console.result(line)
@@ -83,35 +82,35 @@ def describe(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset artefact.")],
     json: Json = False,
 ) -> None:
-    """Tell what a dataset holds."""
-    from slmc.data.check import describe as look
+    """Show the statistics of a dataset."""
+    from slmc.data.check import describe as statistics_of
     from slmc.data.check import repeats_line
 
-    found = look(given.taken(dataset, "dataset"))
+    statistics = statistics_of(inputs.artefact_at(dataset, "dataset"))
     if json:
-        console.result_json(found)
+        console.result_json(statistics)
     else:
-        tell(found)
-        console.result(repeats_line(found["valid_repeats"]))
+        print_values(statistics)
+        console.result(repeats_line(statistics["valid_repeats"]))
 
 
-def tell(values: dict[str, Any], indent: str = "") -> None:
-    """Print names and values, what is nested indented."""
+def print_values(values: dict[str, Any], indent: str = "") -> None:
+    """Print names and values; nested values are indented."""
     for name, value in values.items():
         if isinstance(value, dict):
             console.result(f"{indent}{name}:")
-            tell(value, indent + "  ")
+            print_values(value, indent + "  ")
         else:
             console.result(f"{indent}{name}: {plain(value)}")
 
 
-def _power(found: "CheckResult") -> list[str]:
-    """What the test set can see, from the ranking of a Markov chain."""
+def _power(result: "CheckResult") -> list[str]:
+    """The smallest loss that the test set can detect, from the ranking of a Markov chain."""
     from slmc.evaluation.baselines import measure_markov
     from slmc.evaluation.results import protocol, resolve_auto
     from slmc.report.power import power_line
 
-    data = found.dataset
+    data = result.dataset
     config = resolve_auto(EvaluateConfig(metrics=(METRIC, "ce")), data)
     if not data.targets("test").users:
         return ["no user has a test target: there is nothing to rank"]

@@ -1,7 +1,7 @@
-"""What can run here: versions, processor, memory, disk, GPU, extras. Never crashes.
+"""What can run on this machine: versions, processor, memory, disk, GPU, extras.
 
-The driver is asked through ``libcuda.so.1`` before anything imports torch, and each library's
-version is read from its metadata, so that a broken installation is told and not met.
+The GPU driver is read through ``libcuda.so.1`` and library versions from their metadata, without
+importing torch, so that a broken installation is reported instead of crashing.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from slmc import __version__, cache
 from slmc.export.tensorrt.flavours import FLAVOURS, dotted, driver, try_flavour
 
 State = Literal["ok", "without", "missing"]
-"""Fine; absent, and slmc runs without it; absent, and slmc does not run."""
+"""ok; without: missing, but slmc runs without it; missing: slmc does not run."""
 
 NEEDED_PYTHON = (3, 11)
 REQUIRED = (
@@ -41,7 +41,7 @@ HUB_S = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     state: State
@@ -49,12 +49,12 @@ class Finding:
 
 
 def examine(*, hub: bool = False) -> list[Finding]:
-    """Look at the machine.
+    """Check the machine.
 
     Args:
-        hub: Whether the Hugging Face hub is asked too.
+        hub: Whether to check the connection to the Hugging Face hub.
     """
-    looks: list[tuple[str, Callable[[], list[Finding]]]] = [
+    checks: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("python", _python),
         ("libraries", _libraries),
         ("extras", _extras),
@@ -65,24 +65,24 @@ def examine(*, hub: bool = False) -> list[Finding]:
         ("TensorRT", _tensorrt),
     ]
     if hub:
-        looks.append(("hub", _hub))
-    found = []
-    for name, look in looks:
+        checks.append(("hub", _hub))
+    findings = []
+    for name, check in checks:
         try:
-            found += look()
+            findings += check()
         except Exception as error:
-            # A doctor that falls over what it looks for helps nobody.
-            found.append(Finding(name, "without", f"{type(error).__name__}: {error}"))
-    return found
+            # A failed check is a finding, not a crash.
+            findings.append(Finding(name, "without", f"{type(error).__name__}: {error}"))
+    return findings
 
 
 def _python() -> list[Finding]:
     good = sys.version_info >= NEEDED_PYTHON
     needs = "" if good else f"; slmc needs {'.'.join(map(str, NEEDED_PYTHON))} or newer"
-    said = f"{platform.python_version()} on {platform.platform()}{needs}"
+    text = f"{platform.python_version()} on {platform.platform()}{needs}"
     return [
         Finding("slmc", "ok", __version__),
-        Finding("python", "ok" if good else "missing", said),
+        Finding("python", "ok" if good else "missing", text),
     ]
 
 
@@ -98,16 +98,16 @@ def _library(name: str, absent: State) -> Finding:
 
 
 def _extras() -> list[Finding]:
-    found = []
+    findings = []
     for extra, modules in EXTRAS.items():
         lacking = [name for name in modules if importlib.util.find_spec(name) is None]
         if lacking:
-            said = f"{', '.join(lacking)} not installed; `pip install 'slmc[{extra}]'`"
-            found.append(Finding(f"extra {extra}", "without", said))
+            text = f"{', '.join(lacking)} not installed; `pip install 'slmc[{extra}]'`"
+            findings.append(Finding(f"extra {extra}", "without", text))
         else:
-            said = ", ".join(f"{name} {version(name)}" for name in modules)
-            found.append(Finding(f"extra {extra}", "ok", said))
-    return found
+            text = ", ".join(f"{name} {version(name)}" for name in modules)
+            findings.append(Finding(f"extra {extra}", "ok", text))
+    return findings
 
 
 def _processor() -> list[Finding]:
@@ -128,13 +128,15 @@ def _processor() -> list[Finding]:
     vnni = bool({"avx512_vnni", "avx_vnni"} & flags)
     return [
         Finding("processor", "ok", f"{name}, {cores} cores; {', '.join(has) or 'no known flags'}"),
-        Finding("bf16 on the processor", "ok" if bf16 else "without", _why(bf16, "fp32 is used")),
-        Finding("VNNI (int8)", "ok" if vnni else "without", _why(vnni, "int8 is slower")),
+        Finding(
+            "bf16 on the processor", "ok" if bf16 else "without", _yes_or(bf16, "fp32 is used")
+        ),
+        Finding("VNNI (int8)", "ok" if vnni else "without", _yes_or(vnni, "int8 is slower")),
     ]
 
 
-def _why(there: bool, otherwise: str) -> str:
-    return "yes" if there else f"no: {otherwise}"
+def _yes_or(available: bool, otherwise: str) -> str:
+    return "yes" if available else f"no: {otherwise}"
 
 
 def _memory() -> list[Finding]:
@@ -152,29 +154,29 @@ def _cache() -> list[Finding]:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        said = f"{root} cannot be written ({error.strerror}); set SLMC_CACHE to another folder"
-        return [Finding("cache", "missing", said)]
+        text = f"{root} cannot be written ({error.strerror}); set SLMC_CACHE to another folder"
+        return [Finding("cache", "missing", text)]
     free = shutil.disk_usage(root).free / 1e9
     low = free < LOW_DISK_GB
-    said = f"{root}, {free:.1f} GB free" + "; an LLM needs 3 GB" * low
-    return [Finding("cache", "without" if low else "ok", said)]
+    text = f"{root}, {free:.1f} GB free" + "; an LLM needs 3 GB" * low
+    return [Finding("cache", "without" if low else "ok", text)]
 
 
 def _cuda() -> list[Finding]:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return [Finding("CUDA", "without", "no driver (libcuda.so.1): the processor is used")]
+        return [Finding("CUDA", "without", "no driver (libcuda.so.1): slmc uses the processor")]
     answer = driver.cuInit(0)
     if answer != 0:
-        return [Finding("CUDA", "without", f"the driver answers with error {answer} to cuInit")]
+        return [Finding("CUDA", "without", f"the driver returns error {answer} for cuInit")]
     number, driver_version = ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGetCount(ctypes.byref(number))
     driver.cuDriverGetVersion(ctypes.byref(driver_version))
     major, minor = driver_version.value // 1000, driver_version.value % 1000 // 10
     names = [_device(driver, ordinal) for ordinal in range(number.value)]
-    said = f"driver for CUDA {major}.{minor}: {', '.join(names) or 'no device'}"
-    return [Finding("CUDA", "ok" if names else "without", said)]
+    text = f"driver for CUDA {major}.{minor}: {', '.join(names) or 'no device'}"
+    return [Finding("CUDA", "ok" if names else "without", text)]
 
 
 def _device(driver: ctypes.CDLL, ordinal: int) -> str:
@@ -187,13 +189,13 @@ def _device(driver: ctypes.CDLL, ordinal: int) -> str:
 
 
 def _tensorrt() -> list[Finding]:
-    """Each flavour of TensorRT: whether it builds plans here, and whether it runs them."""
-    gpu, found = driver(), []
+    """Each flavour of TensorRT: whether it can build and run plans on this machine."""
+    gpu, findings = driver(), []
     for flavour in FLAVOURS.values():
         what, trial = f"TensorRT ({flavour.name})", try_flavour(flavour)
         if trial.version is None:
-            said = f"{trial.problem}; `{flavour.install}`"
-            found.append(Finding(what, "without", said))
+            text = f"{trial.problem}; `{flavour.install}`"
+            findings.append(Finding(what, "without", text))
             continue
         builds = trial.builds and (flavour.builds_without_gpu or gpu.capability is not None)
         runs = trial.builds and gpu.capability is not None and flavour.runs_on(gpu.capability)
@@ -201,15 +203,15 @@ def _tensorrt() -> list[Finding]:
             why = gpu.problem or "no GPU"
         else:
             why = trial.problem or f"no kernels for compute capability {dotted(gpu.capability)}"
-        said = f"{trial.version}: {'builds' if builds else 'builds no'} plans"
-        said += ", runs them" if runs else f", runs none: {why}"
-        found.append(Finding(what, "ok" if runs else "without", said))
-    return found
+        text = f"{trial.version}: {'can' if builds else 'cannot'} build plans"
+        text += ", can run them" if runs else f", cannot run them: {why}"
+        findings.append(Finding(what, "ok" if runs else "without", text))
+    return findings
 
 
 def _hub() -> list[Finding]:
     if cache.offline():
-        return [Finding("hub", "without", "not asked: offline")]
+        return [Finding("hub", "without", "not checked: offline")]
     try:
         with urllib.request.urlopen(HUB, timeout=HUB_S):
             return [Finding("hub", "ok", "huggingface.co answers")]

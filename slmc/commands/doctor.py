@@ -13,10 +13,12 @@ app = typer.Typer(add_completion=False)
 
 @command(app)
 def doctor(
-    hub: Annotated[bool, typer.Option("--hub", help="Also ask the Hugging Face hub.")] = False,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Also check the connection to the Hugging Face hub.")
+    ] = False,
     json: Json = False,
 ) -> int:
-    """Tell what can run on this machine."""
+    """Show what can run on this machine."""
     from rich.table import Table
     from rich.text import Text
 
@@ -28,9 +30,9 @@ def doctor(
         console.result_json([vars(one) for one in findings])
         return MissingError.exit_code if bad else 0
     colours = {"ok": "green", "missing": "red", "without": "yellow"}
-    table = Table("what", "", "found", box=None, pad_edge=False)
+    table = Table("what", "", "result", box=None, pad_edge=False)
     for one in findings:
-        # As text: a command such as pip install 'slmc[onnx]' is no markup.
+        # Text, since rich would read the brackets of pip install 'slmc[onnx]' as markup.
         table.add_row(one.what, Text(one.state, style=colours[one.state]), Text(one.found))
     console.show(table)
     return MissingError.exit_code if bad else 0

@@ -1,4 +1,4 @@
-"""The artefacts that a single-stage command takes."""
+"""The input artefacts of commands."""
 
 from pathlib import Path
 
@@ -8,53 +8,54 @@ from slmc.config import StageConfig
 from slmc.errors import ArtefactError, UsageError
 
 
-def taken(path: Path, kind: Kind | None = None) -> Artefact:
+def artefact_at(path: Path, kind: Kind | None = None) -> Artefact:
     """The artefact at a path, its hashes checked.
 
     Raises:
-        ArtefactError: There is none; of a link of a run, with the command that makes it again.
+        ArtefactError: There is none. For a link of a run, the error has the command that makes the
+            artefact again.
     """
     if path.is_symlink() and not path.exists():
         from slmc.pipeline.rundir import RunDir
 
         again = RunDir(path.parent).again(path.name)
         raise ArtefactError(
-            f"{path} links to {path.readlink()}, which is not there any more.",
+            f"{path} links to {path.readlink()}, which no longer exists.",
             f"Make it again with {again}." if again else "Run its recipe again.",
         )
     return artefacts.load(path, kind=kind)
 
 
-def data_for(made_from_it: Artefact | None, named: Path | None) -> Artefact:
-    """The dataset that is named, or else that from which an artefact was made.
+def dataset_for(artefact: Artefact | None, named: Path | None) -> Artefact:
+    """The dataset at the path ``named``, or else the one that ``artefact`` was made from.
 
     Raises:
-        UsageError: None is named, and the cache does not have the artefact's own.
+        UsageError: No path is named, and the artefact's dataset is not in the cache.
     """
     if named is not None:
-        return taken(named, "dataset")
-    found = parent(made_from_it, "data") if made_from_it is not None else None
-    if found is None:
+        return artefact_at(named, "dataset")
+    dataset = parent(artefact, "data") if artefact is not None else None
+    if dataset is None:
         what = (
             "no dataset is named"
-            if made_from_it is None
-            else f"the dataset that {made_from_it.path} was made from is not in the cache"
+            if artefact is None
+            else f"the dataset that {artefact.path} was made from is not in the cache"
         )
         raise UsageError(f"{what}.", "Name it with --data.")
-    return found
+    return dataset
 
 
 def parent(artefact: Artefact, role: str) -> Artefact | None:
-    """What an artefact was made from in that role, if the cache has it."""
+    """The input of an artefact in that role; None if it is not in the cache."""
     from slmc.pipeline import find
 
     digest = artefact.manifest.parents.get(role)
-    found = find(digest) if digest is not None else None
-    return artefacts.load(found.path) if found is not None else None
+    cached = find(digest) if digest is not None else None
+    return artefacts.load(cached.path) if cached is not None else None
 
 
 def check_backbone(config: StageConfig, data: Artefact) -> None:
-    """Refuse a backbone that lies here and cannot be one, before anything is made for it."""
+    """Refuse a local backbone that slmc does not support, before any stage runs."""
     from slmc.distill.config import TeachConfig
     from slmc.pipeline.preflight import check_backbone as check
 

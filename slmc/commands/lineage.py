@@ -1,4 +1,4 @@
-"""A single-stage call as a recipe: its settings, and those of all that its inputs came from."""
+"""Write a single-stage call as a recipe: its settings, and those of all earlier stages."""
 
 import os
 import tempfile
@@ -11,49 +11,50 @@ from slmc.commands.inputs import parent
 from slmc.config import StageConfig
 from slmc.errors import UsageError
 from slmc.recipe import load
-from slmc.recipe.paths import tell_from
+from slmc.recipe.paths import to_folder
 from slmc.recipe.text import dump
 from slmc.stages import STAGES
+from slmc.system import refuse_existing
 
 
 def as_recipe(stage: str, config: StageConfig, inputs: Mapping[str, Artefact], file: Path) -> str:
-    """The text of a recipe that makes what the call makes; it has been read back.
+    """The text of a valid recipe that makes the same artefact as the call.
 
     Args:
-        stage: The stage that is called.
+        stage: Name of the stage.
         config: Its settings.
-        inputs: Role -> artefact; how each was made is in its manifest and in the cache.
-        file: Where the text will be put; names the recipe.
+        inputs: Role -> artefact; the manifests record how each was made.
+        file: Path of the recipe; its stem is the name of the recipe.
 
     Raises:
-        UsageError: An input's own inputs are not in the cache any more, the file is there
-            already, or the recipe would not be valid.
+        UsageError: An earlier artefact is not in the cache, the file exists already, or the
+            recipe would not be valid.
     """
-    if file.exists():
-        raise UsageError(f"{file} exists already.", "Name another file for --save-recipe.")
+    remedy = "Name another file for --save-recipe."
+    refuse_existing(file, UsageError, ours=True, replace=False, remedy=remedy)
     if file.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"{file} is no name of a recipe.", "Let it end in .yaml.")
+        raise UsageError(f"{file} is not a name for a recipe.", "Use a name that ends in .yaml.")
     lines: dict[str, tuple[str, dict[str, Any]]] = {}
     ids = {role: _walk(artefact, lines) for role, artefact in inputs.items()}
     _add(stage, config, ids, lines)
     data = next((body for at, body in lines.values() if at == "prepare"), {})
     steps = [{at: body or None} for at, body in lines.values() if at != "prepare"]
     recipe = {"version": 1, "name": file.stem, "data": data, "steps": steps}
-    tell_from(recipe, file.parent)
+    to_folder(recipe, file.parent)
     text = dump(recipe)
     _read_back(text)
     return text
 
 
 def _walk(artefact: Artefact, lines: dict[str, tuple[str, dict[str, Any]]]) -> str:
-    """Add the step that made an artefact, after those of its parents; returns the step's id."""
+    """Add the step that made an artefact, after the steps of its inputs; return its id."""
     manifest = artefact.manifest
     ids: dict[str, str] = {}
     for role in manifest.parents:
         made_from = parent(artefact, role)
         if made_from is None:
             raise UsageError(
-                f"what {artefact.path} was made from ({role}) is not in the cache, so its "
+                f"the {role} that {artefact.path} was made from is not in the cache, so its "
                 "recipe is not known.",
                 "Leave --save-recipe out, or run the earlier stages again.",
             )
@@ -69,10 +70,10 @@ def _add(
     lines: dict[str, tuple[str, dict[str, Any]]],
 ) -> str:
     body = config.model_dump(mode="json", exclude_defaults=True)
-    # The runner gives these roles itself: there is one dataset, one SASRec, one report.
-    named = {r: i for r, i in ids.items() if r not in ("data", "sasrec", "baselines")}
-    if named and stage != "baselines":
-        body = named | body
+    # The recipe fills these roles by default: it has one dataset, one SASRec, one report.
+    roles = {r: i for r, i in ids.items() if r not in ("data", "sasrec", "baselines")}
+    if roles and stage != "baselines":
+        body = roles | body
     for known, line in lines.items():
         if line == (stage, body) or line == (stage, {"id": known} | body):
             return known
@@ -83,7 +84,7 @@ def _add(
 
 
 def _read_back(text: str) -> None:
-    """Read the recipe as `slmc run` would; raises where it is not valid."""
+    """Read the recipe as `slmc run` does; raises if it is not valid."""
     descriptor, name = tempfile.mkstemp(suffix=".yaml")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

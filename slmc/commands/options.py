@@ -1,7 +1,7 @@
-"""Options of the command line from the configs: one for each field, of the same name.
+"""Options of the command line from the configs: one option per field, with the same name.
 
 ``--layers 4``, ``--losses.norm 0.1``: values are read as in a recipe, lists are repeated or
-comma-separated, truth values are flags. What pydantic says against them is told by option.
+comma-separated, booleans are flags. Error messages name the option.
 """
 
 import inspect
@@ -30,7 +30,7 @@ METAVARS = {
     date: "YYYY-MM-DD",
     dict: "NAME=VALUE,…",
 }
-"""Type of a setting -> what its help shows."""
+"""Type of a setting -> its placeholder in the help."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Setting:
     flag: bool
     many: bool
     text: bool
-    """Whether the value is text whatever it looks like."""
+    """Whether the value is always text, even if it looks like a number."""
     mapping: bool = False
-    """Whether a whole mapping may be given too."""
+    """Whether the value may also be a whole mapping."""
 
     @property
     def option(self) -> str:
@@ -54,7 +54,7 @@ class Setting:
 
     @property
     def parameter(self) -> str:
-        """A Python name for the value."""
+        """Name of the Python parameter."""
         return "set__" + "__".join(self.path)
 
 
@@ -63,38 +63,38 @@ def settings(config: type[BaseModel], skip: tuple[str, ...] = ()) -> list[Settin
 
     Args:
         config: The config.
-        skip: Fields at its top that are given in another way.
+        skip: Top-level fields that are not options.
     """
-    found: dict[tuple[str, ...], Setting] = {}
-    _collect(config, (), None, found)
-    return [one for path, one in found.items() if path[0] not in skip]
+    by_path: dict[tuple[str, ...], Setting] = {}
+    _collect(config, (), None, by_path)
+    return [one for path, one in by_path.items() if path[0] not in skip]
 
 
 def _collect(
     config: type[BaseModel],
     at: tuple[str, ...],
     default: BaseModel | None,
-    found: dict[tuple[str, ...], Setting],
+    by_path: dict[tuple[str, ...], Setting],
 ) -> None:
     for name, field in config.model_fields.items():
         path = (*at, name)
-        usual = getattr(default, name, None) if default is not None else field.get_default()
+        value = getattr(default, name, None) if default is not None else field.get_default()
         arms = members(field.annotation)
         if plain := [a for a in arms if not _is_model(a)]:
-            # A nested config that may be absent is taken away with `null`.
-            said = " ".join((field.description or "").split())
-            made = _setting(path, said, plain, usual, nested=len(plain) < len(arms))
-            before = found.get(path)
-            if before is not None and made.metavar not in (before.metavar or "").split("|"):
-                # Two kinds of a nested config have it, such as split.by.
-                made = replace(before, metavar=f"{before.metavar}|{made.metavar}")
-            found[path] = made
+            # `null` removes a nested config that may be absent.
+            text = " ".join((field.description or "").split())
+            setting = _setting(path, text, plain, value, nested=len(plain) < len(arms))
+            before = by_path.get(path)
+            if before is not None and setting.metavar not in (before.metavar or "").split("|"):
+                # Two alternatives of a nested config have this field, such as split.by.
+                setting = replace(before, metavar=f"{before.metavar}|{setting.metavar}")
+            by_path[path] = setting
         for inner in models_at(config, (name,)):
-            _collect(inner, path, usual if isinstance(usual, inner) else None, found)
+            _collect(inner, path, value if isinstance(value, inner) else None, by_path)
 
 
 def _setting(
-    path: tuple[str, ...], said: str, arms: list[Any], default: Any, *, nested: bool
+    path: tuple[str, ...], description: str, arms: list[Any], default: Any, *, nested: bool
 ) -> Setting:
     many = any(get_origin(arm) is tuple for arm in arms)
     flag = arms == [bool]
@@ -109,11 +109,11 @@ def _setting(
     )
     metavar = None if flag else "|".join(kinds)
     text = bool(leaves) and set(leaves) <= {str}
-    return Setting(path, said + tail * (shown != ""), metavar, flag, many, text, nested)
+    return Setting(path, description + tail * (shown != ""), metavar, flag, many, text, nested)
 
 
 def _plain(value: Any) -> str:
-    """A value as it would be typed."""
+    """A value as a user types it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -130,65 +130,66 @@ def _metavar(leaf: Any) -> str:
 
 
 def build(
-    config: type[Model], given: Mapping[tuple[str, ...], Any], command: str, **known: Any
+    config: type[Model], option_values: Mapping[tuple[str, ...], Any], command: str, **known: Any
 ) -> Model:
-    """The config that the given options make.
+    """The config with the values of the command line.
 
     Args:
-        config: The config.
-        given: Path of a field -> what was said; None or an empty list where nothing was.
+        config: The config class.
+        option_values: Path of a field -> value of its option; None or [] if it is not used.
         command: The command, for the message.
         known: Fields that are not options.
 
     Raises:
-        UsageError: Values are refused; every option with its reason.
+        UsageError: Values are not valid; the error lists every such option.
     """
     raw: dict[str, Any] = dict(known)
     for one in settings(config):
-        said = given.get(one.path)
-        if said is not None and said != []:
-            _put(config, raw, one.path, _value(one, said))
-    made, wrong = reasons(config, raw)
-    if made is None:
-        faults = [f"{_option(reason.path)}{_worded(reason.what)}" for reason in wrong]
+        value = option_values.get(one.path)
+        if value is not None and value != []:
+            _put(config, raw, one.path, _value(one, value))
+    valid, wrong = reasons(config, raw)
+    if valid is None:
+        faults = [f"{_option(reason.path)}{_message(reason.what)}" for reason in wrong]
         raise UsageError("; ".join(faults), f"See `{command} --help`.")
-    return made
+    return valid
 
 
-def _value(one: Setting, said: Any) -> Any:
+def _value(one: Setting, value: Any) -> Any:
+    """The value of an option, parsed from its text."""
     if one.flag:
-        return said
-    if one.mapping and said.startswith("{"):
+        return value
+    if one.mapping and value.startswith("{"):
         faults = Faults()
-        read = parse(said, one.option, {}, faults).value
-        return said if faults else read
+        mapping = parse(value, one.option, {}, faults).value
+        return value if faults else mapping
     if one.many:
-        words = [word.strip() for text in said for word in text.strip("[]").split(",")]
+        words = [word.strip() for text in value for word in text.strip("[]").split(",")]
         if words == ["null"]:
             return None
         return [word if one.text else scalar(word) for word in words if word]
-    return said if one.text and said != "null" else scalar(said)
+    return value if one.text and value != "null" else scalar(value)
 
 
 def _put(config: type[BaseModel], raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Set a nested field; those beside it keep their defaults, as ``--set`` has it."""
+    """Set a nested field; the other nested fields keep their defaults, as with ``--set``."""
     model: type[BaseModel] | None = config
     for name in path[:-1]:
         inner = raw.get(name)
         if not isinstance(inner, dict):
             field = model.model_fields.get(name) if model is not None else None
-            usual = field.get_default() if field is not None else None
-            inner = usual.model_dump(exclude_none=True) if isinstance(usual, BaseModel) else {}
+            default = field.get_default() if field is not None else None
+            inner = default.model_dump(exclude_none=True) if isinstance(default, BaseModel) else {}
             raw[name] = inner
         inside = models_at(model, (name,)) if model is not None else []
         model, raw = (inside[0] if inside else None), inner
     raw[path[-1]] = value
 
 
-def _worded(what: str) -> str:
-    # Every option is a field, so a field that is not known belongs to another kind of its config.
+def _message(what: str) -> str:
+    # Every option is a field, so an unknown field belongs to another alternative of its config.
     unknown = what.startswith("there is no key")
-    return "does not go with the other settings of this kind" if unknown else what
+    return "cannot be used with the other settings of this kind" if unknown else what
 
 
 def _option(path: tuple[str | int, ...]) -> str:
@@ -199,35 +200,35 @@ def _option(path: tuple[str | int, ...]) -> str:
 def configured(
     config: type[BaseModel], command: str, skip: tuple[str, ...] = ()
 ) -> Callable[[Function], Function]:
-    """Give a command the options of a config; the function gets it made, as ``config``.
+    """Give a command the options of a config; its function gets the config as ``config``.
 
-    Where a field is in ``skip``, the function gets a ``build`` in its place: the config of the
-    options and of the fields that it names.
+    With ``skip`` the function gets ``make`` instead: a function that takes the skipped fields and
+    returns the config.
     """
     options = settings(config, skip)
 
     def decorate(function: Function) -> Function:
-        own = [
+        parameters = [
             parameter
             for name, parameter in inspect.signature(function).parameters.items()
             if name not in ("config", "make")
         ]
 
         def call(**values: Any) -> int | None:
-            given = {one.path: values.pop(one.parameter) for one in options}
+            option_values = {one.path: values.pop(one.parameter) for one in options}
             if skip:
                 return function(
-                    make=lambda **known: build(config, given, command, **known), **values
+                    make=lambda **known: build(config, option_values, command, **known), **values
                 )
-            return function(config=build(config, given, command), **values)
+            return function(config=build(config, option_values, command), **values)
 
-        return signed(call, [*own, *map(_parameter, options)], function)
+        return signed(call, [*parameters, *map(_parameter, options)], function)
 
     return decorate
 
 
 def signed(call: Function, parameters: list[inspect.Parameter], model: Function) -> Function:
-    """Give ``call`` a signature for Typer, and name and help of ``model``."""
+    """Give ``call`` a signature for Typer, and the name and help of ``model``."""
     keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     call.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in keyword}

@@ -8,14 +8,14 @@ import typer
 from slmc.commands import console
 from slmc.commands.shared import Json, command
 from slmc.errors import UsageError
-from slmc.system import write_whole
+from slmc.system import refuse_existing, write_whole
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged name or a path.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override, as distill.layers=2."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as distill.layers=2."),
 ]
 
 
@@ -29,20 +29,18 @@ def ls(json: Json = False) -> None:
     """List the recipes that ship with slmc."""
     from slmc.recipe import load, packaged
 
-    found = {name: load(name).description for name in packaged()}
+    descriptions = {name: load(name).description for name in packaged()}
     if json:
-        console.result_json(found)
+        console.result_json(descriptions)
         return
-    for name, description in found.items():
+    for name, description in descriptions.items():
         console.result(f"{name:<16} {description}")
 
 
 @command(app)
 def show(
     recipe: Name,
-    resolved: Annotated[
-        bool, typer.Option("--resolved", help="With every setting written out.")
-    ] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="With every setting.")] = False,
     sets: Sets = None,
 ) -> None:
     """Print a recipe."""
@@ -51,7 +49,7 @@ def show(
     if resolved:
         console.result(recipes.resolved_yaml(recipes.load(recipe, sets=sets or ())).rstrip())
     elif sets:
-        raise UsageError("--set changes nothing in a recipe as written.", "Add --resolved.")
+        raise UsageError("--set has no effect without --resolved.", "Add --resolved.")
     else:
         console.result(recipes.text_of(recipe).rstrip())
 
@@ -59,20 +57,22 @@ def show(
 @command(app)
 def cp(
     recipe: Name,
-    to: Annotated[Path, typer.Argument(metavar="FILE", help="Where the copy goes.")],
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the copy.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
-    """Copy a recipe, to change it; the copy is named after its file."""
+    """Copy a recipe, to change it; the copy gets the name of its file."""
     from slmc import recipe as recipes
 
     text = recipes.renamed(recipes.text_of(recipe), recipe, to)
-    write_new(to, text, force=force)
+    remedy = "Name another file, or pass --force."
+    refuse_existing(to, UsageError, ours=True, replace=force, remedy=remedy)
+    write_whole(to, text)
     console.result(str(to))
 
 
 @command(app)
 def check(recipe: Name, sets: Sets = None, json: Json = False) -> None:
-    """Say whether a recipe can run, without running it."""
+    """Check that a recipe can run, without running it."""
     from slmc import recipe as recipes
     from slmc.pipeline.preflight import check_backbones
 
@@ -94,15 +94,3 @@ def schema() -> None:
     from slmc.recipe.schema import schema as of_recipes
 
     console.result_json(of_recipes())
-
-
-def write_new(file: Path, text: str, *, force: bool) -> None:
-    """Write a text file that is not there yet.
-
-    Raises:
-        UsageError: It is there and ``force`` is not given.
-        OSError: It cannot be written.
-    """
-    if file.exists() and not force:
-        raise UsageError(f"{file} exists already.", "Name another file, or pass --force.")
-    write_whole(file, text)

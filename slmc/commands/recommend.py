@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slmc.commands import console
-from slmc.commands import inputs as given
+from slmc.commands import console, inputs
 from slmc.commands.shared import Json, command
 
 app = typer.Typer(add_completion=False)
@@ -20,7 +19,7 @@ def recommend(
     ],
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
     exclude_seen: Annotated[
-        bool, typer.Option("--exclude-seen", help="Leave the items of the history out.")
+        bool, typer.Option("--exclude-seen", help="Leave out the items of the history.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -29,12 +28,12 @@ def recommend(
 
     from slmc.recommend import recommend as best
 
-    found = best(given.taken(engine, "engine"), ids, k, exclude_seen)
+    recommendations = best(inputs.artefact_at(engine, "engine"), ids, k, exclude_seen)
     if json:
-        rows = [{"item": r.item, "title": r.title, "score": r.score} for r in found]
+        rows = [{"item": r.item, "title": r.title, "score": r.score} for r in recommendations]
         console.result_json(rows)
         return
     table = Table("", "item", "title", "score", box=None, pad_edge=False)
-    for place, one in enumerate(found, start=1):
+    for place, one in enumerate(recommendations, start=1):
         table.add_row(str(place), one.item, one.title or "", f"{one.score:.3f}")
     console.show(table)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("slmc.run")
 app = typer.Typer(add_completion=False)
 
-SAID = {"hit": "in the cache", "resume": "going on from where it stopped", "run": "running"}
+STATUS = {"hit": "in the cache", "resume": "resuming", "run": "running"}
 
 
 @command(app, "run", network=True)
@@ -24,20 +24,25 @@ def run(
     lines: console.JsonLines,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override, as distill.layers=2."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a value, such as distill.layers=2."
+        ),
     ] = None,
     until: Annotated[
         str | None, typer.Option("--until", metavar="STEP", help="Stop after this step.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Tell what would run and why; run nothing.")
+        bool, typer.Option("--plan", help="Show what would run and why; run nothing.")
     ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Make everything small: minutes become seconds.")
+        bool,
+        typer.Option("--smoke", help="Run on a random backbone and few users, in under a minute."),
     ] = False,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--runs", help="Folder for the folders of runs.")] = Path(
+        "runs"
+    ),
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder of this run; else RUNS/NAME.")
+        Path | None, typer.Option("-o", "--out", help="Folder of this run; default: RUNS/NAME.")
     ] = None,
     json: Json = False,
 ) -> int:
@@ -48,46 +53,52 @@ def run(
     loaded = load(recipe, sets=sets or (), smoke=smoke)
     folder = out or runs / pipeline.default_run_dir(loaded).name
     if plan:
-        _tell_plan(pipeline.plan(loaded, run_dir=folder, until=until), as_json=json)
+        _print_plan(pipeline.plan(loaded, run_dir=folder, until=until), as_json=json)
         return 0
 
     def watch(step: "PlannedStep | StepResult") -> None:
         lines.open(folder / "log.jsonl")
-        _tell_step(step)
+        _log_step(step)
 
     result = pipeline.run(loaded, run_dir=folder, until=until, on_step=watch, report=report.write)
-    _tell_result(result, as_json=json)
+    _print_result(result, as_json=json)
     return pipeline.exit_code(result)
 
 
-def _tell_step(step: "PlannedStep | StepResult") -> None:
+def _log_step(step: "PlannedStep | StepResult") -> None:
     from slmc.pipeline import StepResult
 
     if not isinstance(step, StepResult):
         detail = f" (changed: {', '.join(step.changed)})" if step.changed else ""
-        log.info("%s: %s%s", step.id, SAID[step.status], detail if step.status != "hit" else "")
+        log.info("%s: %s%s", step.id, STATUS[step.status], detail if step.status != "hit" else "")
     elif step.status != "hit" and step.seconds is not None:
-        log.info("%s: done in %s", step.id, console.seconds(step.seconds))
+        log.info("%s: done in %s", step.id, console.duration(step.seconds))
 
 
-def _tell_plan(steps: "list[PlannedStep]", *, as_json: bool) -> None:
+def _print_plan(steps: "list[PlannedStep]", *, as_json: bool) -> None:
     from rich.table import Table
 
     if as_json:
         rows = [
-            {"id": s.id, "stage": s.stage, "key": s.key, "status": s.status, "changed": s.changed}
-            for s in steps
+            {
+                "id": step.id,
+                "stage": step.stage,
+                "key": step.key.digest if step.key else None,
+                "status": step.status,
+                "changed": step.changed,
+            }
+            for step in steps
         ]
         console.result_json(rows)
         return
     table = Table("step", "plan", "key", "changed since the last run", box=None, pad_edge=False)
     for step in steps:
-        key = step.key[:12] if step.key else "not known yet"
+        key = step.key.digest[:12] if step.key else "not known yet"
         table.add_row(step.id, step.status, key, ", ".join(step.changed))
     console.show(table)
 
 
-def _tell_result(result: "RunResult", *, as_json: bool) -> None:
+def _print_result(result: "RunResult", *, as_json: bool) -> None:
     from slmc import pipeline
     from slmc.report.advice import advice
     from slmc.report.terminal import run_table

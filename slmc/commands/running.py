@@ -27,24 +27,24 @@ def run(
         from slmc.commands.lineage import as_recipe
 
         recipe = as_recipe(stage, config, inputs, save_recipe)
-    made = run_stage(stage, config, inputs, out=out, force=force)
+    artefact = run_stage(stage, config, inputs, out=out, force=force)
     if recipe is not None and save_recipe is not None:
         write_whole(save_recipe, recipe)
-    give(made, as_json=as_json)
-    return made
+    print_artefact(artefact, as_json=as_json)
+    return artefact
 
 
-def give(made: Artefact, *, as_json: bool) -> None:
-    """Print the path of an artefact, or what is in its manifest."""
+def print_artefact(artefact: Artefact, *, as_json: bool) -> None:
+    """Print the path of an artefact, or its manifest as JSON."""
     if as_json:
         console.result_json(
             {
-                "path": str(made.path),
-                "digest": made.digest,
-                "kind": made.manifest.kind,
-                "stage": made.manifest.stage,
-                "metrics": made.manifest.metrics,
+                "path": str(artefact.path),
+                "digest": artefact.digest,
+                "kind": artefact.manifest.kind,
+                "stage": artefact.manifest.stage,
+                "metrics": artefact.manifest.metrics,
             }
         )
     else:
-        console.result(str(made.path))
+        console.result(str(artefact.path))

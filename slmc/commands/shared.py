@@ -1,4 +1,4 @@
-"""Options that several commands have, spelt the same everywhere."""
+"""Options that several commands share."""
 
 import copy
 import inspect
@@ -14,25 +14,27 @@ from slmc.commands.options import Function, signed
 
 Out = Annotated[
     Path | None,
-    typer.Option("-o", "--out", help="Put the artefact here; else it stays in the cache."),
+    typer.Option("-o", "--out", help="Copy the artefact to this path; it also stays in the cache."),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Dataset artefact; else the one that the model was made from."),
+    typer.Option("--data", help="Dataset artefact; default: the one that the model was made from."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an artefact at --out.")]
 SaveRecipe = Annotated[
     Path | None,
-    typer.Option("--save-recipe", metavar="FILE", help="Write what this call does as a recipe."),
+    typer.Option(
+        "--save-recipe", metavar="FILE", help="Write this call and all earlier stages as a recipe."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Log warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log everything; show tracebacks.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Leave the network alone.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not use the network.")]
 
 
 def context() -> dict[str, Any]:
-    """Settings of every command: ``--group_size`` is read as ``--group-size``."""
+    """Typer settings of every command: ``--group_size`` is read as ``--group-size``."""
     return {
         "token_normalize_func": lambda token: token.replace("_", "-"),
         "help_option_names": list(HELP_OPTIONS),
@@ -40,16 +42,16 @@ def context() -> dict[str, Any]:
 
 
 def not_empty(text: str) -> str:
-    """What was given; raises ``typer.BadParameter`` where it is empty."""
+    """The text; raises ``typer.BadParameter`` if it is empty."""
     if not text.strip():
         raise typer.BadParameter(
-            "it is empty; is a variable not set, or has the command failed that gives it?"
+            "it is empty; maybe a variable is not set, or the command that prints it failed"
         )
     return text
 
 
 def path(text: str | Path) -> Path:
-    """The path that was given; an empty one, which Python takes for this folder, is refused."""
+    """The path; an empty one is refused, since Python reads it as the working directory."""
     return Path(not_empty(str(text)))
 
 
@@ -58,7 +60,7 @@ def _with_paths(parameter: inspect.Parameter) -> inspect.Parameter:
     parts = get_args(parameter.annotation)
     if not parts or not {Path, list[Path]} & {parts[0], *get_args(parts[0])}:
         return parameter
-    # Options such as --out are shared by commands: theirs stays as it is.
+    # Commands share options such as --out, so change a copy.
     kind, infos = parts[0], [copy.copy(info) for info in parts[1:]]
     for info in infos:
         info.parser = path
@@ -68,16 +70,16 @@ def _with_paths(parameter: inspect.Parameter) -> inspect.Parameter:
 def command(
     app: typer.Typer, name: str | None = None, *, network: bool = False
 ) -> Callable[[Function], Function]:
-    """Register a command that shows its log while it runs.
+    """Register a command; its log is shown while it runs.
 
     Args:
-        app: Where it is registered.
-        name: Its name, if it is not the function's.
-        network: Whether it may use the network, so that it has ``--offline``.
+        app: The app of the command.
+        name: Name of the command, if it is not that of the function.
+        network: Whether the command may use the network; if so it has ``--offline``.
     """
 
     def decorate(function: Function) -> Function:
-        own = list(inspect.signature(function).parameters.values())
+        parameters = list(inspect.signature(function).parameters.values())
         options: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
         options |= {"offline": Offline} if network else {}
         extra = [
@@ -94,8 +96,8 @@ def command(
                     values["lines"] = lines
                 return function(**values)
 
-        wanted = {p.name for p in own}
-        visible = [_with_paths(p) for p in own if p.name != "lines"]
+        wanted = {p.name for p in parameters}
+        visible = [_with_paths(p) for p in parameters if p.name != "lines"]
         app.command(name, context_settings=context())(signed(call, [*visible, *extra], function))
         return function
 
@@ -105,8 +107,8 @@ def command(
 def with_parameters(
     function: Callable[..., int | None], extra: dict[str, tuple[Any, Any]]
 ) -> Function:
-    """Give a function with ``**roles`` named keyword parameters: name -> annotation, default."""
-    own = [
+    """Replace ``**roles`` of a function by keyword parameters: name -> annotation, default."""
+    parameters = [
         p
         for p in inspect.signature(function).parameters.values()
         if p.kind is not inspect.Parameter.VAR_KEYWORD
@@ -115,4 +117,4 @@ def with_parameters(
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
         for name, (kind, default) in extra.items()
     ]
-    return signed(lambda **values: function(**values), [*added, *own], function)
+    return signed(lambda **values: function(**values), [*added, *parameters], function)

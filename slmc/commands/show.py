@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from slmc.artefact import Artefact
-from slmc.commands import console
-from slmc.commands import inputs as given
-from slmc.commands.data import tell
+from slmc.commands import console, inputs
+from slmc.commands.data import print_values
 from slmc.commands.shared import Json, command
 
 app = typer.Typer(add_completion=False)
@@ -22,19 +21,24 @@ def show(
     ],
     json: Json = False,
 ) -> None:
-    """Tell what artefacts are and how they were made."""
-    from slmc.pipeline import past
+    """Show what artefacts are and how they were made."""
+    from slmc.pipeline import saved_run
 
-    found = [past.told(path) if past.is_run(path) else given.taken(path) for path in paths]
+    contents = [
+        saved_run.read(path) if saved_run.is_run(path) else inputs.artefact_at(path)
+        for path in paths
+    ]
     if json:
-        console.result_json([as_json(one) if isinstance(one, Artefact) else one for one in found])
+        console.result_json(
+            [as_json(one) if isinstance(one, Artefact) else one for one in contents]
+        )
         return
-    for number, one in enumerate(found):
+    for number, one in enumerate(contents):
         console.result("\n" * bool(number) + str(paths[number]))
         if isinstance(one, Artefact):
-            tell(summary(one), "  ")
+            print_values(summary(one), "  ")
         else:
-            tell_run(one)
+            print_run(one)
 
 
 def as_json(artefact: Artefact) -> dict[str, Any]:
@@ -43,8 +47,8 @@ def as_json(artefact: Artefact) -> dict[str, Any]:
     return {"path": str(artefact.path), "digest": artefact.digest, **manifest}
 
 
-def tell_run(run: dict[str, Any]) -> None:
-    """Print the steps of a run, what was measured and what its gates said."""
+def print_run(run: dict[str, Any]) -> None:
+    """Print the steps, evaluations and verdicts of a run."""
     from rich.table import Table
 
     from slmc.report import numbers
@@ -54,7 +58,7 @@ def tell_run(run: dict[str, Any]) -> None:
     if ended:
         console.result(f"  ended at step {ended['step']}: {ended['why']}")
     elif not run["complete"]:
-        console.result("  has not come to its end; what was measured is of an earlier run")
+        console.result("  did not finish; the results are those of an earlier run")
     table = Table("step", "stage", "s to make", "MB", "key", box=None, pad_edge=False)
     for name, step in run["steps"].items():
         seconds = numbers.NONE if step["seconds"] is None else f"{step['seconds']:.1f}"
@@ -72,7 +76,7 @@ def tell_run(run: dict[str, Any]) -> None:
 
 
 def summary(artefact: Artefact) -> dict[str, Any]:
-    """What a reader wants to know of an artefact, in order; hashes shortened."""
+    """The manifest of an artefact in the order of reading, with short hashes."""
     manifest = artefact.manifest
     sizes = {name: (artefact.path / name).stat().st_size for name in manifest.files}
     return {
@@ -84,6 +88,5 @@ def summary(artefact: Artefact) -> dict[str, Any]:
         "metrics": manifest.metrics,
         "versions": manifest.versions,
         "device": manifest.device,
-        "code of a model repository was run": manifest.remote_code,
         "bytes": sizes,
     }

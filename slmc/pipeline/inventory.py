@@ -1,7 +1,7 @@
-"""What the cache holds, which runs use it, and what of it nothing uses any more.
+"""Contents of the cache, the runs that use them, and what no run uses.
 
-Every run enters its folder in ``$SLMC_CACHE/runs``, one small file a folder, so that an artefact
-that any run of this cache links to is known wherever that run lies.
+Every run records the path of its folder in a small file in ``$SLMC_CACHE/runs``. So the artefacts
+that runs link to are known, in whatever folder the runs are.
 """
 
 import hashlib
@@ -19,38 +19,38 @@ from slmc.pipeline.rundir import RunDir
 from slmc.pipeline.store import unwritable
 
 NAMES = {"states": "teacher states", "downloads": "sources", "backbones": "backbones"}
-"""Folder of the cache -> what it holds."""
+"""Folder of the cache -> name of its contents."""
 OURS = ("objects", "digests", "runs", "times")
-"""Folders that hold artefacts, links to them, the runs that use them, and how long they took."""
+"""Folders with the artefacts, links to them, paths of runs, and times of steps."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of the cache takes, artefacts apart."""
+    """Size of a part of the cache other than the artefacts."""
 
     name: str
     count: int
-    """Entries; of unfinished steps, folders that a run goes on from or that were set aside."""
+    """Number of entries. Unfinished steps are folders to resume from or set aside as broken."""
     bytes: int
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """What nothing uses any more."""
+    """What no run uses, and what is kept."""
 
     artefacts: list[Artefact]
     states: list[Path]
-    """Folders of states of teachers that go."""
+    """Folders of the hidden states of teachers that are not kept."""
     kept: int
-    """Artefacts that stay."""
+    """Number of artefacts that are kept."""
     runs: list[Path]
-    """Folders of runs whose artefacts stay."""
+    """Folders of runs whose artefacts are kept."""
     gone: list[Path]
-    """Folders of runs that were entered and are there no more."""
+    """Recorded folders of runs that no longer exist."""
 
 
 def register(folder: Path) -> None:
-    """Enter the folder of a run in the cache, so that what it links to is kept.
+    """Record the folder of a run in the cache, so that its artefacts are kept.
 
     Raises:
         MissingError: The cache cannot be written.
@@ -67,89 +67,89 @@ def register(folder: Path) -> None:
 
 
 def registered() -> list[Path]:
-    """The folders of all runs that were entered, there or not, in order of their paths."""
+    """All recorded folders of runs, also those that no longer exist, sorted by path."""
     entries = cache.runs().glob("*.path") if cache.runs().is_dir() else ()
     return sorted(Path(os.fsdecode(entry.read_bytes())) for entry in entries)
 
 
 def artefacts() -> list[Artefact]:
-    """Every artefact in the cache, by stage and key."""
-    found = []
+    """Every artefact in the cache, sorted by stage and key."""
+    whole = []
     folder = cache.objects()
     for path in folder.iterdir() if folder.is_dir() else ():
         if is_key(path.name):
             try:
-                found.append(peek(path))
+                whole.append(peek(path))
             except ArtefactError:
                 continue
-    return sorted(found, key=lambda one: (one.manifest.stage, one.path.name))
+    return sorted(whole, key=lambda one: (one.manifest.stage, one.path.name))
 
 
 def parts() -> list[Part]:
-    """What else the cache holds; with the artefacts it is all of it."""
+    """Everything in the cache except the artefacts."""
     folders = [path for path in visible(cache.root()) if path.is_dir() and path.name not in OURS]
-    found = [
+    others = [
         Part(NAMES.get(folder.name, folder.name), len(visible(folder)), size(folder))
         for folder in sorted(folders)
     ]
     whole = {one.path for one in artefacts()}
     objects = cache.objects().iterdir() if cache.objects().is_dir() else ()
     unfinished = [path for path in objects if path.is_dir() and path not in whole]
-    found.append(Part("unfinished steps", len(unfinished), sum(map(size, unfinished))))
-    counted = sum(part.bytes for part in found) + sum(map(size, whole))
-    found.append(Part("other files", 0, size(cache.root()) - counted))
-    return [part for part in found if part.bytes > 0]
+    others.append(Part("unfinished steps", len(unfinished), sum(map(size, unfinished))))
+    counted = sum(part.bytes for part in others) + sum(map(size, whole))
+    others.append(Part("other files", 0, size(cache.root()) - counted))
+    return [part for part in others if part.bytes > 0]
 
 
 def garbage(folders: Iterable[Path]) -> Garbage:
-    """What no run links to, and what nothing that a run links to was made from.
+    """Artefacts and states that no run needs: neither linked by a run nor an input of a linked one.
 
     Args:
-        folders: Folders of runs that may not have been entered.
+        folders: Folders of further runs, which may not be recorded.
 
     Raises:
-        UsageError: The folder of a run that was entered cannot be read.
+        UsageError: The folder of a recorded run cannot be read.
     """
-    entered = registered()
-    keys = {folder: _keys(folder) for folder in [*entered, *(one.resolve() for one in folders)]}
-    linked = {folder: found for folder, found in keys.items() if found is not None}
+    recorded = registered()
+    keys = {folder: _keys(folder) for folder in [*recorded, *(one.resolve() for one in folders)]}
+    linked = {folder: of_run for folder, of_run in keys.items() if of_run is not None}
     everything = artefacts()
-    kept = _reachable(everything, {key for found in linked.values() for key in found})
-    going = [one for one in everything if one.path.name not in kept]
+    kept = _reachable(everything, {key for of_run in linked.values() for key in of_run})
+    unused = [one for one in everything if one.path.name not in kept]
     states = sorted(visible(cache.root() / "states"))
     teachers = {one.digest for one in everything if one.path.name in kept}
     return Garbage(
-        artefacts=going,
+        artefacts=unused,
         states=[path for path in states if _teacher(path) not in (None, *teachers)],
         kept=len(kept),
         runs=sorted(linked),
-        gone=[folder for folder in entered if folder not in linked],
+        gone=[folder for folder in recorded if folder not in linked],
     )
 
 
-def remove(found: Garbage) -> None:
-    """Remove what nothing uses, and forget the runs that are gone.
+def remove(unwanted: Garbage) -> None:
+    """Remove unused artefacts and states, and the records of runs that no longer exist.
 
-    What a run has linked to since ``found`` was looked up is kept.
+    What a run has linked to since ``unwanted`` was computed is kept.
     """
-    now = garbage(found.runs)
+    now = garbage(unwanted.runs)
     unused = {one.path for one in now.artefacts}
-    for one in found.artefacts:
+    for one in unwanted.artefacts:
         if one.path not in unused:
             continue
         (cache.root() / "digests" / one.digest).unlink(missing_ok=True)
         (cache.root() / "times" / one.path.name).unlink(missing_ok=True)
-        # Without its manifest it is no artefact any more, should this be cut short.
+        # The manifest goes first: if this is interrupted, the rest is not an artefact.
         (one.path / "slmc.json").unlink(missing_ok=True)
         shutil.rmtree(one.path, ignore_errors=True)
-    for path in set(found.states) & set(now.states):
+    for path in set(unwanted.states) & set(now.states):
         shutil.rmtree(path, ignore_errors=True)
     for folder in now.gone:
         _entry(folder).unlink(missing_ok=True)
 
 
 def visible(folder: Path) -> list[Path]:
-    """The entries of a folder whose names begin with no dot; none if it is not there."""
+    """The entries of a folder whose names do not start with a dot; none if it does not exist."""
     return [path for path in folder.glob("*") if not path.name.startswith(".")]
 
 
@@ -163,37 +163,37 @@ def _entry(folder: Path) -> Path:
 
 
 def _keys(folder: Path) -> set[str] | None:
-    """Keys of the steps of a run; None if its folder is not there."""
+    """Keys of the steps of a run; None if its folder does not exist."""
     try:
         return RunDir(folder).keys()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UsageError(
-            f"{folder}, the folder of a run, cannot be read: {error.strerror}; what it links to "
-            "is not known, so nothing was removed.",
-            "Run the command as a user who may read it.",
+            f"{folder}, the folder of a run, cannot be read: {error.strerror}; its artefacts are "
+            "not known, so nothing was removed.",
+            "Run the command as a user with permission to read it.",
         ) from None
 
 
 def _reachable(everything: Iterable[Artefact], keys: set[str]) -> set[str]:
-    """The keys, and those of everything that their artefacts were made from."""
+    """The keys, and the keys of all direct and indirect inputs of their artefacts."""
     known = {a.path.name: a for a in everything}
     by_digest = {a.digest: name for name, a in known.items()}
-    kept, left = set(), [key for key in keys if key in known]
-    while left:
-        key = left.pop()
+    kept, pending = set(), [key for key in keys if key in known]
+    while pending:
+        key = pending.pop()
         if key not in kept:
             kept.add(key)
             parents = known[key].manifest.parents.values()
-            left += [by_digest[digest] for digest in parents if digest in by_digest]
+            pending += [by_digest[digest] for digest in parents if digest in by_digest]
     return kept
 
 
 def _teacher(states: Path) -> str | None:
-    """Digest of the teacher that said them; None if it was not noted."""
+    """Digest of the teacher of these states; None if it was not recorded."""
     try:
-        noted = json.loads((states / "progress.json").read_bytes()).get("teacher")
+        digest = json.loads((states / "progress.json").read_bytes()).get("teacher")
     except (OSError, ValueError, AttributeError):
         return None
-    return noted if isinstance(noted, str) else None
+    return digest if isinstance(digest, str) else None

@@ -1,4 +1,4 @@
-"""The gates of a recipe, judged on what a run has measured."""
+"""Judge the gates of a recipe on the evaluations of a run."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ log = logging.getLogger("slmc.pipeline.judging")
 
 @dataclass
 class Judgement:
-    """What the gates of a recipe say."""
+    """The verdicts on the gates of a recipe."""
 
     verdicts: list["Verdict"] = field(default_factory=list)
     advisory: set[int] = field(default_factory=set)
@@ -32,13 +32,13 @@ class Judgement:
 
 
 def judge_gates(
-    recipe: Recipe, made: Mapping[str, Artefact], evaluations: Mapping[str, Artefact]
+    recipe: Recipe, artefacts: Mapping[str, Artefact], evaluations: Mapping[str, Artefact]
 ) -> Judgement:
-    """Judge every gate whose model or engine, and baseline, have been made and measured.
+    """Judge every gate whose model or engine, and whose baseline, have an evaluation.
 
     Args:
         recipe: The recipe.
-        made: Step id -> artefact.
+        artefacts: Step id -> artefact.
         evaluations: Id of a model or engine step -> report of its evaluation.
     """
     from slmc.evaluation.judge import judge
@@ -49,17 +49,17 @@ def judge_gates(
         absent = [step_id for step_id in steps if step_id not in evaluations]
         if absent or gate.on is None:
             result.notes.append(
-                f"gate {gate.metric} on {gate.on}: not judged; not made in this run: "
+                f"gate {gate.metric} on {gate.on}: not judged; steps that did not run: "
                 f"{', '.join(absent)}"
             )
             continue
         if not recipe.is_binding(gate):
             result.advisory.add(len(result.verdicts))
             result.notes.append(
-                f"gate {gate.metric} on {gate.on}: judged, but not binding in a smoke run, "
-                "where models are as good as random"
+                f"gate {gate.metric} on {gate.on}: judged, but not binding: the models of a smoke "
+                "run are nearly random"
             )
-        measured = [measured_as(s, made[s], evaluations[s]) for s in steps]
+        measured = [measured_as(s, artefacts[s], evaluations[s]) for s in steps]
         baseline = measured[1] if len(measured) > 1 else None
         of_same_model = recipe.is_of_same_model(gate)
         verdict = judge(gate, measured[0], baseline, seed=recipe.seed, of_same_model=of_same_model)
@@ -68,21 +68,21 @@ def judge_gates(
 
 
 def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:
-    """Say, before the long steps, which gates the test set is too small for.
+    """Report, before the long steps, the gates for which the test set is too small.
 
-    From the spread of Markov-1's values over the users, and a correlation of 0.9 between the
-    values of candidate and baseline, which nothing has measured yet. An engine and its own model
-    correlate by about 1, so those gates are not looked at; and a smoke run binds no other.
+    The estimate uses the variance of Markov-1's values over users, and assumes a correlation of
+    0.9 between candidate and baseline. An engine and its own model have a correlation of about 1,
+    so their gates are skipped; so are gates that are not binding.
 
     Args:
         recipe: The recipe.
-        baselines: Report of the stage of that name.
+        baselines: Report of the stage ``baselines``.
 
     Returns:
-        A note for each gate that even a perfect candidate would likely fail.
+        A note for each gate that a candidate as good as its baseline would likely fail.
 
     Raises:
-        RecipeError: There is one, and the recipe says ``power: stop``.
+        RecipeError: There is such a gate, and the recipe has ``power: stop``.
     """
     notes = [
         note
@@ -95,7 +95,7 @@ def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:
     if notes and recipe.power == "stop":
         raise RecipeError(
             "\n".join(notes),
-            "Raise max_drop, or give a log with more users; with `power: warn` the run goes on.",
+            "Raise max_drop or use a log with more users; with `power: warn` the run continues.",
         )
     for note in notes:
         log.warning("%s", note)
@@ -118,24 +118,24 @@ def _power_note(gate: Gate, recipe: Recipe, baselines: Artefact) -> str | None:
         return None
     drop = detectable_drop(numbers, confidence=gate.confidence, power=POWER)
     return (
-        f"gate {gate.metric} on {gate.on}, max_drop {gate.max_drop}: {numbers.size} users see a "
-        f"drop of about {100 * drop:.1f} %; a candidate as good as its baseline would pass with "
-        f"a chance of {100 * chance:.0f} % (assumed: values that correlate by "
-        f"{ASSUMED_CORRELATION:g})"
+        f"gate {gate.metric} on {gate.on}, max_drop {gate.max_drop}: the smallest drop that "
+        f"{numbers.size} users can detect is about {100 * drop:.1f} %; a candidate as good as its "
+        f"baseline would pass with a probability of {100 * chance:.0f} % (assumed correlation "
+        f"between the two: {ASSUMED_CORRELATION:g})"
     )
 
 
 def protocol_of(baselines: Artefact, split: str) -> dict[str, Any]:
-    """How a report of the baselines, hence all of its run, ranks the users of a split."""
-    said: dict[str, Any] = baselines.manifest.metrics["markov"][split]["protocol"]
-    return said
+    """Ranking protocol of a baselines report, and so of its run, on a split."""
+    protocol: dict[str, Any] = baselines.manifest.metrics["markov"][split]["protocol"]
+    return protocol
 
 
 def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Evaluation":
-    """What is known of a model or engine: each user's ranks, the protocol, the size.
+    """The evaluation of a model or engine: ranks per user, protocol, size.
 
     Args:
-        name: What it is called in a verdict.
+        name: Its name in verdicts.
         artefact: The model or engine.
         evaluation: The report of its evaluation.
     """
@@ -153,13 +153,13 @@ def measured_as(name: str, artefact: Artefact, evaluation: Artefact) -> "Evaluat
 
 
 def summary_of(evaluation: Artefact) -> dict[str, Any]:
-    """Protocol, n and every metric with its standard error, of the report of an evaluation."""
-    found: dict[str, Any] = json.loads(evaluation.file("metrics.json").read_bytes())
-    return found
+    """Protocol, n and every metric with its standard error, from an evaluation report."""
+    summary: dict[str, Any] = json.loads(evaluation.file("metrics.json").read_bytes())
+    return summary
 
 
 def described(verdict: "Verdict") -> dict[str, Any]:
-    """A verdict as JSON-able data; a number that is not finite is null."""
+    """A verdict as JSON data; a number that is not finite is null."""
     fields = {f.name: getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
     plain = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

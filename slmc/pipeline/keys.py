@@ -1,4 +1,4 @@
-"""The key of a step: equal keys, equal results; so a key that is in the cache need not be run."""
+"""The key of a step. Equal keys mean equal results, so a step whose key is cached is not run."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ Config = TypeVar("Config", bound=StageConfig)
 
 @dataclass(frozen=True)
 class Key:
-    """What a step's result depends on, and its digest."""
+    """Everything that a step's result depends on, and the digest of it."""
 
     parts: dict[str, Any]
-    """stage, schema, config, inputs, fingerprint and versions; JSON-able."""
+    """stage, schema, config, inputs, fingerprint and versions, as JSON data."""
 
     @property
     def digest(self) -> str:
@@ -25,9 +25,9 @@ class Key:
         return hashlib.sha256(canonical(self.parts)).hexdigest()
 
     def changed(self, before: Mapping[str, Any]) -> list[str]:
-        """Names of the parts that differ from ``before``, as in ``config.layers``."""
+        """Names of the parts that differ from ``before``, such as ``config.layers``."""
         old, new = _flat(before), _flat(self.parts)
-        absent = object()  # a part that is null is not the same as one that is not there
+        absent = object()  # a null part differs from an absent one
         return [
             name for name in sorted(old | new) if old.get(name, absent) != new.get(name, absent)
         ]
@@ -35,7 +35,7 @@ class Key:
 
 @dataclass
 class Outside:
-    """What lies outside the recipe, looked up once in a run: data, backbones, the hardware."""
+    """Inputs outside of the recipe, each read once per run: data, backbones, hardware."""
 
     _prints: dict[bytes, dict[str, str]] = field(default_factory=dict)
     _dtypes: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -44,26 +44,26 @@ class Outside:
         """Name -> digest of the sources that the stage reads; empty for most stages.
 
         Raises:
-            SlmcError: A source is not there, or its hash is not the one stated.
+            SlmcError: A source does not exist, or its hash is not the configured one.
         """
         if stage.fingerprint is None:
             return {}
-        asked = canonical([stage.fingerprint, config.model_dump(mode="json")])
-        if asked not in self._prints:
-            self._prints[asked] = resolve(stage.fingerprint)(config)
-        return self._prints[asked]
+        request = canonical([stage.fingerprint, config.model_dump(mode="json")])
+        if request not in self._prints:
+            self._prints[request] = resolve(stage.fingerprint)(config)
+        return self._prints[request]
 
     def resolved(self, config: Config) -> Config:
-        """The config with ``dtype: auto`` replaced by what it means on this machine."""
+        """The config with ``dtype: auto`` replaced by the dtype of this machine."""
         if not isinstance(config, Placed) or config.dtype != "auto":
             return config
-        asked = config.device, config.dtype
-        if asked not in self._dtypes:
-            # Only here, so that a recipe that names its dtype is keyed without torch.
+        request = config.device, config.dtype
+        if request not in self._dtypes:
+            # Imported here, so that a recipe with an explicit dtype needs no torch for its keys.
             from slmc.model.device import resolve_dtype
 
-            self._dtypes[asked] = resolve_dtype(*asked)
-        return config.model_copy(update={"dtype": self._dtypes[asked]})
+            self._dtypes[request] = resolve_dtype(*request)
+        return config.model_copy(update={"dtype": self._dtypes[request]})
 
 
 def key_of(name: str, config: StageConfig, inputs: Mapping[str, str], outside: Outside) -> Key:
@@ -72,8 +72,8 @@ def key_of(name: str, config: StageConfig, inputs: Mapping[str, str], outside: O
     Args:
         name: Name of the stage.
         config: Its settings, with the dtype resolved.
-        inputs: Role -> digest of the artefact taken in.
-        outside: What lies outside the recipe.
+        inputs: Role -> digest of the input artefact.
+        outside: Inputs outside of the recipe.
     """
     stage = STAGES[name]
     return Key(
@@ -83,16 +83,15 @@ def key_of(name: str, config: StageConfig, inputs: Mapping[str, str], outside: O
             "config": _settings(config),
             "inputs": dict(sorted(inputs.items())),
             "fingerprint": outside.fingerprint(stage, config),
-            "versions": versions(name),
+            "versions": versions(config.libraries),
         }
     )
 
 
 def _settings(config: StageConfig) -> dict[str, Any]:
-    """The settings of a config, and of those in it, that the result depends on; JSON-able.
+    """The settings on which the result depends, also those of nested configs, as JSON data.
 
-    Left out are those that change where and how safely a stage computes, and what follows from
-    what it gives.
+    Settings marked with :data:`OUTSIDE_KEY`, such as the device, are left out.
     """
     dumped = config.model_dump(mode="json")
     kept = {}

@@ -1,4 +1,4 @@
-"""What a run would come to: the steps in order, the key of each, and what the cache has of it."""
+"""Plan a run: the steps in order, the key of each, and whether the cache has its result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,72 +7,74 @@ from typing import Any
 
 from slmc.errors import RecipeError
 from slmc.pipeline import store
-from slmc.pipeline.keys import Outside, key_of
+from slmc.pipeline.keys import Key, Outside, key_of
 from slmc.pipeline.preflight import check_extras
 from slmc.pipeline.rundir import RunDir
 from slmc.pipeline.store import Status
 from slmc.recipe import Recipe
 from slmc.recipe.faults import nearest
-from slmc.recipe.steps import Step
+from slmc.recipe.steps import Step, evaluation_of
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """What a step would come to."""
+    """A step and what the run will do with it."""
 
     id: str
     stage: str
-    key: str | None
-    """None where a step before it has to run first, so that its inputs are not known yet."""
+    key: Key | None
+    """None if an earlier step has to run first, so that the digest of an input is unknown."""
     status: Status
     changed: list[str] = field(default_factory=list)
-    """Parts of the key that differ from the last run of the recipe, as ``config.layers``."""
+    """Parts of the key that differ from the last run of the recipe, such as ``config.layers``."""
 
 
 def default_run_dir(recipe: Recipe) -> Path:
-    """``runs/NAME``, and apart from it ``runs/NAME-smoke``."""
+    """``runs/NAME``, or ``runs/NAME-smoke`` for a smoke run."""
     return Path("runs") / f"{recipe.name}{'-smoke' if recipe.smoke else ''}"
 
 
-def schedule(recipe: Recipe, until: str | None = None) -> list[Step]:
-    """The steps in the order of running, an evaluation after each model and engine.
-
-    Args:
-        recipe: The recipe.
-        until: Id of the last step that is wanted, or None for all.
-
-    Raises:
-        RecipeError: ``until`` is no step.
-    """
+def schedule(recipe: Recipe) -> list[Step]:
+    """All steps in the order of running, with an evaluation after each model and engine."""
     order: list[Step] = []
     for step in recipe.steps:
         order.append(step)
         if recipe.is_measured(step):
-            role = "engine" if step.gives == "engine" else "model"
-            stage = "evaluate_engine" if role == "engine" else "evaluate"
-            inputs = {"data": recipe.steps[0].id, role: step.id}
-            order.append(Step(f"evaluate.{step.id}", stage, recipe.evaluate, inputs))
+            order.append(evaluation_of(step, recipe.evaluate))
+    return order
+
+
+def up_to(order: list[Step], until: str | None, recipe: Recipe) -> list[Step]:
+    """The steps up to ``until`` and its evaluation; all of them if ``until`` is None.
+
+    Args:
+        order: All steps of the recipe, as :func:`schedule` returns them.
+        until: Id of the last step to run.
+        recipe: The recipe, for the error message.
+
+    Raises:
+        RecipeError: No step has the id ``until``.
+    """
     if until is None:
         return order
-    ids = [step.id for step in order]
-    if until not in ids:
+    last = [i for i, step in enumerate(order) if until in (step.id, step.measures)]
+    if not last:
         raise RecipeError(
-            f"--until {until}: there is no such step.{nearest(until, ids)}",
+            f"--until {until}: there is no such step.{nearest(until, [s.id for s in order])}",
             f"See the steps with `{recipe.command} --plan`.",
         )
-    last = max(i for i, name in enumerate(ids) if name in (until, f"evaluate.{until}"))
-    return order[: last + 1]
+    return order[: last[-1] + 1]
 
 
 def plan(
     recipe: Recipe, *, run_dir: Path | None = None, until: str | None = None
 ) -> list[PlannedStep]:
-    """What each step would come to, without running any.
+    """Plan every step of a recipe, without running any.
 
     Raises:
-        SlmcError: The recipe cannot run: an extra, a source is missing.
+        SlmcError: The recipe cannot run: an extra or a source is missing.
     """
-    order = schedule(recipe, until)
+    order = up_to(schedule(recipe), until, recipe)
     check_extras(order)
     return plan_steps(order, RunDir(run_dir or default_run_dir(recipe)).locked(), Outside())
 
@@ -83,9 +85,9 @@ def plan_steps(
     """Plan the steps.
 
     Args:
-        order: Steps, each after those that it takes from.
+        order: Steps, each after its inputs.
         locked: Step id -> entry of the last run's lock.
-        outside: What lies outside the recipe.
+        outside: Inputs outside of the recipe.
     """
     digests: dict[str, str] = {}
     steps: list[PlannedStep] = []
@@ -97,11 +99,9 @@ def plan_steps(
             continue
         inputs = {role: digests[taken] for role, taken in step.inputs.items()}
         key = key_of(step.stage, outside.resolved(step.config), inputs, outside)
-        there = store.look(key.digest)
-        if there is not None:
-            digests[step.id] = there.digest
+        cached = store.look(key.digest)
+        if cached is not None:
+            digests[step.id] = cached.digest
         changed = key.changed(locked[step.id]["parts"]) if step.id in locked else []
-        steps.append(
-            PlannedStep(step.id, step.stage, key.digest, store.status(key.digest), changed)
-        )
+        steps.append(PlannedStep(step.id, step.stage, key, store.status(key.digest), changed))
     return steps

@@ -1,4 +1,4 @@
-"""What is checked before the first step, so that a run fails at once or not at all for it."""
+"""Checks before the first step, so that a run that cannot work fails at once."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ from slmc.stages import STAGES
 
 MB = 10**6
 NEEDED_MB = {"llm": 3000, "small": 100}
-"""Free disk that a run asks for: an LLM is converted, and its states are kept for the students
-(0.9 GB for MovieLens-100K); without one there are only small models."""
+"""Free disk space that a run needs. With an LLM: its converted weights, and the teacher states for
+the students (0.9 GB for MovieLens-100K). Without one there are only small models."""
 
 
 def check_extras(steps: Sequence[Step]) -> None:
-    """See that every library of every step is installed, without importing it.
+    """Check that every library of every step is installed, without importing it.
 
     Raises:
-        MissingError: Libraries are missing; all are named, with the extras that bring them.
+        MissingError: Libraries are missing; the error lists all, with the extras to install.
     """
     missing: dict[str, str] = {}
-    asking: list[str] = []
+    affected: list[str] = []
     for step in steps:
         lacks = {
             module: extra
@@ -37,44 +37,44 @@ def check_extras(steps: Sequence[Step]) -> None:
             if find_spec(module) is None
         }
         missing |= lacks
-        asking += [step.id] * bool(lacks)
+        affected += [step.id] * bool(lacks)
     if missing:
         extras = ",".join(sorted(set(missing.values())))
         raise MissingError(
-            f"{', '.join(asking)}: {', '.join(sorted(missing))} not installed.",
+            f"{', '.join(affected)}: {', '.join(sorted(missing))} not installed.",
             f"Install with `pip install 'slmc[{extras}]'`.",
         )
 
 
 def check_devices(steps: Sequence[Step]) -> None:
-    """See that every GPU that a step names is there.
+    """Check that every GPU that a step names exists.
 
     Raises:
-        MissingError: One is not.
+        MissingError: A GPU does not exist.
     """
-    named = {
+    devices = {
         step.config.device
         for step in steps
         if isinstance(step.config, OnDevice) and step.config.device.startswith("cuda")
     }
-    for device in sorted(named):
-        # Only where a GPU is named: "auto" and "cpu" can be had anywhere.
+    for device in sorted(devices):
+        # Imported here: "auto" and "cpu" need no check, and so no torch.
         from slmc.model.device import choose
 
         choose(device, "fp32")
 
 
 def check_engines(steps: Sequence[Step]) -> None:
-    """See that what the exports ask for besides libraries is there: a GPU, or a builder of plans.
+    """Check what exports need in addition to libraries: a GPU, or TensorRT's builder.
 
     Raises:
-        MissingError: It is not.
+        MissingError: The machine lacks it.
     """
     for step in steps:
         config = step.config
         if not isinstance(config, ExportConfig):
             continue
-        # Only where there is an export: they load more than a plan of steps needs.
+        # Imported here: only exports need these modules.
         from slmc.export.runtime.engine import available_providers
         from slmc.export.tensorrt.flavours import FLAVOURS, module_for_building
 
@@ -88,16 +88,16 @@ def check_engines(steps: Sequence[Step]) -> None:
 
 
 def check_backbones(recipe: Recipe, steps: Sequence[Step]) -> None:
-    """See that every backbone that lies here can be one, and be pruned where it is to be.
+    """Check that slmc supports every local backbone, and can prune it if a step does.
 
-    Hub ids and GGUF files are left to the stages: they would have to be fetched.
+    Hub ids and GGUF files are checked by the stages, since they have to be downloaded or converted.
 
     Args:
         recipe: The recipe.
-        steps: Those of its steps that are to run.
+        steps: Those of its steps that will run.
 
     Raises:
-        UsageError: One cannot.
+        UsageError: A backbone is not supported.
     """
     known = {step.id: step for step in recipe.steps}
     for step in steps:
@@ -114,22 +114,22 @@ def check_backbones(recipe: Recipe, steps: Sequence[Step]) -> None:
 
 
 def check_backbone(config: TeachConfig | DistillConfig, history: int | None) -> Any:
-    """See that the backbone of a config can be one, if it lies here.
+    """Check that slmc supports the backbone of a config, if it is a local folder or random.
 
     Args:
         config: Names the backbone.
-        history: Items of a history, at most.
+        history: Largest number of items of a history.
 
     Returns:
-        Its decoder without its numbers; ``None`` if it does not lie here.
+        Its decoder without weights; ``None`` if it is not local.
 
     Raises:
-        UsageError: It cannot be a backbone.
+        UsageError: The backbone is not supported.
     """
     name = config.backbone
     if name is None or not (name.startswith("random://") or Path(name).expanduser().is_dir()):
         return None
-    # Only where a backbone lies here: they load torch.
+    # Imported here, since they import torch.
     from slmc.distill import existing
     from slmc.model import backbone
 
@@ -158,10 +158,10 @@ def _check_prunable(config: PruneConfig, decoder: Any) -> None:
 
 
 def check_disk(steps: Sequence[Step]) -> None:
-    """See that the cache has room for what the steps make.
+    """Check that the disk of the cache has enough space for the artefacts of the steps.
 
     Raises:
-        MissingError: It has not.
+        MissingError: It has too little.
     """
     llm = any(
         isinstance(step.config, TeachConfig) and not step.config.backbone.startswith("random://")
@@ -172,10 +172,10 @@ def check_disk(steps: Sequence[Step]) -> None:
     if free < needed:
         raise MissingError(
             f"the disk of the cache {cache.root()} has {free} MB free; the run needs {needed} MB.",
-            "Free some, or set SLMC_CACHE to a folder on another disk.",
+            "Free some space, or set SLMC_CACHE to a folder on another disk.",
         )
 
 
 def _existing(path: Path) -> Path:
-    """``path``, or the nearest folder above it that is there."""
+    """``path``, or the nearest parent that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

@@ -1,10 +1,10 @@
-"""The folder of a run: links to its artefacts in step order, and what was run.
+"""The folder of a run: links to its artefacts in step order, its settings and its results.
 
 runs/movies/
 ├── 01-prepare -> …/objects/<key>
 ├── recipe.resolved.yaml    every setting
 ├── recipe.lock             data, models, versions and step keys (JSON)
-└── metrics.json            the numbers
+└── metrics.json            the results
 """
 
 import json
@@ -18,13 +18,15 @@ from typing import Any
 from slmc.artefact import Artefact, is_key
 from slmc.errors import UsageError
 from slmc.pipeline.keys import Key
-from slmc.system import folder_made, write_whole
+from slmc.system import folder_made, refuse_existing, write_whole
 
 LOCK = "recipe.lock"
 RESOLVED = "recipe.resolved.yaml"
 LINK = re.compile(r"\d{2,}-.+")
 PARTS = frozenset({"config", "versions", "fingerprint"})
 OURS = frozenset({LOCK, RESOLVED, "metrics.json", "log.jsonl"})
+"""Files by which the folder of an earlier run is known."""
+ANOTHER = "Name another folder for the run with --out."
 
 
 @dataclass(frozen=True)
@@ -34,31 +36,25 @@ class RunDir:
     path: Path
 
     def open(self, resolved: str) -> None:
-        """Make the folder, or take over that of an earlier run.
+        """Make the folder, or reuse that of an earlier run.
 
         Args:
             resolved: The recipe with every setting written out.
 
         Raises:
-            UsageError: Something else lies there, or the folder cannot be written.
+            UsageError: The folder has other contents, or cannot be written to.
         """
         try:
             with folder_made(self.path):
                 names = [entry.name for entry in self.path.iterdir()]
-                if names and not OURS & set(names):
-                    raise UsageError(
-                        f"{self.path} holds files that no run has put there.",
-                        "Name another folder for the run with --out.",
-                    )
+                ours = not names or bool(OURS & set(names))
+                refuse_existing(self.path, UsageError, ours=ours, replace=True, remedy=ANOTHER)
                 for name in names:
                     if LINK.fullmatch(name) and (self.path / name).is_symlink():
                         (self.path / name).unlink()
                 self._write(RESOLVED, resolved)
         except OSError as error:
-            raise UsageError(
-                f"{self.path} cannot be written: {error.strerror}.",
-                "Name another folder for the run with --out.",
-            ) from None
+            raise UsageError(f"{self.path} cannot be written: {error.strerror}.", ANOTHER) from None
 
     def link(self, number: int, step_id: str, artefact: Artefact) -> None:
         """Link the artefact of a step under ``NN-id``."""
@@ -69,11 +65,11 @@ class RunDir:
     def keys(self) -> set[str]:
         """Keys of the steps that the folder links to, or that its lock names.
 
-        The lock also names steps that the last run has not reached: they were made by an
-        earlier one, and the next run takes them from the cache.
+        The lock also names steps that the last run did not reach but an earlier run did; the next
+        run will read them from the cache.
 
         Raises:
-            OSError: The folder is not there, or cannot be read.
+            OSError: The folder does not exist, or cannot be read.
         """
         links = [entry.path for entry in os.scandir(self.path) if entry.is_symlink()]
         named = [Path(link).readlink().name for link in links]
@@ -85,19 +81,19 @@ class RunDir:
         recipe: str,
         command: str,
         order: Sequence[str],
-        made: Mapping[str, tuple[Key, Artefact]],
+        finished: Mapping[str, tuple[Key, Artefact]],
     ) -> None:
-        """Write ``recipe.lock``; of steps that this run has not reached, the last entry stays.
+        """Write ``recipe.lock``; the entries of steps that this run has not reached stay the same.
 
         Args:
             recipe: Name of the recipe.
-            command: The command that runs it into this folder.
+            command: The command that runs the recipe into this folder.
             order: Ids of all its steps.
-            made: Step id -> its key and artefact, so far.
+            finished: Step id -> its key and artefact.
         """
         before = self.locked()
         steps = {step_id: before[step_id] for step_id in order if step_id in before}
-        for step_id, (key, artefact) in made.items():
+        for step_id, (key, artefact) in finished.items():
             steps[step_id] = {"key": key.digest, "digest": artefact.digest, "parts": key.parts}
         parts = [step["parts"] for step in steps.values()]
         lock = {
@@ -127,7 +123,7 @@ class RunDir:
         }
 
     def again(self, link: str) -> str | None:
-        """How the artefact behind one of the folder's links is made again; None if not known.
+        """The command that makes the artefact of a link again; None if it is not known.
 
         Args:
             link: Name of the link, ``NN-id``.
@@ -136,8 +132,8 @@ class RunDir:
         command, directory = lock.get("command"), lock.get("directory")
         if not LINK.fullmatch(link) or not isinstance(command, str):
             return None
-        told = f"`{command} --until {link.partition('-')[2]}`"
-        return told if directory == str(Path.cwd()) else f"{told} in {directory}"
+        until = f"`{command} --until {link.partition('-')[2]}`"
+        return until if directory == str(Path.cwd()) else f"{until} in {directory}"
 
     def _lock(self) -> dict[str, Any]:
         try:
@@ -147,7 +143,7 @@ class RunDir:
         return lock if isinstance(lock, dict) else {}
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file, completely or not at all."""
         self._write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def _write(self, name: str, text: str) -> None:

@@ -1,8 +1,8 @@
-"""Run a recipe: give every step a key, take from the cache what is there, make the rest.
+"""Run a recipe: compute the key of each step, and run the steps that are not in the cache.
 
-The order is that of the recipe, each model and engine measured right after it is made. What a
-step has made is sealed before the next begins, so that a run that stops, for whatever reason,
-goes on from there; what a long step keeps for itself is under its own key.
+The steps run in the order of the recipe, each model and engine followed by its evaluation. The
+artefact of a step is sealed before the next step starts, so that an interrupted run resumes there.
+Long steps also keep checkpoints, under their own key.
 """
 
 import json
@@ -31,7 +31,7 @@ from slmc.pipeline import store
 from slmc.pipeline.inventory import register
 from slmc.pipeline.judging import check_power, described, judge_gates, protocol_of
 from slmc.pipeline.keys import Key, Outside, key_of
-from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule
+from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule, up_to
 from slmc.pipeline.preflight import (
     check_backbones,
     check_devices,
@@ -54,20 +54,20 @@ log = logging.getLogger("slmc.pipeline")
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to."""
+    """A finished step."""
 
     id: str
     stage: str
-    key: str
+    key: Key
     status: Status
     artefact: Artefact
     seconds: float | None
-    """That making it took, in this run or in an earlier one; None where that is not known."""
+    """Seconds that the step took, in this run or an earlier one; None if not known."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Where a run ended before its last step: a check of the step itself said no."""
+    """The step that ended a run early, because its own check failed."""
 
     step: str
     error: VerdictError
@@ -75,38 +75,38 @@ class Ended:
 
 @dataclass
 class RunResult:
-    """A run: what it made, measured and judged."""
+    """The artefacts, evaluations and verdicts of a run."""
 
     recipe: Recipe
     run_dir: Path
     steps: list[StepResult] = field(default_factory=list)
-    """In the order of running, evaluations (``evaluate.ID``) among them."""
+    """In the order of running, with the evaluations (``evaluate.ID``)."""
     evaluations: dict[str, Artefact] = field(default_factory=dict)
     """Id of a model or engine step -> report of its evaluation."""
     verdicts: list["Verdict"] = field(default_factory=list)
     advisory: set[int] = field(default_factory=set)
     """Positions in ``verdicts`` that do not decide the exit code."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the numbers has to know besides."""
+    """What a reader of the results has to know in addition."""
     until: str | None = None
     ended: Ended | None = None
-    """None if every step that was wanted has been done."""
+    """The step that ended the run early; None if all steps ran."""
     files: list[Path] = field(default_factory=list)
     """Report files that were written."""
 
     def artefacts(self) -> dict[str, Artefact]:
-        """Step id -> artefact of what the run has made."""
+        """Step id -> artefact."""
         return {step.id: step.artefact for step in self.steps}
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How models and baselines were ranked; empty before any was."""
+        """Ranking protocol of the run; empty before the baselines were measured."""
         report = next((step.artefact for step in self.steps if step.stage == "baselines"), None)
         return {} if report is None else protocol_of(report, self.recipe.evaluate.split)
 
 
 Watch = Callable[[PlannedStep | StepResult], None]
-"""Called with each step before it begins, and with its result."""
+"""Called with each step before it starts, and with its result."""
 Report = Callable[[RunResult], list[Path]]
 """Writes the report of a run into its folder; returns the files."""
 
@@ -121,22 +121,22 @@ def run(
 ) -> RunResult:
     """Run a recipe, judge its gates, and write ``run_dir``.
 
-    A step whose own check fails ends the run; the report of what there is by then is written
-    all the same.
+    A step whose own check fails ends the run; the report of the finished steps is still written.
 
     Args:
         recipe: The recipe.
-        run_dir: Where links, lock and report go; :func:`default_run_dir` if left out.
-        until: Id of the last step that is wanted.
-        on_step: Called with each step before it begins, and with its result.
-        report: Called with the judged run, as :func:`slmc.report.write`; none is written without.
+        run_dir: Folder for links, lock and report; :func:`default_run_dir` if left out.
+        until: Id of the last step to run.
+        on_step: Called with each step before it starts, and with its result.
+        report: Writes the report of the finished run, such as :func:`slmc.report.write`.
 
     Raises:
         VerdictError: A step's own check (parity, ``must_beat``) fails.
         SlmcError: A step cannot run.
-        BrokenRunError: A step broke; the same command goes on from there.
+        BrokenRunError: A step failed; the same command resumes from there.
     """
-    order = schedule(recipe, until)
+    whole = schedule(recipe)
+    order = up_to(whole, until, recipe)
     folder = RunDir(run_dir or default_run_dir(recipe))
     outside = Outside()
     check_extras(order)
@@ -151,7 +151,7 @@ def run(
     register(folder.path)
     result = RunResult(recipe, folder.path, until=until)
     with _sigterm_ends_the_run():
-        _run_steps(order, planned, result, folder, outside, on_step)
+        _run_steps(order, planned, [step.id for step in whole], result, folder, outside, on_step)
     _judge(result, folder)
     result.files = report(result)
     if result.ended is not None:
@@ -162,7 +162,7 @@ def run(
 
 
 def _judge(result: RunResult, folder: RunDir) -> None:
-    """Judge the gates and write the numbers into the run's folder."""
+    """Judge the gates and write ``metrics.json``."""
     judgement = judge_gates(result.recipe, result.artefacts(), result.evaluations)
     result.verdicts, result.advisory = judgement.verdicts, judgement.advisory
     result.notes += judgement.notes
@@ -170,7 +170,7 @@ def _judge(result: RunResult, folder: RunDir) -> None:
 
 
 def summary(result: RunResult) -> dict[str, Any]:
-    """The numbers of a run as JSON-able data: what ``metrics.json`` of its folder holds."""
+    """The results of a run as JSON data: the contents of its ``metrics.json``."""
     return {
         "recipe": result.recipe.name,
         "smoke": result.recipe.smoke,
@@ -178,7 +178,7 @@ def summary(result: RunResult) -> dict[str, Any]:
             {
                 "id": step.id,
                 "stage": step.stage,
-                "key": step.key,
+                "key": step.key.digest,
                 "digest": step.artefact.digest,
                 "metrics": step.artefact.manifest.metrics,
             }
@@ -198,7 +198,7 @@ def summary(result: RunResult) -> dict[str, Any]:
 
 
 def exit_code(result: RunResult) -> int:
-    """0 if every gate passed, 1 if one did not, 5 if there are gates and none could be judged."""
+    """0 if every gate passed, 1 if one failed, 5 if there are gates but none could be judged."""
     binding = [v for i, v in enumerate(result.verdicts) if i not in result.advisory]
     if any(verdict.failed for verdict in binding):
         return 1
@@ -214,18 +214,18 @@ def run_stage(
     out: Path | None = None,
     force: bool = False,
 ) -> Artefact:
-    """Run one stage, through the same keys and the same cache as a recipe.
+    """Run one stage, with the same keys and cache as a recipe.
 
     Args:
         stage: Name of the stage.
         config: Its settings.
         inputs: Role -> artefact.
-        out: Where the artefact is put, besides the cache.
-        force: Whether an artefact at ``out`` is replaced.
+        out: Where to copy the artefact to; it also stays in the cache.
+        force: Whether to replace an artefact at ``out``.
 
     Raises:
-        ArtefactError: ``out`` is taken.
-        VerdictError: The stage's own check says no; its artefact, if it was made, is kept.
+        ArtefactError: ``out`` exists.
+        VerdictError: The stage's own check fails; an artefact that was made is kept.
         SlmcError: As :func:`run`.
     """
     if out is not None:
@@ -237,45 +237,46 @@ def run_stage(
     digests = {role: artefact.digest for role, artefact in inputs.items()}
     key = key_of(stage, step.config, digests, outside)
     with _sigterm_ends_the_run():
-        made, _ = _make(step, key, dict(inputs), "Run the same command again")
-        given = made if out is None else artefacts.copy(made, out, force=force)
-    _check(step, made)
-    return given
+        cached, _ = _make(step, key, dict(inputs), "Run the same command again")
+        result = cached if out is None else artefacts.copy(cached, out, force=force)
+    _check(step, cached)
+    return result
 
 
 def _run_steps(
     order: list[Step],
     planned: Mapping[str, PlannedStep],
+    ids: list[str],
     result: RunResult,
     folder: RunDir,
     outside: Outside,
     on_step: Watch,
 ) -> None:
     recipe, until = result.recipe, result.until
-    again = f"Go on with `{recipe.command}{f' --until {until}' if until else ''}`"
+    again = f"Resume with `{recipe.command}{f' --until {until}' if until else ''}`"
     command = recipe.command
     if folder.path != default_run_dir(recipe):
         command += f" -o {shlex.quote(str(folder.path))}"
-    ids = [step.id for step in schedule(recipe)]
-    made: dict[str, Artefact] = {}
-    keys: dict[str, tuple[Key, Artefact]] = {}
+    done: dict[str, StepResult] = {}
     for number, step in enumerate(order, start=1):
-        inputs = {role: made[taken] for role, taken in step.inputs.items()}
+        inputs = {role: done[taken].artefact for role, taken in step.inputs.items()}
         step = replace(step, config=outside.resolved(step.config))
         digests = {role: artefact.digest for role, artefact in inputs.items()}
-        key = key_of(step.stage, step.config, digests, outside)
-        on_step(replace(planned[step.id], key=key.digest, status=store.status(key.digest)))
+        key = planned[step.id].key
+        if key is None or key.parts["inputs"] != digests:
+            key = key_of(step.stage, step.config, digests, outside)
+        on_step(replace(planned[step.id], key=key, status=store.status(key.digest)))
         try:
             artefact, status = _make(step, key, inputs, again)
             seconds = store.seconds(key.digest)
-            done = StepResult(step.id, step.stage, key.digest, status, artefact, seconds)
-            made[step.id], keys[step.id] = artefact, (key, artefact)
-            result.steps.append(done)
-            if step.id.startswith("evaluate."):
-                result.evaluations[step.id.removeprefix("evaluate.")] = artefact
+            done[step.id] = StepResult(step.id, step.stage, key, status, artefact, seconds)
+            result.steps.append(done[step.id])
+            if step.measures is not None:
+                result.evaluations[step.measures] = artefact
             folder.link(number, step.id, artefact)
-            folder.write_lock(recipe.name, command, ids, keys)
-            on_step(done)
+            locked = {name: (one.key, one.artefact) for name, one in done.items()}
+            folder.write_lock(recipe.name, command, ids, locked)
+            on_step(done[step.id])
             _check(step, artefact)
         except VerdictError as error:
             result.ended = Ended(step.id, error)
@@ -287,36 +288,36 @@ def _run_steps(
 
 
 def _check(step: Step, artefact: Artefact) -> None:
-    """Let the step's own check decide whether the run goes on."""
+    """Call the step's own check, which may end the run with a ``VerdictError``."""
     check = STAGES[step.stage].check
     if check is not None:
         resolve(check)(step.config, artefact)
 
 
 def _make(step: Step, key: Key, inputs: dict[str, Artefact], again: str) -> tuple[Artefact, Status]:
-    """The step's artefact, from the cache or made now; what breaks is told in two lines."""
+    """The step's artefact, from the cache or new; any failure becomes an error in two lines."""
 
-    def made_at(out: Path) -> Artefact:
+    def run_at(out: Path) -> Artefact:
         return STAGES[step.stage].load()(step.config, inputs, out)
 
     try:
-        return store.make(key.digest, STAGES[step.stage].gives, made_at)
+        return store.make(key.digest, STAGES[step.stage].gives, run_at)
     except SlmcError:
         raise
     except Exception as error:
-        log.debug("step %s broke", step.id, exc_info=True)
-        if (told := refused(error)) is not None:
-            raise type(told)(
-                f"step {step.id}: {told.what}",
-                f"{told.remedy} The cache is {cache.root()} (SLMC_CACHE). What was computed is "
-                f"kept. {again}.",
+        log.debug("step %s failed", step.id, exc_info=True)
+        if (system_error := refused(error)) is not None:
+            raise type(system_error)(
+                f"step {step.id}: {system_error.what}",
+                f"{system_error.remedy} The cache is {cache.root()} (SLMC_CACHE). What was "
+                f"computed is kept. {again}.",
             ) from error
         lines = str(error).strip().splitlines() or [""]
         memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-        advice = " with fewer `rows` (or a smaller `batch`): memory ran out" * memory
+        advice = " with fewer `rows` (or a smaller `batch`), since memory ran out" * memory
         raise BrokenRunError(
             f"step {step.id}: {type(error).__name__}: {lines[0]}".removesuffix(": "),
-            f"What was computed is kept. {again}{advice}; log.jsonl has the whole trace.",
+            f"What was computed is kept. {again}{advice}; log.jsonl has the full traceback.",
         ) from error
 
 
@@ -326,13 +327,13 @@ def _refuse_nothing_to_rank(recipe: Recipe, dataset: Artefact) -> None:
         raise UndecidedError(
             f"no user of {recipe.data.source} has a {recipe.evaluate.split} target after the "
             "split: there is nothing to rank.",
-            "Lower data.core, move the dates of data.split, or give a longer log.",
+            "Lower data.core, move the dates of data.split, or use a longer log.",
         )
 
 
 @contextmanager
 def _sigterm_ends_the_run() -> Iterator[None]:
-    """Turn SIGTERM into ``SystemExit(143)``, so that locks are released on the way out."""
+    """Turn SIGTERM into ``SystemExit(143)``, so that locks are released before the exit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,10 +1,10 @@
-"""The finished artefacts in the cache: each under the key of its step, made once.
+"""The artefacts in the cache: each is made once and stored under the key of its step.
 
 $SLMC_CACHE/
 ├── objects/<key>            an artefact
-├── objects/.<key>.partial   what is being made, or was when the run stopped
+├── objects/.<key>.partial   an artefact in the making, or left by an interrupted run
 ├── digests/<digest>         link to the artefact of that digest
-└── times/<key>              seconds that making it took
+└── times/<key>              seconds that the step took
 """
 
 import logging
@@ -25,11 +25,11 @@ from slmc.system import write_whole
 log = logging.getLogger("slmc.pipeline.store")
 
 Status = Literal["hit", "resume", "run"]
-"""From the cache; on from where a run stopped; from the start."""
+"""hit: read from the cache; resume: continue an interrupted step; run: start the step."""
 
 
 def look(key: str) -> Artefact | None:
-    """The artefact of ``key`` without checking its files; None if there is none."""
+    """The artefact of ``key`` without a check of its files; None if there is none."""
     try:
         return peek(cache.objects() / key)
     except ArtefactError:
@@ -37,7 +37,7 @@ def look(key: str) -> Artefact | None:
 
 
 def status(key: str) -> Status:
-    """What making the artefact of ``key`` would come to."""
+    """What a run will do for the artefact of ``key``."""
     if look(key) is not None:
         return "hit"
     state = cache.objects() / f".{key}.partial" / "resume"
@@ -45,46 +45,48 @@ def status(key: str) -> Status:
 
 
 def find(digest: str) -> Artefact | None:
-    """The cached artefact of that digest; None if there is none, or not any more."""
+    """The cached artefact with that digest; None if there is none."""
     if not is_key(digest):
         return None
     try:
-        found = peek(_digests() / digest)
+        artefact = peek(_digests() / digest)
     except ArtefactError:
         return None
-    return Artefact(found.path.resolve(), found.manifest) if found.digest == digest else None
+    if artefact.digest != digest:
+        return None
+    return Artefact(artefact.path.resolve(), artefact.manifest)
 
 
 def make(key: str, kind: Kind, run: Callable[[Path], Artefact]) -> tuple[Artefact, Status]:
-    """The artefact of ``key``: from the cache, its hashes checked, or else made by ``run``.
+    """The artefact of ``key``: from the cache with its hashes checked, or else made by ``run``.
 
-    If another process is making it, this one waits. An artefact whose files are no longer
-    those that were sealed is set aside and made again.
+    If another process is making it, this one waits. An artefact whose files have changed since it
+    was sealed is set aside and made again.
 
     Args:
         key: Key of the step.
-        kind: Kind of artefact that the step gives.
-        run: Makes the artefact at the path that it is given.
+        kind: Kind of the step's artefact.
+        run: Makes the artefact at a path.
 
     Raises:
-        MissingError: The cache cannot be written.
+        MissingError: The cache cannot be written to.
     """
-    found = _checked(key, kind)
-    if found is not None:
-        return found, "hit"
+    cached = _checked(key, kind)
+    if cached is not None:
+        return cached, "hit"
     with _claim(key):
-        found = _checked(key, kind)
-        if found is not None:
-            return found, "hit"
-        begun = status(key)
-        with _timed(key, going_on=begun == "resume"):
-            made = run(cache.objects() / key)
-        _link_digest(made)
-        return made, begun
+        cached = _checked(key, kind)
+        if cached is not None:
+            return cached, "hit"
+        before = status(key)
+        with _timed(key, resumed=before == "resume"):
+            artefact = run(cache.objects() / key)
+        _link_digest(artefact)
+        return artefact, before
 
 
 def seconds(key: str) -> float | None:
-    """Seconds that making the artefact of ``key`` took; None where that is not known."""
+    """Seconds that the step of ``key`` took; None if not known."""
     try:
         return float((_times() / key).read_text())
     except (OSError, ValueError):
@@ -92,19 +94,19 @@ def seconds(key: str) -> float | None:
 
 
 @contextmanager
-def _timed(key: str, *, going_on: bool) -> Iterator[None]:
-    """Note the seconds that the work within takes, after those of a try that it goes on from.
+def _timed(key: str, *, resumed: bool) -> Iterator[None]:
+    """Record the seconds that the body takes, plus those of the attempt that it resumes.
 
-    They stand beside the artefact, since equal steps are equal artefacts however long they took.
+    They are stored outside of the artefact, whose digest must not depend on them.
     """
     file, begin = _times() / key, time.perf_counter()
-    earlier = (seconds(key) or 0.0) if going_on else 0.0
+    earlier = (seconds(key) or 0.0) if resumed else 0.0
     try:
         yield
     finally:
-        # A time that cannot be kept is no reason to fail.
+        # A failure to store the time must not fail the step.
         with suppress(OSError):
-            if status(key) == "run":  # neither made nor to be gone on with
+            if status(key) == "run":  # neither finished nor resumable
                 file.unlink(missing_ok=True)
             else:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,20 +118,20 @@ def _checked(key: str, kind: Kind) -> Artefact | None:
     if not path.exists():
         return None
     try:
-        found = load(path, kind=kind)
-        if found.manifest.key == key:
-            return found
-        why = f"{path} says that it is of key {found.manifest.key}."
+        artefact = load(path, kind=kind)
+        if artefact.manifest.key == key:
+            return artefact
+        why = f"{path} has the manifest of key {artefact.manifest.key}."
     except ArtefactError as error:
         why = error.what
     aside = _unused(cache.objects() / f".{key}.broken")
     try:
         os.replace(path, aside)
-    except FileNotFoundError:  # another process was faster
+    except FileNotFoundError:  # another process has moved it
         return None
     except OSError as error:
         raise unwritable(error) from None
-    log.warning("%s It is kept as %s, and made again.", why, aside)
+    log.warning("%s It was moved to %s and is made again.", why, aside)
     return None
 
 
@@ -142,7 +144,7 @@ def _unused(path: Path) -> Path:
 
 @contextmanager
 def _claim(key: str) -> Iterator[None]:
-    """Hold the step to this process; waits while another one holds it."""
+    """Lock the step for this process; wait while another process has the lock."""
     file = cache.objects() / f".{key}.step"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,7 @@ def _claim(key: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        # Who waits opens the file anew, and then finds the artefact.
+        # A waiting process opens a new lock file, and then finds the artefact.
         file.unlink(missing_ok=True)
 
 
@@ -170,17 +172,17 @@ def _digests() -> Path:
     return cache.root() / "digests"
 
 
-def _link_digest(made: Artefact) -> None:
-    link = _digests() / made.digest
+def _link_digest(artefact: Artefact) -> None:
+    link = _digests() / artefact.digest
     link.parent.mkdir(parents=True, exist_ok=True)
     staged = link.with_name(f".{link.name}-{os.getpid()}")
     staged.unlink(missing_ok=True)
-    staged.symlink_to(Path("..") / "objects" / made.path.name)
+    staged.symlink_to(Path("..") / "objects" / artefact.path.name)
     os.replace(staged, link)
 
 
 def unwritable(error: OSError) -> MissingError:
-    """The error of a cache that cannot be written."""
+    """The error of a cache that cannot be written to."""
     return MissingError(
         f"the cache {cache.root()} cannot be written: {error.strerror}.",
         "Set SLMC_CACHE to a folder that can be written.",

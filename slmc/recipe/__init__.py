@@ -1,8 +1,9 @@
 """Read, override and check a recipe; needs no torch.
 
 Read ``loading`` (from text to ``Recipe``), ``text`` (YAML with line numbers), ``steps``,
-``gate_section``, ``checks``, ``misfits`` (combinations that no later step can do), ``faults`` (all
-of them at once), ``sets`` and ``paths``, ``smoke`` and ``schema``.
+``gate_section``, ``checks`` (settings against their config), ``compatibility`` (settings that do
+not work together), ``faults`` (one error for all faults), ``sets``, ``paths``, ``smoke`` and
+``schema``.
 """
 
 from slmc.recipe.loading import (

@@ -1,4 +1,4 @@
-"""A part of a recipe against its config: what pydantic refuses, in the words of the recipe."""
+"""Validate a part of a recipe against its config, with messages in terms of the recipe."""
 
 import json
 import types
@@ -36,65 +36,65 @@ def checked(
     shared: Mapping[str, Any] | None = None,
     also: Iterable[str] = (),
 ) -> Config:
-    """The validated part of a recipe; where it has faults, an unchecked one, to read on with.
+    """The validated part of a recipe; if it has faults, an unvalidated one to continue with.
 
     Args:
         document: The whole recipe.
         faults: Collects what is wrong.
-        config: What the part has to be.
-        raw: What was written there.
-        path: Where it stands in the document.
-        key: What the part is called in messages, if not by its path.
-        shared: Settings of the recipe that stand in for those that are not written.
-        also: Keys that are valid beside the config's own, for the nearest name.
+        config: Config class of the part.
+        raw: The part as written.
+        path: Its path in the document.
+        key: Its name in messages; its path if left out.
+        shared: Values of the recipe for settings that the part leaves out.
+        also: Further valid keys, for "Did you mean".
     """
     if not isinstance(raw, dict):
-        # The head of the recipe has told already that the part is missing or no mapping.
+        # The head of the recipe has reported a missing part or one that is not a mapping.
         return cast(Config, config.model_construct())
     defaults = {k: v for k, v in (shared or {}).items() if k in config.model_fields}
-    made, wrong = reasons(config, {**defaults, **raw}, also)
+    valid, wrong = reasons(config, {**defaults, **raw}, also)
     for reason in wrong:
         name = dotted((*(path if key is None else (key,)), *reason.path))
         faults.add(document.place((*path, *reason.path)), name, reason.what)
-    return cast(Config, config.model_construct()) if made is None else made
+    return cast(Config, config.model_construct()) if valid is None else valid
 
 
 class Reason(NamedTuple):
-    """One fault of a mapping that a pydantic model refused."""
+    """One fault of a mapping that a pydantic model rejects."""
 
     path: tuple[str | int, ...]
-    """Keys from the mapping to the value that is wrong."""
+    """Keys from the mapping to the wrong value."""
     what: str
 
 
 def reasons(
     model: type[Model], raw: Mapping[str, Any], also: Iterable[str] = ()
 ) -> tuple[Model | None, list[Reason]]:
-    """Validate ``raw``; give the model, or else every reason against it.
+    """Validate ``raw``; return the validated model, or None and every fault.
 
     Args:
         model: The pydantic model.
-        raw: What was written.
-        also: Keys that are valid beside the model's own, for the nearest name.
+        raw: The mapping as written.
+        also: Further valid keys, for "Did you mean".
     """
     try:
-        made = model.model_validate(dict(raw))
+        valid = model.model_validate(dict(raw))
     except ValidationError as error:
-        found: dict[tuple[str | int, ...], list[str]] = {}
+        by_path: dict[tuple[str | int, ...], list[str]] = {}
         for one in error.errors(include_url=False):
             path = _written(one["loc"], raw, missing=one["type"] == "missing")
-            what = _worded(one, model, path, also)
-            if what not in found.setdefault(path, []):
-                found[path].append(what)
-        return None, [Reason(path, ", or ".join(what)) for path, what in found.items()]
-    wrong = [Reason(path, "should be a number, not a truth value") for path in _truths(made, raw)]
-    return (None if wrong else made), wrong
+            what = _message(one, model, path, also)
+            if what not in by_path.setdefault(path, []):
+                by_path[path].append(what)
+        return None, [Reason(path, ", or ".join(what)) for path, what in by_path.items()]
+    wrong = [Reason(path, "should be a number, not true or false") for path in _truths(valid, raw)]
+    return (None if wrong else valid), wrong
 
 
 def _written(
     loc: tuple[str | int, ...], raw: Mapping[str, Any], *, missing: bool
 ) -> tuple[str | int, ...]:
-    """The part of pydantic's location that the writer knows: without the names of union arms."""
+    """Pydantic's location without the names of union members, which are not in the recipe."""
     path: list[str | int] = []
     node: Any = raw
     for i, part in enumerate(loc):
@@ -107,10 +107,10 @@ def _written(
     return tuple(path)
 
 
-def _worded(
+def _message(
     error: Any, model: type[BaseModel], path: tuple[str | int, ...], also: Iterable[str]
 ) -> str:
-    kind, said = error["type"], error["msg"]
+    kind, text = error["type"], error["msg"]
     if kind == "extra_forbidden":
         known = keys_at(model, path[:-1])
         name = str(path[-1])
@@ -118,24 +118,24 @@ def _worded(
             name, known if len(path) > 1 else {*known, *also}
         )
     if kind == "missing":
-        return "must be given"
+        return "is required"
     if kind in SHAPES:
-        said = f"Input should be a {SHAPES[kind]}"
-    said = said.removeprefix("Value error, ")
-    if said.startswith("Input should"):
+        text = f"Input should be a {SHAPES[kind]}"
+    text = text.removeprefix("Value error, ")
+    if text.startswith("Input should"):
         shown = json.dumps(error["input"], default=str)
-        said = said.removeprefix("Input ")
-        return f"{said}, not {shown}" if len(shown) <= LONGEST_SHOWN else said
-    return str(said)
+        text = text.removeprefix("Input ")
+        return f"{text}, not {shown}" if len(shown) <= LONGEST_SHOWN else text
+    return str(text)
 
 
 def keys_at(model: type[BaseModel], path: tuple[str | int, ...]) -> set[str]:
     """Keys that a mapping at ``path`` below ``model`` may have."""
-    return {name for found in models_at(model, path) for name in found.model_fields}
+    return {name for inner in models_at(model, path) for name in inner.model_fields}
 
 
 def models_at(model: type[BaseModel], path: tuple[str | int, ...]) -> list[type[BaseModel]]:
-    """Models that may stand at ``path`` below ``model``: several where a union has several."""
+    """Models that the value at ``path`` below ``model`` may have; several for a union."""
     models = [model]
     for part in path:
         if isinstance(part, int):
@@ -146,7 +146,7 @@ def models_at(model: type[BaseModel], path: tuple[str | int, ...]) -> list[type[
 
 
 def is_text(model: type[BaseModel] | None, path: tuple[str | int, ...]) -> bool:
-    """Whether the setting at ``path`` below ``model`` is text whatever it looks like."""
+    """Whether the setting at ``path`` below ``model`` is always text."""
     holders = models_at(model, path[:-1]) if model is not None and path else []
     fields = [m.model_fields[str(path[-1])] for m in holders if path[-1] in m.model_fields]
     kinds = {kind for field in fields for kind in members(field.annotation)}
@@ -154,7 +154,7 @@ def is_text(model: type[BaseModel] | None, path: tuple[str | int, ...]) -> bool:
 
 
 def members(annotation: Any) -> list[Any]:
-    """The types that a value may have: the members of a union, seen through ``Annotated``."""
+    """The types that a value may have: the members of a union, without ``Annotated``."""
     if get_origin(annotation) is Annotated:
         return members(get_args(annotation)[0])
     if get_origin(annotation) in (typing.Union, types.UnionType):
@@ -168,13 +168,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [inner for part in get_args(annotation) for inner in _models_in(part)]
 
 
-def _truths(made: BaseModel, raw: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Paths where a truth value was taken for a number: pydantic reads true as 1."""
-    found: list[tuple[str, ...]] = []
+def _truths(valid: BaseModel, raw: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Paths where pydantic has read true or false as a number."""
+    paths: list[tuple[str, ...]] = []
     for name, value in raw.items():
-        got = getattr(made, name, None)
-        if isinstance(value, bool) and not isinstance(got, bool):
-            found.append((name,))
-        elif isinstance(value, Mapping) and isinstance(got, BaseModel):
-            found.extend((name, *inner) for inner in _truths(got, value))
-    return found
+        parsed = getattr(valid, name, None)
+        if isinstance(value, bool) and not isinstance(parsed, bool):
+            paths.append((name,))
+        elif isinstance(value, Mapping) and isinstance(parsed, BaseModel):
+            paths.extend((name, *inner) for inner in _truths(parsed, value))
+    return paths

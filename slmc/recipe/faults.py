@@ -1,4 +1,4 @@
-"""What is wrong with a recipe: every fault at once, each with its line and the nearest name."""
+"""The faults of a recipe: one error lists all, each with its line and the nearest known name."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ class Place(NamedTuple):
     line: int
 
     def __str__(self) -> str:
-        """``recipe.yaml:7``, or the option as it was given."""
+        """``recipe.yaml:7``, or the option of the command line."""
         return f"{self.source}:{self.line}" if self.line else self.source
 
 
@@ -22,31 +22,31 @@ class Faults:
     """Collects faults; :meth:`stop` raises one error that lists them all."""
 
     def __init__(self) -> None:
-        """Start with none."""
-        self._found: list[tuple[Place, str]] = []
+        """Start without faults."""
+        self._faults: list[tuple[Place, str]] = []
 
     def add(self, place: Place, key: str, what: str) -> None:
-        """Note a fault: where it is, the key it is about (or nothing), and what is wrong."""
+        """Add a fault: its place, its key (or an empty string), and what is wrong."""
         fault = (place, f"{place}: {key}: {what}" if key else f"{place}: {what}")
-        if fault not in self._found:
-            self._found.append(fault)
+        if fault not in self._faults:
+            self._faults.append(fault)
 
     def __bool__(self) -> bool:
-        """Whether anything is wrong."""
-        return bool(self._found)
+        """Whether there are faults."""
+        return bool(self._faults)
 
     def stop(self, recipe: str) -> None:
-        """Raise :class:`RecipeError` if anything is wrong; options first, then by line."""
-        if self._found:
-            lines = [text for _, text in sorted(self._found, key=lambda fault: fault[0].line)]
+        """Raise :class:`RecipeError` if there are faults; options first, then by line."""
+        if self._faults:
+            lines = [text for _, text in sorted(self._faults, key=lambda fault: fault[0].line)]
             raise RecipeError(
                 "\n".join(lines),
-                f"Mend the recipe, then check it with `slmc recipe check {recipe}`.",
+                f"Fix the recipe, then check it with `slmc recipe check {recipe}`.",
             )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the known name most like ``name``, or else all that are known."""
+    """``Did you mean`` with the most similar known name, or else the list of known names."""
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=1)
     if close:

@@ -1,4 +1,4 @@
-"""The gates of a recipe: which step each judges, and against which."""
+"""The gates of a recipe: the step that each judges, and its baseline."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,8 @@ def read_gates(document: Document, faults: Faults, steps: Sequence[Step]) -> lis
     quality = metrics - {"size_mb"}
     if quality and quality <= CROSS_ENTROPIES:
         what = (
-            "ce alone passes models that rank worse; add a gate on ndcg@K, hr@K, mrr or overlap@K"
+            "a gate on ce alone can pass a model that ranks worse; add one on ndcg@K, hr@K, mrr "
+            "or overlap@K"
         )
         faults.add(document.place(("gates",)), "gates", what)
     entries = enumerate(listed)
@@ -46,12 +47,12 @@ def _gate(
     gate = checked(document, faults, Gate, raw, path)
     known = {step.id: step for step in steps}
     judged = [step.id for step in steps if step.can_rank]
-    # Read from what was written, so that a gate with another fault has its references checked.
+    # Read from the raw mapping, so that the steps of a gate with another fault are checked too.
     on, baseline = raw.get("on"), raw.get("baseline")
     if on is None:
         on = next((step.id for step in reversed(steps) if step.is_candidate), None)
     if on is None:
-        fault("on", "no step gives a model or an engine that could be judged")
+        fault("on", "no step makes a model or an engine to judge")
         return None
     if on not in known or not known[on].can_rank:
         fault("on", _not_judged(on, known, judged))
@@ -59,7 +60,7 @@ def _gate(
     if baseline == "source":
         baseline = known[on].inputs.get("model")
         if baseline is None:
-            fault("baseline", f"{on!r} was not made from one model; name a step")
+            fault("baseline", f"{on!r} has no source model; name a step")
     elif baseline is not None and (baseline not in known or not known[baseline].can_rank):
         fault("baseline", _not_judged(baseline, known, [*judged, "source"]))
     return gate.model_copy(update={"on": on, "baseline": baseline})
@@ -67,5 +68,5 @@ def _gate(
 
 def _not_judged(name: str, known: Mapping[str, Step], judged: Sequence[str]) -> str:
     if name in known:
-        return f"{name!r} gives no model or engine that is measured"
+        return f"{name!r} makes no model or engine, so it cannot be judged"
     return f"there is no step {name!r}.{nearest(name, judged)}"

@@ -1,4 +1,4 @@
-"""Read, override and check a recipe: the one YAML file that says what is made, and how.
+"""Read, override and check a recipe: one YAML file with all steps and their settings.
 
     version: 1
     name: movies
@@ -10,8 +10,8 @@
     gates:
       - {metric: ndcg@10, baseline: teach, max_drop: 3%}
 
-Checking needs no torch: names, types, values and the flow of artefacts are all known from the
-configs. Everything that is wrong is told at once, each fault with its line.
+Checking needs no torch: names, types, values and inputs are all known from the configs. One error
+lists all faults, each with its line.
 """
 
 import logging
@@ -19,7 +19,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -33,10 +33,10 @@ from slmc.errors import RecipeError
 from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
 from slmc.recipe.checks import checked
+from slmc.recipe.compatibility import check_compatibility
 from slmc.recipe.faults import Faults, Place, nearest
 from slmc.recipe.gate_section import read_gates
-from slmc.recipe.misfits import refuse_misfits
-from slmc.recipe.paths import check_heads, check_there, take_beside, tell_from
+from slmc.recipe.paths import check_files, check_heads, from_folder, to_folder
 from slmc.recipe.sets import apply_sets
 from slmc.recipe.smoke import shrunk
 from slmc.recipe.steps import Step, StepReader
@@ -60,19 +60,19 @@ class Head(Placed):
     name: str = Field(pattern=f"^{NAME}$")
     """Name of the recipe, and of its folder under runs/."""
     description: str = ""
-    """What the recipe is for, in a line."""
+    """Purpose of the recipe, in one line."""
     seed: int = Field(17, ge=0)
-    """Seed of every step that names none."""
+    """Seed of every step that sets none."""
     data: dict[str, Any]
     """The interaction log and how it is prepared."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    """How every model and engine is measured."""
+    """How every model and engine is evaluated."""
     steps: list[Any] = Field(min_length=1)
-    """What is done, in order; each is a mapping of one stage to its settings."""
+    """The steps, in order; each is a mapping of one stage to its settings."""
     gates: list[Any] = Field(default_factory=list)
-    """What the result must reach."""
+    """What the results must reach."""
     power: Literal["warn", "stop"] = "warn"
-    """What happens, before the long steps, when the test set cannot see what a gate forbids."""
+    """What to do, before the long steps, if the test set is too small for a gate."""
 
 
 KEYS: dict[str, type[BaseModel] | None] = {name: CONFIGS.get(name) for name in Head.model_fields}
@@ -80,7 +80,7 @@ KEYS: dict[str, type[BaseModel] | None] = {name: CONFIGS.get(name) for name in H
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that can run: every setting resolved, every reference an existing step."""
+    """A valid recipe: every setting is resolved, every reference is an existing step."""
 
     name: str
     description: str
@@ -90,19 +90,19 @@ class Recipe:
     data: PrepareConfig
     evaluate: EvaluateConfig
     steps: tuple[Step, ...]
-    """In the order of running, ``prepare``, ``sasrec``, ``baselines`` and controls included."""
+    """In the order of running, with ``prepare``, ``sasrec``, ``baselines`` and controls."""
     gates: tuple[Gate, ...]
-    """Each with the step that it judges; ``baseline`` is a step, or None where none is asked."""
+    """Each with the step that it judges; ``baseline`` is a step, or None if not needed."""
     power: Literal["warn", "stop"] = "warn"
     smoke: bool = False
     command: str = field(default="", compare=False)
-    """The command that runs it, for messages."""
+    """The command that runs the recipe, for messages."""
 
     def step(self, step_id: str) -> Step:
-        """The step of that id.
+        """The step with that id.
 
         Raises:
-            RecipeError: There is none.
+            RecipeError: No step has that id.
         """
         for step in self.steps:
             if step.id == step_id:
@@ -114,10 +114,10 @@ class Recipe:
         )
 
     def is_measured(self, step: Step) -> bool:
-        """Whether its ranking is measured on its own: each model and engine.
+        """Whether the schedule has an evaluation of the step: each model and engine has one.
 
-        SASRec is measured among the baselines, and once more only where a step makes another
-        model or an engine of it, or a gate names it.
+        SASRec is evaluated with the baselines, and has its own evaluation only if another step
+        uses it as its model or a gate names it.
         """
         if step.stage != "sasrec":
             return step.can_rank
@@ -127,8 +127,8 @@ class Recipe:
     def is_binding(self, gate: Gate) -> bool:
         """Whether the gate decides the exit code.
 
-        A smoke run trains nothing worth ranking, so that only what holds of random weights
-        too is binding in it: sizes, and an engine against the model that it was made from.
+        The models of a smoke run are nearly random. Only gates that make sense for random weights
+        are binding in it: sizes, and an engine against its own model.
         """
         return not self.smoke or gate.metric == "size_mb" or self.is_of_same_model(gate)
 
@@ -146,20 +146,20 @@ def load(
     env: Mapping[str, str] | None = None,
     files: bool = False,
 ) -> Recipe:
-    """Read a recipe and check all of it.
+    """Read and check a recipe.
 
-    Relative paths in the file of a recipe start at its folder; those of ``sets``, and of a
-    packaged recipe, at the working directory.
+    Relative paths in a recipe file start at the file's folder; those of ``sets`` and of packaged
+    recipes start at the working directory.
 
     Args:
         name_or_path: Name of a packaged recipe, or path of a YAML file.
-        sets: Changes ``KEY=VALUE``, as in ``distill.layers=2`` or ``data.users=100``.
+        sets: Overrides ``KEY=VALUE``, such as ``distill.layers=2`` or ``data.users=100``.
         smoke: Make everything small: a random backbone, few users, one epoch.
-        env: Variables for ``${NAME:-default}``; the process's own where left out.
-        files: Also see that the local files which it names are there.
+        env: Variables for ``${NAME:-default}``; the process's own if left out.
+        files: Also check that the local files of the recipe exist.
 
     Raises:
-        RecipeError: The file cannot be read, or it has faults; all are listed.
+        RecipeError: The file cannot be read, or it has faults; the error lists all.
     """
     text, source = _text(str(name_or_path))
     faults = Faults()
@@ -168,39 +168,39 @@ def load(
     if not isinstance(document.value, dict):
         if not faults:
             faults.add(
-                Place(source, 1), "", "a recipe is a mapping with the keys of `slmc recipe schema`"
+                Place(source, 1), "", "a recipe is a mapping; `slmc recipe schema` lists its keys"
             )
         faults.stop(name)
     if _is_newer(document, faults):
         faults.stop(name)
     if (path := _path_of(str(name_or_path))) is not None:
-        take_beside(document.value, path.parent)
+        from_folder(document.value, path.parent)
     apply_sets(document, sets, KEYS, faults)
     recipe = _read(document, faults, name, files=files)
     options = [f"--set {shlex.quote(one)}" for one in sets] + ["--smoke"] * smoke
     command = " ".join(["slmc run", name, *options])
-    recipe = Recipe(**{**vars(recipe), "command": command})
+    recipe = replace(recipe, command=command)
     return _smoke(recipe) if smoke else recipe
 
 
 def packaged() -> list[str]:
     """Names of the recipes that ship with slmc."""
-    found = (Path(entry.name) for entry in resources.files("slmc.recipes").iterdir())
-    return sorted(path.stem for path in found if path.suffix in SUFFIXES)
+    files = (Path(entry.name) for entry in resources.files("slmc.recipes").iterdir())
+    return sorted(path.stem for path in files if path.suffix in SUFFIXES)
 
 
 def text_of(name_or_path: str | Path) -> str:
-    """The YAML text of a recipe, as it was written; raises as :func:`load`."""
+    """The YAML text of a recipe as written; raises as :func:`load`."""
     return _text(str(name_or_path))[0]
 
 
 def renamed(text: str, before: str, file: Path) -> str:
-    """The text of a recipe as that of a copy: its name, and the commands that its comments tell.
+    """The text of a recipe with the name of a copy, also in the commands of its comments.
 
     Args:
         text: The recipe as written.
-        before: What it was called on the command line.
-        file: Where the copy goes. Where its name is none that a recipe may have, the name stays.
+        before: Its name or path on the command line.
+        file: Path of the copy. If its stem is not a valid recipe name, the text stays the same.
     """
     if not re.fullmatch(NAME, file.stem):
         return text
@@ -210,19 +210,19 @@ def renamed(text: str, before: str, file: Path) -> str:
 
 
 def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
-    """The recipe with every setting written out; reading it gives the same recipe again.
+    """The YAML of the recipe with every setting; reading it returns the same recipe.
 
     Args:
         recipe: The recipe.
-        folder: Where the file will be: its paths start there.
+        folder: Folder of the file, at which its relative paths start.
     """
-    controls = {step.id.removesuffix(".control") for step in recipe.steps if step.is_control}
+    controls = {step.control_of for step in recipe.steps}
     steps: list[dict[str, Any]] = []
     for step in recipe.steps:
         if step.stage == "prepare" or step.is_control:
             continue
-        named = {role: taken for role, taken in step.inputs.items() if role != "data"}
-        body = {"id": step.id, **named, **step.config.model_dump(mode="json")}
+        roles = {role: taken for role, taken in step.inputs.items() if role != "data"}
+        body = {"id": step.id, **roles, **step.config.model_dump(mode="json")}
         if step.id in controls:
             body["control"] = True
         steps.append({step.stage: body})
@@ -239,7 +239,7 @@ def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
         "steps": steps,
         "gates": [gate.model_dump(mode="json") for gate in recipe.gates],
     }
-    tell_from(whole, folder)
+    to_folder(whole, folder)
     return dump(whole)
 
 
@@ -257,7 +257,7 @@ def _text(name_or_path: str) -> tuple[str, str]:
     else:
         raise RecipeError(
             f"there is no packaged recipe {name_or_path!r}.{nearest(name_or_path, packaged())}",
-            "`slmc recipe ls` lists them; a recipe of your own is named by a path ending in .yaml.",
+            "`slmc recipe ls` lists them; name your own recipe by a path that ends in .yaml.",
         )
     try:
         return content.read_text(encoding="utf-8"), source
@@ -269,7 +269,7 @@ def _text(name_or_path: str) -> tuple[str, str]:
     except OSError as error:
         raise RecipeError(
             f"{source} cannot be read: {error.strerror}.",
-            "Name a YAML file, or a packaged recipe; `slmc recipe ls` lists those.",
+            "Name a YAML file or a packaged recipe; `slmc recipe ls` lists the packaged ones.",
         ) from None
 
 
@@ -280,11 +280,11 @@ def _path_of(name_or_path: str) -> Path | None:
 
 
 def _is_newer(document: Document, faults: Faults) -> bool:
-    """Whether the recipe is of another format, so that its other faults would say nothing."""
+    """Whether the recipe has another format, so that its other faults mean nothing."""
     version = document.value.get("version")
     if type(version) is not int or version == VERSION:
         return False
-    what = f"recipe format {version} is not known; this slmc reads format {VERSION}"
+    what = f"unknown recipe format {version}; this slmc reads format {VERSION}"
     faults.add(document.place(("version",)), "version", what)
     return True
 
@@ -303,9 +303,9 @@ def _read(document: Document, faults: Faults, name: str, *, files: bool) -> Reci
     )
     steps = reader.read(data)
     if not faults:
-        refuse_misfits(document, faults, steps)
+        check_compatibility(document, faults, steps)
     if files:
-        check_there(document, faults)
+        check_files(document, faults)
         if not faults:
             check_heads(document, faults, data)
     gates = read_gates(document, faults, steps)
@@ -329,17 +329,18 @@ def _warn_of_another_source(document: Document) -> None:
     data = document.value["data"]
     for key, of in of_another_source(data).items():
         log.warning(
-            "%s: data.%s is left out: it belongs to a source whose name holds %r, and data.source "
-            "is %s",
+            "%s: data.%s is ignored: it is for a source whose name contains %r, but data.source is "
+            "%s",
             document.place(("data", key)), key, of, data["source"],
         )  # fmt: skip
 
 
 def _smoke(recipe: Recipe) -> Recipe:
-    """The recipe made small: what it runs is the same, on a random backbone and few users."""
-    small = {step.id: shrunk(step.config) for step in recipe.steps}
-    steps = tuple(Step(step.id, step.stage, small[step.id], step.inputs) for step in recipe.steps)
-    data, evaluate = shrunk(recipe.data), shrunk(recipe.evaluate)
-    return Recipe(
-        **{**vars(recipe), "data": data, "evaluate": evaluate, "steps": steps, "smoke": True}
+    """The recipe with the same steps on a random backbone and few users."""
+    return replace(
+        recipe,
+        data=shrunk(recipe.data),
+        evaluate=shrunk(recipe.evaluate),
+        steps=tuple(replace(step, config=shrunk(step.config)) for step in recipe.steps),
+        smoke=True,
     )

@@ -1,6 +1,6 @@
-"""Paths in a recipe: those in its file are sought beside it, those of ``--set`` where one works.
+"""Paths in a recipe: those of its file start at the file's folder, those of ``--set`` do not.
 
-A recipe that has been read has paths as the working directory has them, or absolute ones.
+After reading, the paths of a recipe are absolute or start at the working directory.
 """
 
 import glob
@@ -21,17 +21,17 @@ FILE = "file://"
 
 
 class Named(NamedTuple):
-    """Text of a recipe that names a source or an LLM."""
+    """A value of a recipe that names a source or an LLM."""
 
     keys: Keys
-    """Where it stands."""
+    """Its path in the document."""
     holder: dict[str, Any]
-    """The mapping that it stands in, under the last of the keys."""
+    """The mapping with the value, whose key is the last of ``keys``."""
     text: str
 
     @property
     def label(self) -> str:
-        """What it is called in a message: ``data.source``, ``teach.backbone``."""
+        """Its name in messages: ``data.source``, ``teach.backbone``."""
         return dotted(self.keys[2:] if self.keys[0] == "steps" else self.keys)
 
     @property
@@ -48,52 +48,52 @@ class Named(NamedTuple):
         return looks or not self.is_backbone
 
 
-def take_beside(recipe: Any, folder: Path) -> None:
-    """Let every relative path of a recipe's file start at the folder of that file.
+def from_folder(recipe: Any, folder: Path) -> None:
+    """Rewrite the relative paths of a recipe file, which start at its folder.
 
-    A backbone that is neither there nor certainly a path stays: it may be an id of the hub.
+    A backbone stays if no such path exists and it could be an id of the hub.
 
     Args:
-        recipe: The recipe as its file has it, plain data; changed in place.
-        folder: Where the file is.
+        recipe: The recipe as plain data; changed in place.
+        folder: Folder of the file.
     """
-    _change(recipe, lambda text: beside(text, folder), folder)
+    _change(recipe, lambda text: joined(text, folder), folder)
 
 
-def tell_from(recipe: Any, folder: Path) -> None:
-    """Write the paths of a recipe as a file in ``folder`` has them: undoes :func:`take_beside`."""
-    _change(recipe, lambda text: told_from(text, folder), Path())
+def to_folder(recipe: Any, folder: Path) -> None:
+    """Rewrite the paths of a recipe for a file in ``folder``: undoes :func:`from_folder`."""
+    _change(recipe, lambda text: relative(text, folder), Path())
 
 
-def beside(source: str, folder: Path) -> str:
-    """A source, its local path taken from ``folder`` where it is relative.
+def joined(source: str, folder: Path) -> str:
+    """The source with ``folder`` in front of it if it is a relative path.
 
-    A URL, an absolute path and one from the home folder (``~``) stay as they are.
+    URLs, absolute paths and paths in the home folder (``~``) stay the same.
     """
     local = source.removeprefix(FILE)
     if not _is_relative(local):
         return source
     if glob.has_magic(local) and not (folder / local).exists():
         folder = Path(glob.escape(str(folder)))
-    joined = folder / local
+    whole = folder / local
     # a/../log.csv is log.csv, unless a is a link to somewhere else.
-    short = Path(os.path.normpath(joined))
-    return str(short if short.resolve() == joined.resolve() else joined)
+    short = Path(os.path.normpath(whole))
+    return str(short if short.resolve() == whole.resolve() else whole)
 
 
-def told_from(source: str, folder: Path) -> str:
-    """A source of the working directory as a recipe in ``folder`` names it."""
+def relative(source: str, folder: Path) -> str:
+    """The path from ``folder`` to a source that is relative to the working directory."""
     if not _is_relative(source):
         return source
-    told, absolute = os.path.relpath(source, folder), Path(source).resolve()
-    return told if (folder / told).resolve() == absolute else str(absolute)
+    path, absolute = os.path.relpath(source, folder), Path(source).resolve()
+    return path if (folder / path).resolve() == absolute else str(absolute)
 
 
-def check_there(document: Document, faults: Faults) -> None:
-    """See that every local file that a recipe names is there; none is read.
+def check_files(document: Document, faults: Faults) -> None:
+    """Check that every local file of a recipe exists, without reading it.
 
     Args:
-        document: The recipe, read and changed as ``--set`` has it.
+        document: The recipe, with the overrides of ``--set``.
         faults: Collects what is missing.
     """
     for one in _named(document.value):
@@ -113,14 +113,14 @@ def check_there(document: Document, faults: Faults) -> None:
 
 
 def check_heads(document: Document, faults: Faults, data: PrepareConfig) -> None:
-    """See from their first lines that the log and the titles have the columns that are asked for.
+    """Check that the first lines of the log and of the titles have the configured columns.
 
-    Only local files are looked at: nothing is downloaded, and a pipe can be read once alone.
+    Only local files are read: no downloads, and no pipes, which can be read only once.
 
     Args:
-        document: The recipe, for the places of faults.
+        document: The recipe, for the lines of faults.
         faults: Collects what is wrong.
-        data: The recipe's data, valid.
+        data: The valid ``data`` section.
     """
     tables: dict[str, PrepareConfig | Titles] = {"data": data}
     if data.titles is not None:
@@ -144,7 +144,7 @@ def _is_relative(local: str) -> bool:
 
 
 def _is_stream(source: str) -> bool:
-    """Whether it is a pipe or a device, which can be read once alone."""
+    """Whether it is a pipe or a device, which can be read only once."""
     path = Path(source.removeprefix(FILE))
     return path.exists() and not path.is_file() and not path.is_dir()
 
@@ -153,13 +153,13 @@ def _change(recipe: Any, changed: Callable[[str], str], here: Path) -> None:
     for one in _named(recipe):
         if one.is_local or (here / one.text).exists():
             text = changed(one.text)
-            # So that it is no id of the hub, also where nothing is there any more.
+            # "./" marks it as a path, also if the folder is deleted later.
             plain = one.is_backbone and _is_relative(text) and not text.startswith(".")
             one.holder[str(one.keys[-1])] = f"./{text}" if plain else text
 
 
 def _named(recipe: Any) -> Iterator[Named]:
-    """Whatever names a source or an LLM; what has another form is left to the checks."""
+    """All values that name a source or an LLM; malformed parts are skipped."""
     holders: list[tuple[Keys, Any]] = []
     if isinstance(recipe, dict):
         data, steps = recipe.get("data"), recipe.get("steps")

@@ -1,10 +1,10 @@
-"""The JSON Schema of a recipe, by which an editor completes keys and shows what they mean."""
+"""The JSON Schema of recipes, with which editors complete and explain keys."""
 
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from slmc.artefact import A, Kind
+from slmc.artefact import WITH_ARTICLE, Kind
 from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
 from slmc.evaluation.config import EvaluateConfig
@@ -17,7 +17,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a recipe, made from the configs of all stages."""
+    """JSON Schema (2020-12) of recipes, generated from the configs of all stages."""
     stages = {name: STAGES[name] for name in sorted(WRITABLE)}
     configs: list[type[StageConfig]] = [
         PrepareConfig,
@@ -39,7 +39,7 @@ def schema() -> dict[str, Any]:
         roles = {role: _role(kind) for role, kind in stages[name].takes.items() if role != "data"}
         named = {"type": "string", "pattern": f"^{ID.pattern}$", "description": "Name of the step."}
         full = {**config, "properties": {**config["properties"], **roles, "id": named}}
-        # A step that needs no setting may be written bare: "- export:".
+        # A step without required settings may have no body: "- export:".
         return full if config.get("required") else {"anyOf": [full, {"type": "null"}]}
 
     top = Head.model_json_schema()
@@ -59,4 +59,7 @@ def schema() -> dict[str, Any]:
 
 
 def _role(kind: Kind) -> dict[str, Any]:
-    return {"type": "string", "description": f"Id of an earlier step that gives {A[kind]}."}
+    return {
+        "type": "string",
+        "description": f"Id of an earlier step that makes {WITH_ARTICLE[kind]}.",
+    }

@@ -1,4 +1,4 @@
-"""``--set distill.layers=2``: change one value of a recipe from the command line."""
+"""``--set distill.layers=2``: override a value of a recipe on the command line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,19 +12,19 @@ from slmc.recipe.text import NULL, Document, Path, dotted, parse, scalar
 from slmc.stages import STAGES
 
 Keys = Mapping[str, type[BaseModel] | None]
-"""Top-level keys of a recipe -> the config that stands there, if one does."""
+"""Top-level keys of a recipe -> config class of the value; None if it has none."""
 TEXTS = frozenset({"name", "description"})
 """Top-level keys whose value is text."""
 
 
 def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faults) -> None:
-    """Put each ``KEY=VALUE`` into the document; what is wrong goes to ``faults``.
+    """Apply each ``KEY=VALUE`` to the document and collect what is wrong in ``faults``.
 
     Args:
         document: The recipe; changed in place.
         sets: ``KEY=VALUE``, where KEY starts with a top-level key or the id of a step. VALUE is
-            a number, a word, ``[a list]`` or ``{a: mapping}``; of a setting that is text it is
-            taken as it stands, and may be in quotes.
+            a number, a word, ``[a list]`` or ``{a: mapping}``. The value of a text setting is
+            taken literally, with or without quotes.
         keys: The recipe's top-level keys.
         faults: Collects what is wrong.
     """
@@ -32,11 +32,11 @@ def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faul
         place = Place(f"--set {text}", 0)
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            faults.add(place, "", "is not of the form KEY=VALUE, as in distill.layers=2")
+            faults.add(place, "", "expected KEY=VALUE, such as distill.layers=2")
             continue
         parts = key.strip().split(".")
         if len(parts) == 1 and parts[0] in bodies(document):
-            faults.add(place, key, f"name a setting of the step too, as in {key}.seed=3")
+            faults.add(place, key, f"add a setting of the step, such as {key}.seed=3")
             continue
         start = _start(document, parts, keys)
         if start is None:
@@ -45,18 +45,18 @@ def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faul
             faults.add(place, parts[0], what)
             continue
         path, model = start
-        # At the top of a recipe only data and evaluate have a config of their own.
+        # Of the top-level keys only data and evaluate have a config class.
         text_only = is_text(model, tuple(parts[1:])) or key.strip() in TEXTS
         wrong = Faults()
         read = _value(value, text_only, place, wrong)
         if wrong:
-            faults.add(place, key, f"{value!r} is not a value that YAML knows")
+            faults.add(place, key, f"{value!r} is not valid YAML")
             continue
         _put(document, (*path, *parts[1:]), len(path), read, model, place, faults)
 
 
 def _value(text: str, text_only: bool, place: Place, faults: Faults) -> Any:
-    """What the text of a change means; nothing in it is a comment, an anchor or a tag."""
+    """The value of a change; comments, anchors and tags are not special in it."""
     opens, closes = text[:1], text[-1:]
     quoted = len(text) > 1 and opens == closes and opens in "\"'"
     if quoted or (opens in ("[", "{") and not text_only):
@@ -67,15 +67,15 @@ def _value(text: str, text_only: bool, place: Place, faults: Faults) -> Any:
 
 
 def bodies(document: Document) -> dict[str, tuple[Path, type[BaseModel]]]:
-    """Id of each step that can be told apart -> the path of its settings, and their model."""
+    """Id of each step -> path of its settings, and their config class."""
     steps = document.value.get("steps")
-    found: dict[str, tuple[Path, type[BaseModel]]] = {}
+    bodies_by_id: dict[str, tuple[Path, type[BaseModel]]] = {}
     for i, entry in enumerate(steps if isinstance(steps, list) else []):
         for stage, body in entry.items() if isinstance(entry, dict) else ():
             if stage in STAGES:
                 name = body.get("id", stage) if isinstance(body, dict) else stage
-                found.setdefault(str(name), (("steps", i, stage), STAGES[stage].config))
-    return found
+                bodies_by_id.setdefault(str(name), (("steps", i, stage), STAGES[stage].config))
+    return bodies_by_id
 
 
 def _start(
@@ -86,7 +86,7 @@ def _start(
     if first in steps:
         return steps[first]
     if first in FIRST and len(parts) > 1 and isinstance(document.value.get("steps"), list):
-        # These steps are there without being written; now this one is.
+        # The recipe has this step by default: now write it out.
         document.value["steps"].append({first: {}})
         return ("steps", len(document.value["steps"]) - 1, first), STAGES[first].config
     name = ELSEWHERE.get(first, first)
@@ -102,14 +102,14 @@ def _put(
     place: Place,
     faults: Faults,
 ) -> None:
-    """Set the value at ``path``; of it, the first ``depth`` parts lead to ``model``'s mapping."""
+    """Set the value at ``path``, whose first ``depth`` parts are the path of ``model``."""
     node: Any = document.value
     way: list[str | int] = []
     for i, part in enumerate(path):
         if isinstance(node, list):
             index = int(part) if str(part).isdigit() else -1
             if not 0 <= index < len(node):
-                what = f"there is no entry {part!r}; there are {len(node)}, counted from 0"
+                what = f"there is no entry {part!r}; the list has {len(node)}, counted from 0"
                 faults.add(place, dotted(tuple(way)), what)
                 return
             part = index
@@ -120,7 +120,7 @@ def _put(
         if not isinstance(node, list) and part not in node:
             node[part] = None
         if not isinstance(node[part], dict | list):
-            # A mapping that is not written has its defaults: they stay but for one value.
+            # A mapping that is absent gets its defaults, of which one value changes.
             node[part] = _default(model, path[depth : i + 1])
         node = node[part]
     set_path = tuple(way)

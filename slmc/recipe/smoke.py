@@ -1,4 +1,4 @@
-"""``--smoke``: the same steps made so small that the whole recipe runs in under a minute."""
+"""``--smoke``: the same steps, so small that the whole recipe runs in under a minute."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,11 +19,11 @@ LEAST_SHARE = 0.25
 ROUND_TO = 16
 ROUNDS = 5
 TOP_K = 20
-"""What an evaluation keeps of each list, hence the least that an engine can be asked for."""
+"""Items that an evaluation keeps of each list, so an engine must return at least as many."""
 
 
 def shrunk(config: Config) -> Config:
-    """The config with everything that costs time made small; never larger than it was."""
+    """The config with smaller values for everything that costs time."""
     small: dict[str, Any] = {}
     for kind, shrink in SHRINK.items():
         if isinstance(config, kind):
@@ -40,7 +40,7 @@ def _prepare(config: PrepareConfig) -> dict[str, Any]:
 
 
 def _teach(config: TeachConfig) -> dict[str, Any]:
-    # A random backbone has no tokenizer, hence no prompt; and it beats nothing.
+    # A random backbone has no tokenizer, so no prompt, and it beats no baseline.
     must_beat = config.must_beat and MustBeat.model_validate(
         {**config.must_beat.model_dump(), "otherwise": "warn"}
     )
@@ -64,7 +64,7 @@ def _distill(config: DistillConfig) -> dict[str, Any]:
 
 
 def _prune(config: PruneConfig) -> dict[str, Any]:
-    # Of the few units of the small backbone the same shares keep some, and take some away.
+    # The small backbone has few units: each share must remove some and keep some.
     return {
         "layers": config.layers and min(config.layers, LAYERS),
         "heads": config.heads and max(config.heads, LEAST_SHARE),
@@ -75,7 +75,7 @@ def _prune(config: PruneConfig) -> dict[str, Any]:
 
 
 def _quantize(config: QuantizeConfig) -> dict[str, Any]:
-    # Layers that an assignment names by number may not be in the small backbone.
+    # An assignment may name layers that the small backbone does not have.
     return {
         "group_size": min(config.group_size, ROUND_TO),
         "assign": {},

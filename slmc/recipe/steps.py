@@ -1,35 +1,40 @@
-"""The steps of a recipe: what each is called, and what it takes."""
+"""The steps of a recipe: their ids and their inputs."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from slmc.artefact import A, Kind
+from slmc.artefact import WITH_ARTICLE, Kind
 from slmc.config import StageConfig
 from slmc.distill.config import DistillConfig, Losses, TeachConfig
+from slmc.evaluation.config import EvaluateConfig
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
 from slmc.recipe.text import Document, Path, dotted
-from slmc.stages import STAGES
+from slmc.stages import EVALUATIONS, STAGES, evaluation
 
 FIRST = ("sasrec", "baselines")
-"""Stages that every recipe has, before all others, whether written or not."""
+"""Stages that every recipe runs first, even if it does not list them."""
 ELSEWHERE = {"prepare": "data", "evaluate": "evaluate", "evaluate_engine": "evaluate"}
-"""Stages that the runner puts in by itself -> key of the recipe that sets them."""
+"""Stages that the runner adds by itself -> key of the recipe that configures them."""
 WRITABLE = frozenset(STAGES) - frozenset(ELSEWHERE)
 ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a recipe, with its settings and the steps that it takes from."""
+    """One stage of a recipe, with its settings and its input steps."""
 
     id: str
     stage: str
     config: StageConfig
     inputs: dict[str, str]
-    """Role -> id of the step whose artefact is taken in that role."""
+    """Role -> id of the step whose artefact is the input in that role."""
+    measures: str | None = None
+    """Id of the step whose model or engine this step evaluates."""
+    control_of: str | None = None
+    """Id of the step that this one repeats as its control."""
 
     @property
     def gives(self) -> Kind:
@@ -38,23 +43,23 @@ class Step:
 
     @property
     def is_control(self) -> bool:
-        """Whether it repeats another step without what is in question there."""
-        return self.id.endswith(".control")
+        """Whether it is the control of another step."""
+        return self.control_of is not None
 
     @property
     def can_rank(self) -> bool:
-        """Whether it gives a model or an engine, which a gate can judge."""
-        return self.gives in ("model", "engine")
+        """Whether its artefact is a model or an engine, which a gate can judge."""
+        return self.gives in EVALUATIONS
 
     @property
     def is_candidate(self) -> bool:
-        """Whether a later step or a gate takes it without naming it: no control, no SASRec."""
+        """Whether it can be a default input of later steps and gates: not a control, not SASRec."""
         return self.can_rank and self.stage != "sasrec" and not self.is_control
 
 
 @dataclass(frozen=True)
 class Written:
-    """A step as it stands in the file, before its inputs are known."""
+    """A step as written in the file, before its inputs are resolved."""
 
     id: str
     stage: str
@@ -62,22 +67,22 @@ class Written:
     """Path of its body in the document."""
     config: StageConfig
     named: dict[str, Any] = field(default_factory=dict)
-    """Role -> what the file names as the step to take."""
+    """Role -> id of the input step that the file names."""
 
 
 @dataclass(frozen=True)
 class StepReader:
-    """Reads the steps of a document; what is wrong goes to ``faults``."""
+    """Reads the steps of a document and collects what is wrong in ``faults``."""
 
     document: Document
     faults: Faults
     defaults: Mapping[str, Any]
-    """Settings of the recipe that stand in for a step's own: seed, device, dtype."""
+    """Defaults of the recipe for its steps: seed, device, dtype, protocol."""
     reserved: frozenset[str]
-    """Names that no step may have: the recipe's own keys."""
+    """Ids that no step may have: the keys of the recipe."""
 
     def read(self, prepare: StageConfig) -> list[Step]:
-        """All steps in the order in which they run, ``prepare`` and controls among them."""
+        """All steps in the order of running, with ``prepare`` and the controls."""
         listed = self.document.value.get("steps")
         entries = enumerate(listed if isinstance(listed, list) else [])
         written = [one for i, entry in entries if (one := self._entry(i, entry))]
@@ -94,14 +99,18 @@ class StepReader:
         path: Path = ("steps", index)
         if not isinstance(entry, dict) or len(entry) != 1:
             self._fault(
-                path, dotted(path), "a step is one stage with its settings, as in `export: {}`"
+                path, dotted(path), "a step is one stage with its settings, such as `export: {}`"
             )
             return None
         stage, body = next(iter(entry.items()))
         path = (*path, stage)
         if stage in ELSEWHERE:
             key = ELSEWHERE[stage]
-            self._fault(path, dotted(path[:2]), f"{stage} is no step; it is set by the key {key!r}")
+            self._fault(
+                path,
+                dotted(path[:2]),
+                f"{stage} cannot be a step; configure it with the key {key!r}",
+            )
             return None
         if stage not in STAGES:
             what = f"there is no stage {stage!r}.{nearest(stage, WRITABLE)}"
@@ -117,11 +126,15 @@ class StepReader:
         step_id = body.pop("id", stage)
         if not isinstance(step_id, str) or not ID.fullmatch(step_id):
             self._fault(
-                (*path, "id"), stage, f"id: {step_id!r} is not a word of letters, digits, - and _"
+                (*path, "id"),
+                stage,
+                f"id: {step_id!r} may only have letters, digits, - and _, and starts with a letter",
             )
             step_id = stage
         elif step_id in self.reserved:
-            self._fault((*path, "id"), stage, f"id: {step_id!r} means something else in a recipe")
+            self._fault(
+                (*path, "id"), stage, f"id: {step_id!r} is a key of recipes; choose another id"
+            )
         named = {role: body.pop(role) for role in roles & set(body)}
         config = checked(
             self.document,
@@ -141,27 +154,29 @@ class StepReader:
             if one.id in seen:
                 first = self.document.place(seen[one.id].path)
                 what = (
-                    f"two steps are called {one.id!r} (the first in line {first.line}); "
-                    "give one an id"
+                    f"two steps have the id {one.id!r} (the first in line {first.line}); "
+                    "set `id` for one of them"
                 )
                 self._fault(one.path, one.id, what)
             seen.setdefault(one.id, one)
 
     def _first(self, stage: str, written: list[Written]) -> list[Written]:
-        found = [one for one in written if one.stage == stage]
-        return found or [self._body(stage, {}, ("steps", stage))]
+        listed = [one for one in written if one.stage == stage]
+        return listed or [self._body(stage, {}, ("steps", stage))]
 
     def _linked(self, one: Written, before: list[Step], later: set[str]) -> Step:
-        """The step with the steps that it takes from: those named, else the usual ones."""
+        """The step with its input steps: those that the file names, else the defaults."""
         stage = STAGES[one.stage]
         inputs = {}
         for role, kind in stage.takes.items():
             if role in one.named:
                 taken = self._named(one, role, kind, before, later)
             else:
-                taken = usual_input(role, kind, before)
+                taken = default_input(role, kind, before)
                 if taken is None and role not in stage.optional:
-                    what = f"needs {A[kind]} as its {role}, and no step before it gives one"
+                    what = (
+                        f"needs {WITH_ARTICLE[kind]} as its {role}, but no earlier step makes one"
+                    )
                     self._fault(one.path, one.id, what)
             if taken is not None:
                 inputs[role] = taken
@@ -174,9 +189,11 @@ class StepReader:
         if isinstance(name, str) and name in known:
             if known[name].gives == kind:
                 return name
-            what = f"needs {A[kind]}, and {name!r} gives {A[known[name].gives]}"
+            what = (
+                f"needs {WITH_ARTICLE[kind]}, but {name!r} makes {WITH_ARTICLE[known[name].gives]}"
+            )
         elif name == one.id:
-            what = "a step cannot take what it makes itself"
+            what = "a step cannot be its own input"
         elif name in later:
             what = f"{name!r} comes after this step"
         else:
@@ -189,12 +206,11 @@ class StepReader:
         self.faults.add(self.document.place(path), key, what)
 
 
-def usual_input(role: str, kind: Kind, before: list[Step]) -> str | None:
-    """Id of the step that is taken in ``role`` where the recipe names none.
+def default_input(role: str, kind: Kind, before: list[Step]) -> str | None:
+    """Id of the step that is the input in ``role`` if the recipe names none.
 
-    The teacher and the baseline of a comparison are the last ``teach``; a student, and a run
-    whose steps are repeated (``like``), are taken only where they are named; anything else is
-    the last step of that kind, and never a control.
+    For ``teacher`` and ``baseline`` it is the last ``teach``. ``student`` and ``like`` have no
+    default. For other roles it is the last step of that kind that is not a control.
     """
     if role in ("student", "like"):
         return None
@@ -209,12 +225,18 @@ def usual_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     return fitting[-1].id if fitting else None
 
 
-def with_control(step: Step) -> list[Step]:
-    """The step, and after it its control if it asks for one.
+def evaluation_of(step: Step, config: EvaluateConfig) -> Step:
+    """The step that measures the model or engine of ``step``."""
+    inputs = {"data": "prepare", step.gives: step.id}
+    return Step(f"evaluate.{step.id}", *evaluation(step.gives, config), inputs, measures=step.id)
 
-    The control is the same training, for the same steps, without what is in question: the
-    teacher's terms, or the LLM's own weights. ``control`` itself is then off in both: it says
-    nothing about the model, so it must not change its key.
+
+def with_control(step: Step) -> list[Step]:
+    """The step, followed by its control if ``control`` is set.
+
+    The control is the same training, for as many optimizer steps, without the teacher's losses
+    (``distill``) or without the pretrained weights (``teach``). Both get ``control: false``, since
+    the setting does not change the model and so must not change the key.
     """
     config = step.config
     if not isinstance(config, (DistillConfig, TeachConfig)) or not config.control:
@@ -225,8 +247,13 @@ def with_control(step: Step) -> list[Step]:
         if isinstance(alone, DistillConfig)
         else {"init": "random", "must_beat": None}
     )
-    inputs = step.inputs | {"like": step.id}
     return [
         replace(step, config=alone),
-        replace(step, id=f"{step.id}.control", config=control, inputs=inputs),
+        replace(
+            step,
+            id=f"{step.id}.control",
+            config=control,
+            inputs=step.inputs | {"like": step.id},
+            control_of=step.id,
+        ),
     ]

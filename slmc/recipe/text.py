@@ -1,9 +1,8 @@
 """The text of a recipe: YAML to plain data, with the line of every key.
 
-Data only. Tags, anchors and aliases are refused, a key may stand once in a mapping, and words
-are read as YAML 1.2 does (``on`` is a word, ``1e-3`` a number). ``${NAME}`` and
-``${NAME:-default}`` are put in from the environment after parsing, so that what a variable
-holds can never become structure.
+Tags, anchors, aliases and repeated keys are refused, and words are read as in YAML 1.2 (``on`` is
+text, ``1e-3`` is a number). ``${NAME}`` and ``${NAME:-default}`` are replaced after parsing, so
+that the value of a variable is never read as YAML.
 """
 
 import math
@@ -31,22 +30,22 @@ PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}
 
 @dataclass
 class Document:
-    """What a recipe says, and where it says it."""
+    """The values of a recipe and their lines."""
 
     value: Any = None
     """Mappings, lists, text, numbers, booleans and nulls."""
     places: dict[Path, Place] = field(default_factory=dict)
-    """Where each key and list entry stands."""
+    """Place of each key and list entry."""
 
     def place(self, path: Path) -> Place:
-        """Where ``path`` stands, or the nearest thing around it that stands somewhere."""
+        """Place of ``path``, or of the nearest parent that has one."""
         while path not in self.places and path:
             path = path[:-1]
         return self.places[path]
 
 
 def parse(text: str, source: str, env: Mapping[str, str], faults: Faults) -> Document:
-    """Read YAML; what is wrong goes to ``faults`` with its line, and the rest is read on.
+    """Read YAML; collect what is wrong in ``faults`` with its line, and read the rest.
 
     Args:
         text: The YAML text.
@@ -75,10 +74,10 @@ def parse(text: str, source: str, env: Mapping[str, str], faults: Faults) -> Doc
 
 
 def scalar(text: str) -> Any:
-    """What a plain (unquoted) word means: null, a truth value, a number, or the text itself.
+    """The value of an unquoted word: null, a boolean, a number, or the text itself.
 
-    A number that no float or config can hold, such as ``1e400``, stays text: the message of the
-    setting that refuses it then shows what was written.
+    A number that does not fit a float, such as ``1e400``, stays text, so that the error message of
+    its setting shows it as written.
     """
     if NULL.fullmatch(text):
         return None
@@ -92,7 +91,7 @@ def scalar(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Parses without guessing types, and refuses anchors: an alias can blow up a small file."""
+    """Parses without guessing types, and refuses anchors: aliases can make a small file huge."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the form that PyYAML reads
 
@@ -100,13 +99,13 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         if getattr(event, "anchor", None) is not None:
             raise yaml.composer.ComposerError(
-                None, None, "anchors and aliases are not read", event.start_mark
+                None, None, "anchors and aliases are not allowed", event.start_mark
             )
         return super().compose_node(parent, index)
 
 
 class _Reader(NamedTuple):
-    """Turns nodes into plain data and notes where each stands."""
+    """Converts nodes to plain data and records the place of each."""
 
     source: str
     env: Mapping[str, str]
@@ -117,7 +116,7 @@ class _Reader(NamedTuple):
         place = self.places.setdefault(path, self._place(node))
         if node.tag not in PLAIN_TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            self.faults.add(place, dotted(path), f"the tag {tag} is refused: a recipe is data only")
+            self.faults.add(place, dotted(path), f"the tag {tag} is not allowed in a recipe")
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
@@ -128,21 +127,21 @@ class _Reader(NamedTuple):
         return text if quoted else scalar(text)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key, child in node.value:
             place = self._place(key)
             if not isinstance(key, yaml.ScalarNode):
-                self.faults.add(place, dotted(path), "a key must be a word")
+                self.faults.add(place, dotted(path), "a key must be text")
                 continue
             name = key.value
             inner = (*path, name)
-            if name in found:
+            if name in mapping:
                 first = self.places[inner]
-                self.faults.add(place, dotted(inner), f"stands twice; first in line {first.line}")
+                self.faults.add(place, dotted(inner), f"is repeated; first in line {first.line}")
                 continue
             self.places[inner] = place
-            found[name] = self.value(child, inner)
-        return found
+            mapping[name] = self.value(child, inner)
+        return mapping
 
     def _interpolated(self, text: str, place: Place, path: Path) -> str:
         def put(match: re.Match[str]) -> str:
@@ -158,7 +157,9 @@ class _Reader(NamedTuple):
             return self.env.get(name) or default or ""
 
         if "${" in VARIABLE.sub("", text):
-            self.faults.add(place, dotted(path), f"{text!r} is not of the form ${{NAME:-default}}")
+            self.faults.add(
+                place, dotted(path), f"{text!r} does not have the form ${{NAME:-default}}"
+            )
             return text
         return VARIABLE.sub(put, text)
 
@@ -172,12 +173,12 @@ def dotted(path: Path) -> str:
 
 
 def dump(value: Any) -> str:
-    """Plain data as YAML that :func:`parse` reads back the same."""
+    """Plain data as YAML; :func:`parse` reads the same data from it."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that a reader, of YAML 1.1 or 1.2, would take for something else."""
+    """Quotes text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -193,8 +194,8 @@ _Dumper.add_representer(str, _represent_text)
 
 def _problem(error: yaml.YAMLError) -> str:
     parts = [getattr(error, name, None) for name in ("context", "problem")]
-    said = ", ".join(part for part in parts if part)
-    return said or getattr(error, "reason", None) or "cannot be parsed"
+    message = ", ".join(part for part in parts if part)
+    return message or getattr(error, "reason", None) or "cannot be parsed"
 
 
 def _place_of(error: yaml.YAMLError, text: str, source: str) -> Place:

@@ -1,6 +1,6 @@
 """The report of a run: tables, HTML, JUnit, Markdown, a model card.
 
-Read ``view`` (what every form shows), ``tables`` and ``numbers``, then the forms: ``html``,
+Read ``view`` (the contents of every form), ``tables`` and ``numbers``, then the forms: ``html``,
 ``markdown``, ``junit``, ``terminal``, ``model_card``, ``tradeoff`` and ``curves``. ``advice``,
 ``power`` and ``training`` write the sentences. Imported by ``commands``.
 """
@@ -18,8 +18,8 @@ def write(result: "RunResult") -> list[Path]:
     """Write the report of a run into its folder; returns the files.
 
     ``report.html`` for people, ``summary.md`` for a pull request, ``junit.xml`` for CI,
-    ``model-card.md`` of the last model or engine with the numbers that this run has measured,
-    and ``tradeoff.svg`` where there are several engines to compare.
+    ``model-card.md`` for the last model or engine, and ``tradeoff.svg`` if there are several
+    engines to compare.
     """
     from slmc.report import html, junit, markdown, tradeoff
     from slmc.report import model_card as card

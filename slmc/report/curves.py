@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POINTS = 300
-"""Points of a curve in a picture; longer ones are averaged in bins."""
+"""Largest number of points of a curve; longer curves are averaged in bins."""
 LEFT_OUT = frozenset({"grad_norm"})
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The loss terms and the validation metrics of a task by step."""
+    """The losses and the validation metrics of a task by step."""
 
     task: str
     terms: dict[str, list[tuple[float, float]]]
@@ -19,32 +19,32 @@ class Curves:
 
 
 def curves_of(log: Path) -> list[Curves]:
-    """The curves of every task that logged terms; none if there is no log.
+    """The curves of every task that logged losses; none if there is no log.
 
-    A step that was run twice, before and after a crash, counts once, as it came out last.
+    If a step ran twice, before and after a crash, the last values count.
     """
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    by_task: dict[str, dict[str, dict[int, float]]] = {}
     if log.is_file():
         with log.open(encoding="utf-8") as stream:
             for line in stream:
-                _take(line, found)
+                _add(line, by_task)
     return [
         Curves(task, {term: _binned(points) for term, points in terms.items()})
-        for task, terms in found.items()
+        for task, terms in by_task.items()
     ]
 
 
-def _take(line: str, found: dict[str, dict[str, dict[int, float]]]) -> None:
+def _add(line: str, by_task: dict[str, dict[str, dict[int, float]]]) -> None:
     if '"terms"' not in line:
         return
     try:
         progress = json.loads(line)["progress"]
         task, step, terms = progress["task"], int(progress["done"]), progress["terms"]
     except (ValueError, KeyError, TypeError):
-        return  # a line that was cut short when the process was killed
+        return  # an incomplete line of a killed process
     for term, value in terms.items():
         if term not in LEFT_OUT and isinstance(value, (int, float)):
-            found.setdefault(task, {}).setdefault(term, {})[step] = float(value)
+            by_task.setdefault(task, {}).setdefault(term, {})[step] = float(value)
 
 
 def _binned(points: dict[int, float]) -> list[tuple[float, float]]:

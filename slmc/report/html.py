@@ -1,4 +1,4 @@
-"""``report.html``: one file that needs nothing else, readable on a phone and in the dark."""
+"""``report.html``: one self-contained file, also for phones and dark mode."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from slmc.evaluation.bootstrap import Bounds
 from slmc.report import numbers, tradeoff
 from slmc.report.curves import Curves
 from slmc.report.markdown import CONTROLS
-from slmc.report.terminal import asked, cells, change_of, difference_of, headings
+from slmc.report.terminal import cells, change_of, difference_of, gate_text, headings
 from slmc.report.view import Judged, View
 
 WIDTH, HEIGHT = 600.0, 180.0
@@ -26,7 +26,7 @@ class Plot:
     high: float
     zero: float
     limit: float | None
-    """Where the budget ends."""
+    """Limit of the gate's budget."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ def page(view: View) -> str:
         headings=headings(view),
         rows=[(row, cells(row)) for row in view.rows],
         gates=[
-            (one, asked(one.verdict.gate), change_of(one.verdict), plot(one)) for one in view.judged
+            (one, gate_text(one.verdict.gate), change_of(one.verdict), plot(one))
+            for one in view.judged
         ],
         changes=[(row, interval(row.change)) for row in view.rows if row.change is not None],
         controls=[(one, difference_of(one)) for one in view.comparisons],
-        controls_are=CONTROLS,
+        controls_text=CONTROLS,
         curves=[(one, lines(one)) for one in view.curves],
-        # Made by us, its texts escaped: markup, not text.
+        # Our own SVG with escaped texts, so it is markup.
         tradeoff=Markup(tradeoff.picture(view.rows, view.metric) or ""),
         numbers=numbers,
         width=WIDTH,
@@ -68,7 +69,7 @@ def page(view: View) -> str:
 
 
 def plot(one: Judged) -> Plot | None:
-    """The change of a gate with its bounds and its budget; None where nothing is compared."""
+    """The change of a gate with its bounds and its budget; None without a comparison."""
     verdict = one.verdict
     if verdict.change is None or verdict.low is None or verdict.high is None:
         return None
@@ -77,7 +78,7 @@ def plot(one: Judged) -> Plot | None:
 
 
 def interval(bounds: Bounds | None, limit: float | None = None) -> Plot | None:
-    """Bounds on a line that shows 0, symmetric about it."""
+    """Bounds on a line whose centre is 0."""
     if bounds is None:
         return None
     shown = [bounds.low, bounds.high, bounds.change, limit or 0.0]
@@ -91,20 +92,20 @@ def interval(bounds: Bounds | None, limit: float | None = None) -> Plot | None:
 
 
 def lines(curves: Curves) -> list[Line]:
-    """Each term on its own scale: what counts is where it goes."""
-    found = []
+    """The curve of each term, on its own scale."""
+    drawn = []
     for term, points in curves.terms.items():
-        good = [(x, y) for x, y in points if math.isfinite(y)]
-        if len(good) < 2:
+        finite = [(x, y) for x, y in points if math.isfinite(y)]
+        if len(finite) < 2:
             continue
-        (left, right), low, high = (good[0][0], good[-1][0]), *_range([y for _, y in good])
-        drawn = " ".join(
+        (left, right), low, high = (finite[0][0], finite[-1][0]), *_range([y for _, y in finite])
+        path = " ".join(
             f"{WIDTH * (x - left) / ((right - left) or 1):.1f},"
             f"{HEIGHT - HEIGHT * (y - low) / (high - low):.1f}"
-            for x, y in good
+            for x, y in finite
         )
-        found.append(Line(term, drawn, f"{good[0][1]:.4g}", f"{good[-1][1]:.4g}"))
-    return found
+        drawn.append(Line(term, path, f"{finite[0][1]:.4g}", f"{finite[-1][1]:.4g}"))
+    return drawn
 
 
 def _range(values: list[float]) -> tuple[float, float]:

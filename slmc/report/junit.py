@@ -1,10 +1,10 @@
-"""``junit.xml``: a case for each gate, parity check and step that ended the run, for CI systems."""
+"""``junit.xml`` for CI systems: a case for each gate, each parity check and an early end."""
 
 import re
 from typing import Any
 from xml.etree import ElementTree
 
-from slmc.report.terminal import asked
+from slmc.report.terminal import gate_text
 from slmc.report.view import Judged, View
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -39,7 +39,7 @@ def suites(view: View) -> str:
 def _gate(one: Judged) -> ElementTree.Element:
     verdict = one.verdict
     against = f" against {verdict.baseline}" if verdict.baseline else ""
-    name = f"{asked(verdict.gate)}{against}"
+    name = f"{gate_text(verdict.gate)}{against}"
     case = _case(f"gates.{verdict.on}", name)
     sentence = _clean(verdict.sentence)
     if verdict.failed and one.binding:
@@ -52,15 +52,15 @@ def _gate(one: Judged) -> ElementTree.Element:
 
 
 def _parity(step_id: str, report: dict[str, Any]) -> ElementTree.Element:
-    # An engine that differs from its model is withheld: whichever is here has passed.
-    case = _case(f"parity.{step_id}", "the engine ranks as the model it was made from")
-    said = ", ".join(f"{k} {v}" for k, v in report.items() if isinstance(v, (int, float)))
-    ElementTree.SubElement(case, "system-out").text = _clean(said)
+    # An engine that fails parity is not made, so every engine in the report has passed.
+    case = _case(f"parity.{step_id}", "the engine ranks like its model")
+    text = ", ".join(f"{k} {v}" for k, v in report.items() if isinstance(v, (int, float)))
+    ElementTree.SubElement(case, "system-out").text = _clean(text)
     return case
 
 
 def _ended(step_id: str, why: str) -> ElementTree.Element:
-    case = _case(f"steps.{step_id}", "the check of the step itself lets the run go on")
+    case = _case(f"steps.{step_id}", "the step passes its own check")
     text = _clean(why)
     ElementTree.SubElement(case, "failure", {"type": "ended", "message": text}).text = text
     return case
@@ -71,5 +71,5 @@ def _case(group: str, name: str) -> ElementTree.Element:
 
 
 def _clean(text: str) -> str:
-    """Text without the characters that XML cannot hold."""
+    """Text without the characters that XML does not allow."""
     return CONTROL.sub("\ufffd", text)

@@ -8,12 +8,12 @@ from slmc.report.terminal import cells, difference_of, headings
 from slmc.report.view import View
 
 CODE, ESCAPED = re.compile(r"\\`.*?\\`"), re.compile(r"\\(.)")
-"""Of escaped text: what stands between backticks, and a character with its backslash."""
+"""In escaped text: code between backticks, and an escaped character."""
 CONTROLS = (
-    "A control is the same training, for as many steps, without what is in question. Changes are "
-    "paired over users; ce is in nats, and lower is better."
+    "A control is the same training, for as many steps, without the teacher or without "
+    "pretraining. Changes are paired over users. ce is in nats; lower is better."
 )
-"""What the table of controls shows."""
+"""Explains the table of controls."""
 
 
 def summary(view: View) -> str:
@@ -30,7 +30,7 @@ def summary(view: View) -> str:
         lines += [f"- **{one.label}** {escape(one.verdict.sentence)}" for one in view.judged]
     if view.comparisons:
         lines += ["", "### Controls", "", CONTROLS, "", *comparison_table(view)]
-    notes = [*view.sees, *view.notes]
+    notes = [*view.detectable, *view.notes]
     if notes:
         lines += ["", "### What the numbers can show", "", *(f"- {escape(one)}" for one in notes)]
     return "\n".join(line for line in lines if line is not None) + "\n"
@@ -43,7 +43,7 @@ def main_table(view: View) -> list[str]:
 
 
 def comparison_table(view: View) -> list[str]:
-    """Each step beside its control."""
+    """Each step and its control."""
     rows = [
         [
             one.step,
@@ -68,13 +68,13 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _bold(text: str) -> str:
-    """A bold line; what stands between backticks is code."""
-    code = CODE.sub(lambda found: ESCAPED.sub(r"\1", found[0]), escape(text))
+    """A bold line; text between backticks is code."""
+    code = CODE.sub(lambda match: ESCAPED.sub(r"\1", match[0]), escape(text))
     return f"**{code}**"
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text with escaped Markdown characters."""
     for character in "\\|<>[]*_`":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

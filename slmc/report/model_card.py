@@ -1,4 +1,4 @@
-"""``model-card.md``: the last model or engine of a run, with the numbers that were measured."""
+"""``model-card.md``: the last model or engine of a run, with the results of the run."""
 
 from slmc.artefact import Artefact
 from slmc.recipe.text import dump
@@ -22,7 +22,7 @@ def card(view: View) -> str | None:
         lines += [markdown.escape(view.description), ""]
     lines += [_made(view, view.last), "", "## Measured", "", *markdown.main_table(view), ""]
     if view.smoke:
-        lines += ["This was a smoke run: its numbers say that it runs, and no more.", ""]
+        lines += ["This was a smoke run: its numbers only show that the recipe runs.", ""]
     if view.judged:
         lines += [f"- {markdown.escape(one.verdict.sentence)}" for one in view.judged]
         lines.append("")
@@ -37,10 +37,9 @@ def _made(view: View, artefact: Artefact) -> str:
     manifest = artefact.manifest
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     article = "An" if manifest.kind == "engine" else "A"
-    code = " Code of a model repository was run to make it." if manifest.remote_code else ""
     return (
         f"{article} {manifest.kind} of stage `{manifest.stage}`, made by `{view.command}` with "
-        f"seed {view.seed} ({versions}); digest `{artefact.digest[:12]}`.{code}"
+        f"seed {view.seed} ({versions}); digest `{artefact.digest[:12]}`."
     )
 
 

@@ -1,4 +1,4 @@
-"""How numbers are written, the same in every report."""
+"""Format numbers, the same in every report."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def milliseconds(number: float | None) -> str:
 
 
 def rate(number: float | None) -> str:
-    """Histories a second: ``1,240``."""
+    """Histories per second: ``1,240``."""
     return NONE if number is None else f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 

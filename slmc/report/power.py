@@ -1,4 +1,4 @@
-"""What so many users can and cannot show, in sentences."""
+"""Sentences on the smallest loss that the test set can detect."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from slmc.report.tables import Row
 
 
-def seen(
+def detectable(
     result: "RunResult",
     teacher: str | None,
     rows: "Sequence[Row]",
 ) -> list[str]:
-    """What the test set of a run can see, and which differences it does not show.
+    """The smallest loss that the test set of a run can detect, and the changes that it cannot show.
 
     Args:
         result: The run.
-        teacher: Id of the step that the changes are against; None if there is none.
+        teacher: Id of the teacher's step, the baseline of the changes; None if there is none.
         rows: The main table.
     """
     if teacher is None:
@@ -34,20 +34,21 @@ def seen(
     last = next((r.step for r in reversed(rows) if _is_candidate(r, teacher)), None)
     measured = result.evaluations[last] if last is not None else None
     candidate = pl.read_parquet(measured.file("per_user.parquet")) if measured else None
-    said = []
+    sentences = []
     for metric in result.recipe.evaluate.metrics:
         try:
-            said.append(
+            sentences.append(
                 power_line(metric, users, result.protocol, candidate=candidate, name=last or "")
             )
         except UndecidedError:
             continue
     same = [r.step for r in rows if r.change is not None and r.change.low <= 0 <= r.change.high]
     if same:
-        said.append(
-            f"no difference to {teacher} is shown by {users.height:,} users for: {', '.join(same)}"
+        sentences.append(
+            f"with {users.height:,} users there is no significant difference to {teacher} for: "
+            f"{', '.join(same)}"
         )
-    return said
+    return sentences
 
 
 def _is_candidate(row: "Row", teacher: str) -> bool:
@@ -57,12 +58,12 @@ def _is_candidate(row: "Row", teacher: str) -> bool:
 def power_lines(
     gates: "Sequence[Gate]", candidate: "Evaluation", baseline: "Evaluation"
 ) -> list[str]:
-    """For each metric that is gated by a drop, what this many users can see.
+    """For each metric with a ``max_drop`` gate, the smallest loss that these users can detect.
 
     Args:
         gates: The gates.
-        candidate: What is judged: how much its values and the baseline's correlate.
-        baseline: Whose values tell how much users differ.
+        candidate: The candidate, for the correlation with the baseline.
+        baseline: The baseline, for the variance over users.
     """
     chosen = {(g.metric, g.confidence): None for g in gates if g.max_drop is not None}
     return [
@@ -86,16 +87,16 @@ def power_line(
     name: str = "",
     confidence: float = 0.95,
 ) -> str:
-    """The smallest loss that these users can see, with its assumptions, in a sentence.
+    """The smallest loss that these users can detect, with its assumptions, in a sentence.
 
     Args:
-        metric: Metric that would fall.
+        metric: Name of the metric.
         per_user: Table of the baseline.
-        protocol: Of the tables.
-        candidate: Table of a candidate, the same users: its correlation with the baseline is
-            measured. Without one it is assumed.
-        name: What the candidate is called.
-        confidence: One-sided, of a gate.
+        protocol: Protocol of the tables.
+        candidate: Table of a candidate with the same users, for the correlation with the baseline.
+            Without one the correlation is assumed.
+        name: Name of the candidate.
+        confidence: One-sided confidence of a gate.
     """
     from slmc.evaluation.power import ASSUMED_CORRELATION, POWER, correlation_of, detectable_drop
     from slmc.evaluation.results import values
@@ -111,5 +112,7 @@ def power_line(
         f"baseline and {name or 'candidate'} {correlation:.3g}, {how}"
     )
     if drop == float("inf"):
-        return f"{metric}: {ours.size:,} users cannot see any relative loss ({basis})"
-    return f"{metric}: {ours.size:,} users can see a loss of {100 * drop:.1f} % or more ({basis})"
+        return f"{metric}: {ours.size:,} users cannot detect any relative loss ({basis})"
+    return (
+        f"{metric}: {ours.size:,} users can detect a loss of {100 * drop:.1f} % or more ({basis})"
+    )

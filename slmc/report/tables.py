@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from slmc.recipe import Recipe
 
 CONFIDENCE = 0.975
-"""One-sided, of each bound: together a two-sided interval of 95 %."""
+"""One-sided confidence of each bound: together a two-sided 95 % interval."""
 Z = 1.96
-"""Half of a 95 % interval in standard errors."""
+"""Half width of a 95 % interval in standard errors."""
 NAMES = ("popularity", "markov", "sasrec")
-CONTROL = ".control"
-BRINGS = {"teach": "pretraining", "distill": "distilling"}
-"""Stage -> what its control leaves out."""
+LACKS = {"teach": "pretraining", "distill": "distilling"}
+"""Stage -> what its control lacks."""
 LATENCY_BATCH, THROUGHPUT_BATCH = 1, 32
 
 Kind = Literal["baseline", "model", "control", "engine"]
@@ -34,7 +33,7 @@ Kind = Literal["baseline", "model", "control", "engine"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of an engine or a model at one batch size."""
+    """Latency and throughput of an engine or a model at one batch size."""
 
     who: str
     batch: int
@@ -42,18 +41,18 @@ class Timing:
     p95_ms: float
     p99_ms: float
     per_s: float
-    """Histories a second."""
+    """Throughput: histories per second."""
     calls: int
-    """Timed calls that the numbers are of."""
+    """Number of timed calls."""
     mean_length: float
-    """Mean length of the histories that were answered."""
+    """Mean length of the histories."""
     sessions: str
-    """Sessions times threads, for latency and for throughput; empty for a model."""
+    """Sessions x threads, for latency and for throughput; empty for a model."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the main table."""
+    """A row of the main table."""
 
     step: str
     kind: Kind
@@ -61,16 +60,16 @@ class Row:
     size_mb: float | None
     value: float | None
     half: float | None
-    """Half of the value's 95 % interval."""
+    """Half width of the value's 95 % interval."""
     change: Bounds | None
-    """Relative, against the teacher; None for the teacher, and where it cannot be told."""
+    """Relative change against the teacher; None for the teacher, and if it is not defined."""
     p50_ms: float | None
     p99_ms: float | None
     per_s: float | None
     gate: str
-    """``pass`` if every gate on it passed, ``fail`` if one did not, else empty."""
+    """``pass`` if every gate on it passed, ``fail`` if one failed, empty without gates."""
     still_improving: bool = False
-    """Whether a bound ended its training before ranking had stopped improving."""
+    """Whether its training ended at a limit while ranking still improved."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,21 @@ class Comparison:
     step: str
     control: str
     brings: str
-    """What the difference shows, in words."""
+    """The effect that the difference measures, in words."""
     metric: str
     value: float
     control_value: float
     change: Bounds
-    """Absolute, step less control."""
+    """Absolute: step minus control."""
     relative: Bounds | None
-    """The same over the control's value; None for ce, and where that value is 0."""
+    """Relative to the control's value; None for ce, and if that value is 0."""
     n: int
 
     @property
     def outcome(self) -> str:
-        """``better``, ``worse`` or ``no difference is shown``, by the 95 % interval."""
+        """``better``, ``worse`` or ``no significant difference``, by the 95 % interval."""
         if self.change.low <= 0 <= self.change.high:
-            return "no difference is shown"
+            return "no significant difference"
         gained = (self.change.low > 0) != (self.metric in LOWER_IS_BETTER)
         return "better" if gained else "worse"
 
@@ -111,8 +110,8 @@ def rows_of(
     Args:
         result: The run.
         metric: Metric of the value and of the change.
-        teacher: Id of the step that the changes are against.
-        timed: Id of a bench step -> its times.
+        teacher: Id of the step that the changes are relative to.
+        timed: Id of a bench step -> its timings.
     """
     against = user_table(result, teacher) if teacher else None
     reader = _RowReader(result, metric, teacher, against, timed)
@@ -124,7 +123,7 @@ def rows_of(
     for step_id, report in result.evaluations.items():
         step = result.recipe.step(step_id)
         if step.stage == "sasrec" and rows:
-            continue  # it has a row among the baselines
+            continue  # it has a row in the baselines
         kind: Kind = "engine" if step.gives == "engine" else "model"
         kind = "control" if step.is_control else kind
         rows.append(reader.row(step_id, kind, _per_user(report), step_id))
@@ -133,19 +132,19 @@ def rows_of(
 
 @dataclass(frozen=True)
 class _RowReader:
-    """Reads the rows of the main table; the fields are as :func:`rows_of` takes them."""
+    """Reads the rows of the main table; the fields are the arguments of :func:`rows_of`."""
 
     result: "RunResult"
     metric: str
     teacher: str | None
     against: pl.DataFrame | None
-    """What the teacher's evaluation gave."""
+    """Per-user table of the teacher's evaluation."""
     timed: Mapping[str, list[Timing]]
 
     def row(self, name: str, kind: Kind, table: pl.DataFrame, step_id: str | None) -> Row:
-        """The row of what a step has made; of a baseline that no step makes, ``step_id`` None."""
-        made = self.result.artefacts().get(step_id or "")
-        metrics: dict[str, Any] = made.manifest.metrics if made is not None else {}
+        """The row of a step's artefact, or of a baseline without a step (``step_id`` None)."""
+        artefact = self.result.artefacts().get(step_id or "")
+        metrics: dict[str, Any] = artefact.manifest.metrics if artefact is not None else {}
         value, half = _mean(_values(table, self.metric, self.result))
         times = {t.batch: t for some in self.timed.values() for t in some if t.who == step_id}
         first, many = times.get(LATENCY_BATCH), times.get(THROUGHPUT_BATCH)
@@ -162,7 +161,7 @@ class _RowReader:
             p99_ms=first.p99_ms if first else None,
             per_s=many.per_s if many else None,
             gate=_gate(step_id, self.result),
-            still_improving=made is not None and still_improving(made),
+            still_improving=artefact is not None and still_improving(artefact),
         )
 
     def _change(self, table: pl.DataFrame) -> Bounds | None:
@@ -173,14 +172,15 @@ class _RowReader:
 
 
 def compare_controls(result: "RunResult") -> list[Comparison]:
-    """Every step that has a control beside it, in each metric."""
-    controls = [name for name in result.evaluations if result.recipe.step(name).is_control]
-    found = [
-        _compare(result, control.removesuffix(CONTROL), control, metric)
-        for control in controls
+    """Every step that has a control, in each metric."""
+    steps = [result.recipe.step(step_id) for step_id in result.evaluations]
+    comparisons = [
+        _compare(result, step.control_of, step.id, metric)
+        for step in steps
+        if step.control_of is not None
         for metric in result.recipe.evaluate.metrics
     ]
-    return [one for one in found if one is not None]
+    return [one for one in comparisons if one is not None]
 
 
 def _compare(result: "RunResult", step: str, control: str, metric: str) -> Comparison | None:
@@ -194,7 +194,7 @@ def _compare(result: "RunResult", step: str, control: str, metric: str) -> Compa
     return Comparison(
         step=step,
         control=control,
-        brings=f"what {BRINGS.get(result.recipe.step(step).stage, step)} brings",
+        brings=f"what {LACKS.get(result.recipe.step(step).stage, step)} brings",
         metric=metric,
         value=value,
         control_value=other,
@@ -205,7 +205,7 @@ def _compare(result: "RunResult", step: str, control: str, metric: str) -> Compa
 
 
 def ranking_metric(recipe: "Recipe") -> str | None:
-    """The first metric of a recipe that is of ranks; None if it has none."""
+    """The first ranking metric of a recipe, not a cross-entropy; None if it has none."""
     return next((name for name in recipe.evaluate.metrics if name not in LOWER_IS_BETTER), None)
 
 
@@ -216,7 +216,7 @@ def teacher_of(result: "RunResult") -> str | None:
 
 
 def user_table(result: "RunResult", name: str) -> pl.DataFrame | None:
-    """What the evaluation of a model or an engine gave, or else that of a baseline."""
+    """Per-user table of a model, an engine or a baseline; None if it was not measured."""
     if name in result.evaluations:
         return _per_user(result.evaluations[name])
     report = _baseline_tables(result).get(name)
@@ -224,7 +224,7 @@ def user_table(result: "RunResult", name: str) -> pl.DataFrame | None:
 
 
 def mean_of(table: pl.DataFrame, metric: str, result: "RunResult") -> float | None:
-    """Mean of a metric over the users; None where it was not measured."""
+    """Mean of a metric over the users; None if it was not measured."""
     return _mean(_values(table, metric, result))[0]
 
 
@@ -234,12 +234,12 @@ def change_between(
     metric: str,
     result: "RunResult",
 ) -> Interval | None:
-    """The change from one evaluation to another; None where it was not measured, or of others.
+    """The change between two evaluations; None if not measured or if the users differ.
 
     Args:
-        table: Of the candidate.
-        against: Of what it is compared with.
-        metric: Whose mean changes.
+        table: Per-user table of the candidate.
+        against: Per-user table of the baseline.
+        metric: Name of the metric.
         result: The run, for its protocol and seed.
     """
     from slmc.evaluation.comparison import paired_change
@@ -256,28 +256,28 @@ def change_between(
 
 
 def timings(bench: Artefact, names: Mapping[str, str]) -> list[Timing]:
-    """What a bench report has timed, the engine and, where there was one, its baseline.
+    """The timings of a bench report: of the engine, and of the baseline if there is one.
 
     Args:
         bench: The report.
-        names: Role (``engine``, ``baseline``) -> id of the step in it.
+        names: Role (``engine``, ``baseline``) -> id of its step.
     """
     batches = json.loads(bench.file("metrics.json").read_bytes())["batches"]
     return [
         Timing(
             who=names[role],
             batch=int(batch),
-            p50_ms=found[role]["latency_ms"]["p50"],
-            p95_ms=found[role]["latency_ms"]["p95"],
-            p99_ms=found[role]["latency_ms"]["p99"],
-            per_s=found[role]["throughput"],
-            calls=found["calls"],
-            mean_length=found["mean_length"],
-            sessions=" / ".join(found["sessions"].values()) if role == "engine" else "",
+            p50_ms=timed[role]["latency_ms"]["p50"],
+            p95_ms=timed[role]["latency_ms"]["p95"],
+            p99_ms=timed[role]["latency_ms"]["p99"],
+            per_s=timed[role]["throughput"],
+            calls=timed["calls"],
+            mean_length=timed["mean_length"],
+            sessions=" / ".join(timed["sessions"].values()) if role == "engine" else "",
         )
-        for batch, found in batches.items()
+        for batch, timed in batches.items()
         for role in ("engine", "baseline")
-        if role in found and role in names
+        if role in timed and role in names
     ]
 
 
@@ -295,7 +295,7 @@ def _per_user(report: Artefact) -> pl.DataFrame:
 
 
 def _values(table: pl.DataFrame, metric: str, result: "RunResult") -> NDArray[np.float64] | None:
-    """The metric of each user; None where it was not measured in this way."""
+    """The metric of each user; None if it was not measured under this protocol."""
     from slmc.evaluation.results import values
 
     try:
@@ -304,11 +304,12 @@ def _values(table: pl.DataFrame, metric: str, result: "RunResult") -> NDArray[np
         return None
 
 
-def _mean(mine: NDArray[np.float64] | None) -> tuple[float | None, float | None]:
-    if mine is None or mine.size == 0:
+def _mean(values: NDArray[np.float64] | None) -> tuple[float | None, float | None]:
+    """Mean and half width of its 95 % interval."""
+    if values is None or values.size == 0:
         return None, None
-    half = Z * float(mine.std(ddof=1)) / mine.size**0.5 if mine.size > 1 else None
-    return float(mine.mean()), half
+    half = Z * float(values.std(ddof=1)) / values.size**0.5 if values.size > 1 else None
+    return float(values.mean()), half
 
 
 def _gate(step_id: str | None, result: "RunResult") -> str:

@@ -1,4 +1,4 @@
-"""The tables of the terminal."""
+"""Tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def headings(view: "View") -> list[str]:
 
 
 def cells(row: "Row") -> list[str]:
-    """A line of the main table in text."""
+    """A row of the main table as text."""
     time = numbers.NONE
     if row.p50_ms is not None:
         time = f"{numbers.milliseconds(row.p50_ms)} / {numbers.milliseconds(row.p99_ms)}"
@@ -50,7 +50,7 @@ def cells(row: "Row") -> list[str]:
 
 
 def run_table(view: "View") -> RenderableType:
-    """The first lines and the table of a run, its caption, controls, gates and notes."""
+    """Advice, main table, controls, gates and notes of a run."""
     table = Table(title=None, pad_edge=False)
     for i, heading in enumerate(headings(view)):
         table.add_column(heading, justify="left" if i in (0, 7) else "right")
@@ -61,26 +61,26 @@ def run_table(view: "View") -> RenderableType:
         before = row.kind
         shown = cells(row)
         table.add_row(*shown[:-1], Text(shown[-1], style=COLOURS.get(row.gate, "")))
-    said: list[RenderableType] = [Text(line, style="bold yellow") for line in view.advice]
-    said += [table, Text(view.caption, style="dim")]
-    said += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
+    lines: list[RenderableType] = [Text(line, style="bold yellow") for line in view.advice]
+    lines += [table, Text(view.caption, style="dim")]
+    lines += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]
         mark = Text("gate ", style=colour)
-        said.append(mark.append(one.verdict.sentence, style="default"))
+        lines.append(mark.append(one.verdict.sentence, style="default"))
         if not one.binding:
-            said.append(Text("  not binding in this run", style="dim"))
-    said += [Text(f"note {note}", style="dim") for note in [*view.sees, *view.notes]]
-    return Group(*said)
+            lines.append(Text("  not binding in this run", style="dim"))
+    lines += [Text(f"note {note}", style="dim") for note in [*view.detectable, *view.notes]]
+    return Group(*lines)
 
 
 def difference_of(one: "Comparison") -> str:
-    """A step less its control, with the 95 % interval: relative, and absolute for ce."""
+    """The change from control to step, with the 95 % interval: relative, but absolute for ce."""
     return numbers.change(one.relative or one.change, relative=one.relative is not None)
 
 
 def sentence_of(one: "Comparison") -> str:
-    """A step beside its control in a line."""
+    """A step against its control, in a sentence."""
     return (
         f"{one.metric} of {one.step} against {one.control}, {one.brings}: "
         f"{numbers.value(one.value)} against {numbers.value(one.control_value)}, "
@@ -89,7 +89,7 @@ def sentence_of(one: "Comparison") -> str:
 
 
 def verdict_table(verdicts: "Sequence[Verdict]") -> Table:
-    """A line for each verdict."""
+    """A table with a row for each verdict."""
     table = Table(pad_edge=False)
     for heading in ("gate", "value", "baseline", "change", "n", "verdict"):
         table.add_column(heading, justify="left" if heading in ("gate", "verdict") else "right")
@@ -97,7 +97,7 @@ def verdict_table(verdicts: "Sequence[Verdict]") -> Table:
         outcome = verdict.outcome + (", anomalous" if verdict.anomalous else "")
         size = verdict.gate.metric == "size_mb"
         table.add_row(
-            asked(verdict.gate),
+            gate_text(verdict.gate),
             numbers.megabytes(verdict.value) if size else numbers.value(verdict.value),
             numbers.value(verdict.baseline_value),
             change_of(verdict),
@@ -108,8 +108,8 @@ def verdict_table(verdicts: "Sequence[Verdict]") -> Table:
 
 
 def timing_table(timings: "Sequence[Timing]") -> Table:
-    """A line for each contender and batch size."""
-    heads = ("what", "batch", "p50 ms", "p95 ms", "p99 ms", "histories a second", "calls")
+    """A table with a row for each engine or model and batch size."""
+    heads = ("what", "batch", "p50 ms", "p95 ms", "p99 ms", "histories per second", "calls")
     table = Table(pad_edge=False)
     for heading in (*heads, "sessions x threads"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
@@ -129,12 +129,12 @@ def timing_table(timings: "Sequence[Timing]") -> Table:
 def metric_table(
     summaries: "Mapping[str, Mapping[str, Any]]", names: Sequence[str], valid_repeats: float | None
 ) -> RenderableType:
-    """The metrics of models and engines.
+    """A table with the metrics of models and engines.
 
     Args:
         summaries: Name -> summary of its evaluation.
         names: The metrics, in order.
-        valid_repeats: Share of repeats among validation targets; None where it is not known.
+        valid_repeats: Share of repeats among validation targets; None if not known.
     """
     from slmc.evaluation.results import summary_text
     from slmc.report.tables import Z
@@ -146,14 +146,14 @@ def metric_table(
     for heading in ("", *names):
         table.add_column(heading, justify="right" if heading else "left")
     for who, summary in summaries.items():
-        found = [summary["metrics"].get(name, {}) for name in names]
-        shown = [(one.get("value"), one.get("se")) for one in found]
+        metrics = [summary["metrics"].get(name, {}) for name in names]
+        shown = [(one.get("value"), one.get("se")) for one in metrics]
         table.add_row(Text(who), *(numbers.value(value, se and Z * se) for value, se in shown))
     return Group(table, Text("; ".join(protocols), style="dim"))
 
 
-def asked(gate: "Gate") -> str:
-    """What a gate asks: ``ndcg@10 max_drop 3%``."""
+def gate_text(gate: "Gate") -> str:
+    """The condition of a gate: ``ndcg@10 max_drop 3%``."""
     bound = next(k for k in ("max_drop", "min", "max") if getattr(gate, k) is not None)
     segment = "" if gate.segment == "all" else f" ({gate.segment})"
     return f"{gate.metric}{segment} {bound} {getattr(gate, bound)}"

@@ -1,4 +1,4 @@
-"""The ranking of every engine against its size and its latency, with the Pareto line, as SVG."""
+"""SVG plots of ranking against size and latency of every engine, with the Pareto frontier."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,14 +8,14 @@ from xml.sax.saxutils import escape
 from slmc.report.tables import Row
 
 WIDTH, HEIGHT = 860.0, 330.0
-"""Of one panel."""
+"""Size of one panel."""
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 150.0, 34.0, 46.0
 FEWEST = 3
-"""Points that make a picture."""
+"""Smallest number of points for a plot."""
 SPARE = 0.06
-"""Share of an axis that is kept free at each end."""
+"""Free share of an axis at each end."""
 GAP = 13.0
-"""Least distance of two labels."""
+"""Smallest distance of two labels."""
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#333}.t{font-weight:600;font-size:14px}"
     ".g{stroke:#ddd}.e{stroke:#7a8fb0;stroke-width:1.4}.p{fill:#1f5fbf}.o{fill:#9aa7ba}"
@@ -25,7 +25,7 @@ STYLE = (
 
 @dataclass(frozen=True)
 class Point:
-    """One engine: what it costs and how it ranks."""
+    """The cost (size or latency) and the ranking of an engine."""
 
     name: str
     cost: float
@@ -34,11 +34,11 @@ class Point:
 
 
 def picture(rows: Sequence[Row], metric: str) -> str | None:
-    """Two panels, size and latency, over the engines of a run; None if there are too few.
+    """Two panels, size and latency, for the engines of a run; None if there are too few.
 
     Args:
         rows: The main table.
-        metric: Name of the rows' value.
+        metric: Name of the metric in the rows.
     """
     engines = [row for row in rows if row.kind == "engine"]
     panels = [
@@ -59,19 +59,19 @@ def picture(rows: Sequence[Row], metric: str) -> str | None:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points than which none is both cheaper and better, cheapest first."""
-    found: list[Point] = []
+    """The Pareto frontier: points that no cheaper point beats, cheapest first."""
+    best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.value)):
-        if not found or point.value > found[-1].value:
-            found.append(point)
-    return found
+        if not best or point.value > best[-1].value:
+            best.append(point)
+    return best
 
 
 def _points(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Point]:
     return [
-        Point(row.step, spent, row.value, row.half or 0.0)
+        Point(row.step, value, row.value, row.half or 0.0)
         for row in rows
-        if (spent := cost(row)) is not None and row.value is not None
+        if (value := cost(row)) is not None and row.value is not None
     ]
 
 
@@ -114,7 +114,7 @@ def _mark(point: Point, at: float, y: Callable[[float], float], best: bool) -> s
 def _labels(
     points: Sequence[Point], x: Callable[[float], float], y: Callable[[float], float]
 ) -> str:
-    """Names to the right of their points, moved down where they would lie on one another."""
+    """Names to the right of their points, moved down if they would overlap."""
     placed: list[tuple[float, float]] = []
     parts = []
     for point in sorted(points, key=lambda p: y(p.value)):
@@ -133,11 +133,11 @@ def _axis(low: float, high: float, start: float, end: float) -> Callable[[float]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, 1, 2 and 5 times a power of ten, between two."""
-    found = [
+    """Round numbers (1, 2 and 5 times a power of ten) between ``low`` and ``high``."""
+    round_numbers = [
         step * 10.0**power
         for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for step in (1, 2, 5)
     ]
-    inside = [value for value in found if low * 0.95 <= value <= high * 1.05]
+    inside = [value for value in round_numbers if low * 0.95 <= value <= high * 1.05]
     return inside or [low, high]

@@ -1,4 +1,4 @@
-"""Models whose training a bound has ended before their ranking stopped improving."""
+"""Models whose training ended at a limit while their ranking still improved."""
 
 from typing import TYPE_CHECKING
 
@@ -6,17 +6,17 @@ if TYPE_CHECKING:
     from slmc.artefact import Artefact
     from slmc.pipeline import RunResult
 
-BOUNDS = {"epochs": "epochs", "minutes": "max_minutes"}
-"""Why training stopped -> the setting that bounds it."""
+LIMITS = {"epochs": "epochs", "minutes": "max_minutes"}
+"""Reason why training stopped -> the setting with the limit."""
 
 
 def still_improving(artefact: "Artefact") -> bool:
-    """Whether a model ranked better from one validation to the next when its training ended."""
+    """Whether the last validations of a model still improved when its training ended."""
     return artefact.manifest.metrics.get("still_improving") is True
 
 
 def unfinished(result: "RunResult") -> list[str]:
-    """A sentence for each model of a run that more training may make better."""
+    """A sentence for each model of a run that may improve with more training."""
     return [
         _sentence(step.id, step.artefact) for step in result.steps if still_improving(step.artefact)
     ]
@@ -24,12 +24,12 @@ def unfinished(result: "RunResult") -> list[str]:
 
 def _sentence(step_id: str, artefact: "Artefact") -> str:
     manifest = artefact.manifest
-    setting = BOUNDS.get(str(manifest.metrics.get("stopped")))
+    setting = LIMITS.get(str(manifest.metrics.get("stopped")))
     if setting is None:
-        return f"{step_id}: training ended while ranking still improved: more may rank better"
-    bound = f"{setting}: {manifest.config.get(setting)}"
+        return f"{step_id}: training ended while ranking still improved; more training may help"
+    limit = f"{setting}: {manifest.config.get(setting)}"
     more = setting.removeprefix("max_")
     return (
-        f"{step_id}: reached its bound ({bound}) while ranking still improved: "
-        f"more {more} may rank better"
+        f"{step_id}: training reached its limit ({limit}) while ranking still improved; "
+        f"more {more} may help"
     )

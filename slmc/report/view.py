@@ -1,4 +1,4 @@
-"""What a run has to tell, gathered once for all forms of the report."""
+"""The contents of a report, collected once for all its forms."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slmc.artefact import Artefact
 from slmc.report.advice import advice
 from slmc.report.curves import Curves, curves_of
-from slmc.report.power import seen
+from slmc.report.power import detectable
 from slmc.report.tables import (
     Comparison,
     Row,
@@ -35,20 +35,20 @@ class Judged:
 
     @property
     def label(self) -> str:
-        """``pass``, ``regression``, ``inconclusive``; marked where it does not bind."""
+        """``pass``, ``regression`` or ``inconclusive``, with a mark if it is not binding."""
         mark = ", anomalous" if self.verdict.anomalous else ""
         return f"{self.verdict.outcome}{mark}{'' if self.binding else ' (not binding)'}"
 
 
 @dataclass(frozen=True)
-class Done:
-    """A step as it ran."""
+class RanStep:
+    """A step of the run."""
 
     id: str
     stage: str
     status: str
     seconds: float | None
-    """That making it took, whenever that was."""
+    """Seconds that the step took, in this run or an earlier one."""
     key: str
 
 
@@ -58,13 +58,13 @@ class View:
 
     name: str
     advice: list[str]
-    """First lines, where a SASRec ranks as well as what the run has made."""
+    """First lines, if SASRec ranks as well as the models of the run."""
     description: str
     command: str
     smoke: bool
     seed: int
     metric: str
-    """Metric of the table's value and change."""
+    """Metric in the main table."""
     protocol: str
     n: int
     teacher: str | None
@@ -72,81 +72,81 @@ class View:
     judged: list[Judged]
     comparisons: list[Comparison]
     timings: dict[str, list[Timing]]
-    """Id of a bench step -> what it timed."""
+    """Id of a bench step -> its timings."""
     machines: dict[str, dict[str, Any]]
     timed_how: str
-    """How the times were taken, in words."""
+    """Method of the timings, in words."""
     parity: dict[str, dict[str, Any]]
     """Id of an engine step -> its parity report."""
     data: dict[str, Any]
     versions: dict[str, str]
-    steps: list[Done]
+    steps: list[RanStep]
     curves: list[Curves]
-    sees: list[str]
-    """What so many users can and cannot show, in sentences."""
+    detectable: list[str]
+    """Sentences on the smallest loss that the test set can detect."""
     notes: list[str] = field(default_factory=list)
     ended: tuple[str, str] | None = None
-    """Step whose own check ended the run, and what it said."""
+    """Step that ended the run early, and the message of its check."""
     last: Artefact | None = None
     """The last model or engine that was measured."""
     last_step: str = ""
-    """Id of the step that made it."""
+    """Id of its step."""
 
     @property
     def failed(self) -> bool:
-        """Whether a binding gate did not pass, or the run ended before its last step."""
+        """Whether a binding gate failed, or the run ended early."""
         gates = any(one.binding and one.verdict.failed for one in self.judged)
         return gates or self.ended is not None
 
     @property
     def state(self) -> str:
-        """What became of the run, in a sentence."""
+        """Outcome of the run, in a sentence."""
         if self.ended is not None:
             step, why = self.ended
             return f"The run ended at step {step}. {why}"
         if self.failed:
-            return "A gate did not pass."
-        return "Every binding gate passed." if self.judged else "There was no gate to judge."
+            return "A gate failed."
+        return "All binding gates passed." if self.judged else "There was no gate to judge."
 
     @property
     def caption(self) -> str:
-        """What the numbers of the table are."""
+        """Explains the numbers of the main table."""
         against = (
-            f" Change: relative, against {self.teacher}, the same users (paired bootstrap)."
+            f" Changes are relative to {self.teacher}, for the same users (paired bootstrap)."
             if self.teacher
             else ""
         )
         unfinished = any(row.still_improving for row in self.rows)
         return (
             f"{self.metric.upper()}: {self.protocol}, n = {self.n:,} users.{against} "
-            "Intervals are two-sided, 95 %; ± is half of one."
+            "Intervals are two-sided 95 %; ± is half their width."
             + unfinished
-            * " * still improving when its training ended."
+            * " * ranking still improved when training ended."
         )
 
 
 def view_of(result: "RunResult") -> View:
-    """Gather the view of a run that has ended, whole or up to a step."""
+    """Collect the contents of a report from a finished run."""
     from slmc.evaluation.results import summary_text
 
     recipe = result.recipe
-    made = result.artefacts()
+    artefacts = result.artefacts()
     summaries = {
         step_id: json.loads(report.file("metrics.json").read_bytes())
         for step_id, report in result.evaluations.items()
     }
     first: Mapping[str, Any] = next(iter(summaries.values()), {})
-    repeats: float = made["prepare"].manifest.metrics["valid_repeats"] if first else 0.0
+    repeats: float = artefacts["prepare"].manifest.metrics["valid_repeats"] if first else 0.0
     metric = ranking_metric(recipe) or recipe.evaluate.metrics[0]
     teacher = teacher_of(result)
     last_step = next(reversed(result.evaluations), "")
-    benches = [step for step in recipe.steps if step.stage == "bench" and step.id in made]
-    bench = {step.id: _read(made[step.id], "metrics.json") for step in benches}
-    times = {step.id: timings(made[step.id], step.inputs) for step in benches}
+    benches = [step for step in recipe.steps if step.stage == "bench" and step.id in artefacts]
+    bench = {step.id: _read(artefacts[step.id], "metrics.json") for step in benches}
+    times = {step.id: timings(artefacts[step.id], step.inputs) for step in benches}
     judged = [Judged(v, i not in result.advisory) for i, v in enumerate(result.verdicts)]
     comparisons = compare_controls(result)
     rows = rows_of(result, metric=metric, teacher=teacher, timed=times)
-    engines = [s for s in result.evaluations if made[s].manifest.kind == "engine"]
+    engines = [s for s in result.evaluations if artefacts[s].manifest.kind == "engine"]
     return View(
         name=recipe.name,
         advice=advice(result),
@@ -163,18 +163,18 @@ def view_of(result: "RunResult") -> View:
         comparisons=comparisons,
         timings=times,
         machines={
-            s: found["machine"] | {"threads": found["threads"]} for s, found in bench.items()
+            s: report["machine"] | {"threads": report["threads"]} for s, report in bench.items()
         },
-        timed_how=next((found["protocol"] for found in bench.values()), ""),
-        parity={s: _read(made[s], "parity.json") for s in engines},
+        timed_how=next((report["protocol"] for report in bench.values()), ""),
+        parity={s: _read(artefacts[s], "parity.json") for s in engines},
         data=_data(result),
         versions=_versions(result),
-        steps=[Done(s.id, s.stage, s.status, s.seconds, s.key) for s in result.steps],
+        steps=[RanStep(s.id, s.stage, s.status, s.seconds, s.key.digest) for s in result.steps],
         curves=curves_of(result.run_dir / "log.jsonl"),
-        sees=seen(result, teacher, rows),
+        detectable=detectable(result, teacher, rows),
         notes=[*unfinished(result), *result.notes],
         ended=(ended.step, ended.error.what) if (ended := result.ended) is not None else None,
-        last=made.get(last_step),
+        last=artefacts.get(last_step),
         last_step=last_step,
     )
 
@@ -182,8 +182,8 @@ def view_of(result: "RunResult") -> View:
 def _read(artefact: Artefact, name: str) -> dict[str, Any]:
     if name not in artefact.manifest.files:
         return {}
-    found = json.loads((artefact.path / name).read_bytes())
-    return found if isinstance(found, dict) else {}
+    content = json.loads((artefact.path / name).read_bytes())
+    return content if isinstance(content, dict) else {}
 
 
 def _data(result: "RunResult") -> dict[str, Any]:
@@ -192,12 +192,12 @@ def _data(result: "RunResult") -> dict[str, Any]:
         return {}
     settings = prepared.manifest.config
     chosen = {name: settings.get(name) for name in ("source", "core", "history", "split", "users")}
-    # What is in the cache may have been made from the same files at another place.
+    # A cached dataset may have been made from the same files at another path.
     return chosen | {"source": result.recipe.data.source} | prepared.manifest.metrics
 
 
 def _versions(result: "RunResult") -> dict[str, str]:
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for step in result.steps:
-        found |= step.artefact.manifest.versions
-    return found
+        versions |= step.artefact.manifest.versions
+    return versions

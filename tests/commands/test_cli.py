@@ -47,8 +47,8 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     assert "typer" in imported
     assert not imported & {"torch", "polars", "transformers", "pydantic", "numpy", "yaml"}
     assert min(times) < HELP_S
-    for name, (_, does, _) in cli.COMMANDS.items():
-        assert name in done.stdout and does.split()[0] in done.stdout
+    for name, subcommand in cli.COMMANDS.items():
+        assert name in done.stdout and subcommand.summary.split()[0] in done.stdout
 
 
 def test_importing_slmc_and_the_cli_imports_no_torch() -> None:
@@ -64,7 +64,7 @@ def test_importing_slmc_and_the_cli_imports_no_torch() -> None:
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_the_help_of_the_group_says_what_the_command_says(name: str) -> None:
-    assert (cli.command(name).help or "").splitlines()[0] == cli.COMMANDS[name][1]
+    assert (cli.command(name).help or "").splitlines()[0] == cli.COMMANDS[name].summary
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
@@ -157,7 +157,7 @@ def test_the_pipeline_of_single_stages_composes(
 
     assert slmc("validate", engine, "--baseline", student, "--max-drop", "ndcg@10=1%") == 0
     out = capsys.readouterr().out
-    assert "pass, max_drop 1%" in out and "users can see a loss of" in out
+    assert "pass, max_drop 1%" in out and "users can detect a loss of" in out
     assert "candidate: engine" in out and "baseline: " in out and "full ranking, " in out
 
     spoilt = shuffled(Path(engine), tmp_path / "shuffled")
@@ -208,7 +208,7 @@ def test_out_is_never_overwritten_without_force(
     assert slmc("data", "prepare", log_csv, "-o", out, "-q", "--core", "2") == 2
     assert capsys.readouterr() == (
         "",
-        f"error: {out} exists already; what is there is kept.\n"
+        f"error: {out} exists already; it was not changed.\n"
         "  Name another --out, or pass --force to replace an artefact.\n",
     )
     assert slmc("data", "prepare", log_csv, "-o", out, "-q", "--core", "2", "--force") == 0
@@ -221,8 +221,8 @@ def test_edited_weights_are_refused(dataset: Artefact, tmp_path: Path, capsys: C
         stream.write(b"x")
     assert slmc("data", "describe", copied.path) == 2
     assert capsys.readouterr().err == (
-        f"error: {copied.path}/items.parquet is not the file that was sealed.\n"
-        "  Copy the artefact again, or run the command that made it again.\n"
+        f"error: {copied.path}/items.parquet has changed since it was sealed.\n"
+        "  Copy the artefact again, or run the command again that made it.\n"
     )
 
 
@@ -232,7 +232,7 @@ def test_data_check_tells_what_can_be_seen_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert slmc("data", "check", log_csv, "--history", "10") == 0
     out = capsys.readouterr().out
-    assert "test_users: 80" in out and "ndcg@10: 80 users can see a loss of" in out
+    assert "test_users: 80" in out and "ndcg@10: 80 users can detect a loss of" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,7 +252,8 @@ def test_recipes(tmp_path: Path, capsys: Captured) -> None:
     assert slmc("recipe", "cp", "quickstart", copied) == 0
     assert slmc("recipe", "cp", "quickstart", copied) == 2
     assert capsys.readouterr().err == (
-        f"error: {copied} exists already.\n  Name another file, or pass --force.\n"
+        f"error: {copied} exists already; it was not changed.\n"
+        "  Name another file, or pass --force.\n"
     )
     assert slmc("recipe", "check", copied) == 0
     assert "mine: " in capsys.readouterr().out

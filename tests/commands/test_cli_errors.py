@@ -37,11 +37,11 @@ from slmc.errors import BrokenRunError
         (
             ["show", "nowhere"],
             "error: nowhere does not exist.\n"
-            "  Name a directory that an slmc command has made; its last line prints the path.\n",
+            "  Name a directory that slmc made; the last line of its output is the path.\n",
         ),
         (
             ["validate", "E", "--max-drop", "ndcg@10=1%"],
-            "error: --max-drop ndcg@10=1%: compares: name the --baseline.\n"
+            "error: --max-drop ndcg@10=1%: needs a --baseline to compare with.\n"
             "  See `slmc validate --help`.\n",
         ),
         (
@@ -57,7 +57,7 @@ from slmc.errors import BrokenRunError
         ),
         (
             ["validate", "E", "--max", "64"],
-            "error: --max 64: is not of the form METRIC=VALUE.\n  See `slmc validate --help`.\n",
+            "error: --max 64: expected METRIC=VALUE.\n  See `slmc validate --help`.\n",
         ),
         (
             ["validate", "E", "--max", "size_mb=64", "--confidence", "2"],
@@ -66,7 +66,7 @@ from slmc.errors import BrokenRunError
         ),
         (
             ["recipe", "show", "quickstart", "--set", "seed=1"],
-            "error: --set changes nothing in a recipe as written.\n  Add --resolved.\n",
+            "error: --set has no effect without --resolved.\n  Add --resolved.\n",
         ),
     ],
 )
@@ -80,8 +80,8 @@ def test_called_wrongly(
 def test_nothing_to_decide(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.call(["validate", "E"]) == 5
     assert capsys.readouterr().err == (
-        "error: no gate was given: there is nothing to decide.\n"
-        "  Give one, as --max-drop ndcg@10=1% or --max size_mb=64.\n"
+        "error: there is no gate, so there is nothing to decide.\n"
+        "  Add a gate such as --max-drop ndcg@10=1% or --max size_mb=64.\n"
     )
 
 
@@ -107,13 +107,13 @@ def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
             RuntimeError("first line\nsecond"),
             3,
             "error: RuntimeError: first line\n"
-            "  This is a fault in slmc; the same command with -v shows where it is.\n",
+            "  This is a bug in slmc; the same command with -v prints the traceback.\n",
         ),
         (
             MemoryError(),
             3,
             "error: MemoryError\n"
-            "  This is a fault in slmc; the same command with -v shows where it is.\n",
+            "  This is a bug in slmc; the same command with -v prints the traceback.\n",
         ),
         (
             BrokenRunError("step teach: it broke.", "Run it again."),
@@ -123,12 +123,12 @@ def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (
             KeyboardInterrupt(),
             130,
-            "error: interrupted.\n  Run the same command again: it goes on from there.\n",
+            "error: interrupted.\n  Run the same command again: it resumes from there.\n",
         ),
         (
             SystemExit(143),
             143,
-            "error: terminated.\n  Run the same command again: it goes on from there.\n",
+            "error: terminated.\n  Run the same command again: it resumes from there.\n",
         ),
     ],
 )
@@ -174,7 +174,7 @@ def test_sigterm_ends_with_143_in_a_process() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (143, "")
     assert done.stderr == (
-        "error: terminated.\n  Run the same command again: it goes on from there.\n"
+        "error: terminated.\n  Run the same command again: it resumes from there.\n"
     )
 
 
@@ -198,6 +198,6 @@ def test_an_empty_path_is_not_the_working_folder(
     command = " ".join(one for one in arguments[:2] if one in ("data", "cache", "prepare", "gc"))
     said, remedy = capsys.readouterr().err.splitlines()
     assert name in said and said.endswith(
-        "it is empty; is a variable not set, or has the command failed that gives it?"
+        "it is empty; maybe a variable is not set, or the command that prints it failed"
     )
     assert remedy == f"  See `slmc {command or arguments[0]} --help`."

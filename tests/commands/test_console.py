@@ -98,7 +98,7 @@ def test_without_a_file_nothing_is_written(tmp_path: Path) -> None:
 
 def test_progress_is_a_line_every_thirty_seconds_where_there_is_no_terminal() -> None:
     now, said = [0.0], list[str]()
-    ticks = console.Ticks(said.append, clock=lambda: now[0])
+    ticks = console.ProgressLines(said.append, clock=lambda: now[0])
     for done in range(1, 8):
         fields = {"task": "teach", "done": done, "total": 10, "unit": "steps"}
         ticks.show(fields | {"terms": {"ce": 5.8712}})
@@ -111,7 +111,7 @@ def test_progress_is_a_line_every_thirty_seconds_where_there_is_no_terminal() ->
 
 def test_a_task_that_starts_again_is_timed_anew() -> None:
     now, said = [0.0], list[str]()
-    ticks = console.Ticks(said.append, clock=lambda: now[0])
+    ticks = console.ProgressLines(said.append, clock=lambda: now[0])
     for done in (1, 2):
         ticks.show({"task": "parity", "done": done, "total": 2, "unit": "shapes"})
         now[0] += 100
@@ -121,7 +121,7 @@ def test_a_task_that_starts_again_is_timed_anew() -> None:
 
 def test_bars_come_with_a_task_and_go_with_it() -> None:
     stream = io.StringIO()
-    bars = console.Bars(Console(file=stream, force_terminal=True, width=100))
+    bars = console.ProgressBars(Console(file=stream, force_terminal=True, width=100))
     bars.show({"task": "teach", "done": 1, "total": 2, "unit": "steps", "terms": {"ce": 5.5}})
     assert bars._bars is not None
     bars.show({"task": "teach", "done": 2, "total": 2, "unit": "steps"})
@@ -177,4 +177,4 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("value", "text"), [(0.04, "0.0 s"), (42.4, "42 s"), (210, "3.5 min"), (7560, "2.1 h")]
 )
 def test_durations(value: float, text: str) -> None:
-    assert console.seconds(value) == text
+    assert console.duration(value) == text

@@ -95,11 +95,11 @@ def test_text_that_looks_like_a_number_stays_text() -> None:
             "--init: should be 'backbone' or 'teacher', not \"x\"",
         ),
         (DistillConfig, {("layers",): "2"}, "4 blocks do not fit into 2 layers"),
-        (TeachConfig, {}, "--backbone: must be given"),
+        (TeachConfig, {}, "--backbone: is required"),
         (
             PrepareConfig,
             {("source",): "a", ("split", "valid"): "2020-01-01"},
-            "--split.valid: does not go with the other settings of this kind",
+            "--split.valid: cannot be used with the other settings of this kind",
         ),
         (
             PrepareConfig,

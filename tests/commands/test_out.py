@@ -38,7 +38,7 @@ def test_below_a_file(sealed: Artefact, folder: Path) -> None:
     (folder / "file").write_text("mine")
     with pytest.raises(UsageError) as caught:
         copy(sealed, folder / "file/x")
-    assert caught.value.what == f"{folder}/file/x cannot be made: {folder}/file is no folder."
+    assert caught.value.what == f"{folder}/file/x cannot be written: {folder}/file is not a folder."
     assert names(folder) == ["file"]
 
 
@@ -48,7 +48,7 @@ def test_on_a_link_to_nothing(sealed: Artefact, folder: Path, force: bool) -> No
     with pytest.raises(ArtefactError) as caught:
         copy(sealed, folder / "out", force=force)
     assert caught.value.what == (
-        f"{folder}/out is a link to gone, which is not there; the link is kept."
+        f"{folder}/out is a link to gone, which does not exist; it was not changed."
     )
     assert (folder / "out").is_symlink() and names(folder) == ["out"]
 
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     out = tmp_path / "out"
     assert cli.call(["data", "prepare", str(log_csv), "-o", str(out)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {out} cannot be made: the folder {tmp_path} cannot be written.\n"
+        f"error: {out} cannot be written: no permission to write to the folder {tmp_path}.\n"
         "  Name another --out.\n"
     )
     assert not (tmp_path / "cache").exists()

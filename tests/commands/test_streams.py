@@ -12,7 +12,7 @@ from slmc.errors import MissingError
 
 UNWRITTEN = (
     "error: the result cannot be written to standard output: No space left on device.\n"
-    "  Send it to a file or a pipe that takes it, and run the same command again.\n"
+    "  Redirect it to a writable file or pipe, and run the same command again.\n"
 )
 
 

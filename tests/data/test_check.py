@@ -57,5 +57,5 @@ def test_describe_refuses_another_artefact(folder: Path) -> None:
     with draft(folder / "report") as work:
         (work.path / "x").write_text("x")
         report: Artefact = work.seal(kind="report", stage="x", config=StageConfig(), inputs={})
-    with pytest.raises(ArtefactError, match=r"holds no preprocessor\.json: it is a report"):
+    with pytest.raises(ArtefactError, match=r"has no file preprocessor\.json: it is a report"):
         describe(report)

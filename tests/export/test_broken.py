@@ -146,4 +146,4 @@ def test_a_broken_engine(
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("  "), error
     assert str(engine.path) in lines[0]
     if not sealed:
-        assert "is not the file that was sealed" in error or "is missing" in error
+        assert "has changed since it was sealed" in error or "is missing" in error

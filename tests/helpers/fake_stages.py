@@ -1,7 +1,7 @@
 """Stages that need no torch and take no time: what the tests of the pipeline run.
 
-Each leaves a line in ``$FAKE_CALLS`` when it begins. What it does besides is told by files in
-the folder of ``$FAKE_CALLS``: ``STAGE.crash`` breaks it, ``STAGE.wait`` makes it wait, and with
+Each writes a line to ``$FAKE_CALLS`` when it starts. Files in the folder of ``$FAKE_CALLS`` change
+what it does: ``STAGE.crash`` breaks it, ``STAGE.wait`` makes it wait, and with
 ``teach.worse`` the teacher is worse than Markov-1.
 """
 
@@ -19,7 +19,6 @@ from slmc.artefact import Artefact, canonical, draft
 from slmc.errors import VerdictError
 from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.results import SCHEMA, protocol
-from slmc.libraries import LIBRARIES
 
 USERS = 40
 PROTOCOL = protocol(EvaluateConfig(exclude_seen=True))
@@ -35,7 +34,7 @@ def install(table: dict[str, stages.Stage]) -> None:
             fingerprint=outside,
             extras={},
         )
-        LIBRARIES[name] = ("pydantic",)
+        stage.config.libraries = ("pydantic",)
 
 
 def fingerprint(config: Any) -> dict[str, str]:
@@ -50,14 +49,14 @@ def calls() -> list[str]:
 
 
 def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    told = Path(os.environ["FAKE_CALLS"])
+    calls_file = Path(os.environ["FAKE_CALLS"])
     with draft(out) as work:
-        with told.open("a") as log:
+        with calls_file.open("a") as log:
             log.write(f"{stage}\n")
         (work.resume / "state.txt").write_text("half way")
-        if (told.parent / f"{stage}.wait").exists():
+        if (calls_file.parent / f"{stage}.wait").exists():
             time.sleep(0.5)
-        crash = told.parent / f"{stage}.crash"
+        crash = calls_file.parent / f"{stage}.crash"
         if crash.exists():
             raise {
                 "memory": MemoryError,
@@ -73,7 +72,7 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
         if stage == "teach":
             worse = {"outcome": "worse", "sentence": "mrr 0.1, not 0.2"}
             metrics["must_beat"] = (
-                {"markov": worse} if (told.parent / "teach.worse").exists() else {}
+                {"markov": worse} if (calls_file.parent / "teach.worse").exists() else {}
             )
         if stage == "prepare":
             metrics = {"users": USERS, "test_users": config.users or USERS, "valid_users": USERS}

@@ -8,7 +8,6 @@ from types import ModuleType
 import pytest
 
 import slmc.report
-from slmc.libraries import LIBRARIES
 from slmc.stages import STAGES
 
 HELPERS = Path(__file__).parents[1] / "helpers"
@@ -26,7 +25,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "fake_stages", module)
     for name, stage in STAGES.items():
         monkeypatch.setitem(STAGES, name, stage)
-        monkeypatch.setitem(LIBRARIES, name, LIBRARIES[name])
+        monkeypatch.setattr(stage.config, "libraries", stage.config.libraries)
     module.install(STAGES)
     monkeypatch.setattr(slmc.report, "write", lambda result: [], raising=False)
     monkeypatch.setenv("SLMC_CACHE", str(tmp_path / "cache"))

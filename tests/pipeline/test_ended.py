@@ -40,8 +40,8 @@ def test_a_refused_teacher_ends_the_run_and_is_found_again(
     error = refused()
     assert (error.what, error.exit_code) == (f"teach: {WORSE}.", 1)
     assert error.remedy == (
-        "Train it longer or at another rate, give it more layers, or set must_beat.otherwise: "
-        "warn, which takes this teacher from the cache."
+        "Train it longer or at another learning rate, give it more layers, or set "
+        "must_beat.otherwise: warn, which reuses this teacher from the cache."
     )
     assert statuses(plan(read("r.yaml", sets=[STOP])))["teach"] == "hit"
     begun = fakes.calls()

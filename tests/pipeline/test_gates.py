@@ -41,14 +41,14 @@ def test_a_smoke_run_judges_but_does_not_bind(fakes: ModuleType) -> None:
     assert exit_code(result) == 0
     assert result.run_dir == Path("runs/x-smoke")
     assert result.notes == [
-        "gate mrr on export: judged, but not binding in a smoke run, "
-        "where models are as good as random"
+        "gate mrr on export: judged, but not binding: the models of a smoke run are nearly random"
     ]
 
 
 POWER_NOTE = (
-    "gate ndcg@10 on distill, max_drop 1%: 40 users see a drop of about 14.3 %; a candidate as "
-    "good as its baseline would pass with a chance of 0 % (assumed: values that correlate by 0.9)"
+    "gate ndcg@10 on distill, max_drop 1%: the smallest drop that 40 users can detect is about "
+    "14.3 %; a candidate as good as its baseline would pass with a probability of 0 % (assumed "
+    "correlation between the two: 0.9)"
 )
 
 

@@ -42,7 +42,7 @@ def test_runs_of_other_folders_are_kept(projects: list[Path], capsys: Captured) 
     assert cli.call(["cache", "gc", "--yes"]) == 0
     assert keys(inventory.artefacts()) == before
     assert capsys.readouterr().out == (
-        f"0 artefacts, 0.0 MB: removed; {len(before)} kept: 2 runs and what they link to\n"
+        f"0 artefacts, 0.0 MB: removed; {len(before)} kept for 2 runs\n"
     )
 
 
@@ -82,13 +82,13 @@ def test_without_a_terminal_nothing_goes_unless_yes_is_said(
     assert cli.call(["cache", "gc"]) == 2
     out, err = capsys.readouterr()
     assert err == (
-        "error: nothing was removed: there is no terminal to ask at.\n"
-        "  Pass --yes to remove what is listed, or --dry-run to list it only.\n"
+        "error: nothing was removed: there is no terminal to ask for confirmation.\n"
+        "  Pass --yes to remove what is listed, or --dry-run only to list it.\n"
     )
     assert "distill" in out and "MB" in out
-    assert f"{projects[0]}/runs/x is gone: what that run linked to is kept no longer\n" in out
+    assert f"{projects[0]}/runs/x no longer exists: the artefacts of that run are not kept\n" in out
     assert cli.call(["cache", "gc", "--dry-run"]) == 0
-    assert "would go" in capsys.readouterr().out
+    assert "would be removed" in capsys.readouterr().out
     assert keys(inventory.artefacts()) == before
     assert len(inventory.registered()) == 2
 
@@ -119,8 +119,8 @@ def test_runs_that_were_not_entered_are_kept_where_they_are_named(
     assert "0 artefacts" in capsys.readouterr().out
     assert cli.call(["cache", "gc", "--yes", "--runs", "run"]) == 2
     assert capsys.readouterr().err == (
-        "error: --runs run: there is no such folder; nothing was removed.\n"
-        "  Name a folder that holds the folders of runs.\n"
+        "error: --runs run: this folder does not exist; nothing was removed.\n"
+        "  Name a folder that contains folders of runs.\n"
     )
 
 
@@ -134,8 +134,8 @@ def test_a_folder_that_cannot_be_read_is_named(
     with pytest.raises(UsageError) as caught:
         inventory.garbage([])
     assert caught.value.what == (
-        f"{projects[0]}/runs/x, the folder of a run, cannot be read: Permission denied; what it "
-        "links to is not known, so nothing was removed."
+        f"{projects[0]}/runs/x, the folder of a run, cannot be read: Permission denied; its "
+        "artefacts are not known, so nothing was removed."
     )
 
 
@@ -197,7 +197,7 @@ def test_a_link_into_nothing_names_the_command_that_makes_it_again(
     link = Path("runs/x/04-teach")
     target = link.readlink()
     shutil.rmtree(cache.root())
-    said = f"error: {link} links to {target}, which is not there any more.\n"
+    said = f"error: {link} links to {target}, which no longer exists.\n"
     command = "slmc run r.yaml --set distill.layers=2 --until teach"
     for asked in ("show", "distill", "export"):
         assert cli.call([asked, str(link)]) == 2

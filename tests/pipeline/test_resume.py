@@ -27,7 +27,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
         (
             "memory",
             "step distill: MemoryError",
-            " with fewer `rows` (or a smaller `batch`): memory ran out",
+            " with fewer `rows` (or a smaller `batch`), since memory ran out",
         ),
     ],
 )
@@ -44,8 +44,8 @@ def test_a_crash_leaves_no_artefact_and_the_same_command_goes_on(
         made("seed=17")
     assert caught.value.what == what
     assert caught.value.remedy == (
-        "What was computed is kept. Go on with `slmc run r.yaml --set seed=17`"
-        f"{advice}; log.jsonl has the whole trace."
+        "What was computed is kept. Resume with `slmc run r.yaml --set seed=17`"
+        f"{advice}; log.jsonl has the full traceback."
     )
     kept = [p for p in cache.objects().iterdir() if not p.name.startswith(".")]
     assert sorted(load(path).manifest.stage for path in kept) == [
@@ -88,8 +88,8 @@ def test_an_edited_artefact_is_set_aside_and_made_again(
     aside = edited.parent / f".{edited.name}.broken-1"
     assert (aside / "payload.bin").read_bytes() == b"edited"
     assert caplog.messages == [
-        f"{edited / 'payload.bin'} is not the file that was sealed. "
-        f"It is kept as {aside}, and made again."
+        f"{edited / 'payload.bin'} has changed since it was sealed. "
+        f"It was moved to {aside} and is made again."
     ]
 
 

@@ -28,7 +28,7 @@ def test_the_folder_of_a_run(fakes: ModuleType) -> None:
     assert lock["sources"] == {"prepare": {"log": "a,b,1"}}
     assert set(lock["versions"]) == {"pydantic", "slmc"}
     assert {name: step["key"] for name, step in lock["steps"].items()} == {
-        step.id: step.key for step in result.steps
+        step.id: step.key.digest for step in result.steps
     }
     for step in result.steps:
         assert step.artefact.manifest.versions == lock["steps"][step.id]["parts"]["versions"]
@@ -47,7 +47,7 @@ def test_a_folder_of_something_else_is_left_alone(fakes: ModuleType) -> None:
     Path("mine/thesis.txt").touch()
     with pytest.raises(UsageError) as caught:
         made(run_dir=Path("mine"))
-    assert caught.value.what == "mine holds files that no run has put there."
+    assert caught.value.what == "mine exists and was not made by slmc; it was not changed."
     with pytest.raises(UsageError) as caught:
         made(run_dir=Path("log.csv"))
     assert caught.value.what == "log.csv cannot be written: File exists."

@@ -56,4 +56,4 @@ def test_one_seed_is_refused(
     monkeypatch.setattr(sys, "argv", ["seeds.py", "r.yaml", "--seeds", "17"])
     with pytest.raises(SystemExit):
         seeds.main()
-    assert "one seed says nothing of others" in capsys.readouterr().err
+    assert "name at least two seeds" in capsys.readouterr().err

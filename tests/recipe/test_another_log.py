@@ -38,10 +38,10 @@ def test_titles_and_terms_are_left_out_aloud(file: Path, caplog: pytest.LogCaptu
     assert caplog.messages == []
     edited = read(file, DATA.replace("wheel/ratings.inter", "sales.csv") + TEACH).data
     assert (edited.titles, edited.terms) == (None, None)
-    left_out = "it belongs to a source whose name holds 'ratings.inter', and data.source is"
+    other = "it is for a source whose name contains 'ratings.inter', but data.source is"
     assert caplog.messages == [
-        f"./r.yaml:5: data.titles is left out: {left_out} sales.csv",
-        f"./r.yaml:6: data.terms is left out: {left_out} sales.csv",
+        f"./r.yaml:5: data.titles is ignored: {other} sales.csv",
+        f"./r.yaml:6: data.terms is ignored: {other} sales.csv",
     ]
 
 
@@ -55,7 +55,7 @@ def test_titles_and_terms_of_no_source_go_with_any(file: Path) -> None:
 
 def test_faults_of_terms_have_their_line(file: Path) -> None:
     assert faults(file, DATA.replace("text:", "txt:") + TEACH) == [
-        "./r.yaml:6: data.terms.text: must be given",
+        "./r.yaml:6: data.terms.text: is required",
         "./r.yaml:6: data.terms.txt: there is no key 'txt'. Did you mean 'text'?",
     ]
 

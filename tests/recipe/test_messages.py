@@ -18,15 +18,15 @@ from slmc.recipe import load
             "distill.losses.cosin=2",
             "distill.losses.cosin: there is no key 'cosin'. Did you mean 'cosine'?",
         ),
-        ("distill=2", "distill: name a setting of the step too, as in distill.seed=3"),
-        ("distill.layers", "is not of the form KEY=VALUE, as in distill.layers=2"),
-        ("gates.7.min=1", "gates: there is no entry '7'; there are 2, counted from 0"),
+        ("distill=2", "distill: add a setting of the step, such as distill.seed=3"),
+        ("distill.layers", "expected KEY=VALUE, such as distill.layers=2"),
+        ("gates.7.min=1", "gates: there is no entry '7'; the list has 2, counted from 0"),
         (
             "distill.layers=two",
             "distill.layers: should be a valid integer, "
             'unable to parse string as an integer, not "two"',
         ),
-        ("data.users=[1", "data.users: '[1' is not a value that YAML knows"),
+        ("data.users=[1", "data.users: '[1' is not valid YAML"),
     ],
 )
 def test_messages_of_sets(file: Path, change: str, message: str) -> None:
@@ -36,9 +36,9 @@ def test_messages_of_sets(file: Path, change: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        ("", ["./r.yaml:1: a recipe is a mapping with the keys of `slmc recipe schema`"]),
-        ("- 1\n", ["./r.yaml:1: a recipe is a mapping with the keys of `slmc recipe schema`"]),
-        ("just words", ["./r.yaml:1: a recipe is a mapping with the keys of `slmc recipe schema`"]),
+        ("", ["./r.yaml:1: a recipe is a mapping; `slmc recipe schema` lists its keys"]),
+        ("- 1\n", ["./r.yaml:1: a recipe is a mapping; `slmc recipe schema` lists its keys"]),
+        ("just words", ["./r.yaml:1: a recipe is a mapping; `slmc recipe schema` lists its keys"]),
         (
             "version: 1\nname: [x\n",
             [
@@ -61,27 +61,26 @@ def test_messages_of_sets(file: Path, change: str, message: str) -> None:
                 "but found another document"
             ],
         ),
-        ("a: &x 1\nb: *x\n", ["./r.yaml:1: not YAML: anchors and aliases are not read"]),
+        ("a: &x 1\nb: *x\n", ["./r.yaml:1: not YAML: anchors and aliases are not allowed"]),
         ("[" * 5000, ["./r.yaml:1: not a recipe: nested too deeply"]),
         (
             "version: 2\nsteeps: []\n",
-            ["./r.yaml:1: version: recipe format 2 is not known; this slmc reads format 1"],
+            ["./r.yaml:1: version: unknown recipe format 2; this slmc reads format 1"],
         ),
         (
             FULL.replace("name: x", "name: !!python/object:os.system x"),
             [
                 "./r.yaml:2: name: should be a valid string, not null",
-                "./r.yaml:2: name: the tag !!python/object:os.system is refused: "
-                "a recipe is data only",
+                "./r.yaml:2: name: the tag !!python/object:os.system is not allowed in a recipe",
             ],
         ),
         (
             FULL.replace("name: x\n", "name: x\nname: y\n"),
-            ["./r.yaml:3: name: stands twice; first in line 2"],
+            ["./r.yaml:3: name: is repeated; first in line 2"],
         ),
         (
             FULL.replace("layers: 2, ", "layers: 2, layers: 3, "),
-            ["./r.yaml:6: steps.1.distill.layers: stands twice; first in line 6"],
+            ["./r.yaml:6: steps.1.distill.layers: is repeated; first in line 6"],
         ),
         (
             FULL.replace("name: x", "name: x/../y"),
@@ -90,8 +89,8 @@ def test_messages_of_sets(file: Path, change: str, message: str) -> None:
         (
             "version: 1\nname: x\nsteps:\n  - export:\n",
             [
-                "./r.yaml:1: data: must be given",
-                "./r.yaml:4: export: needs a model as its model, and no step before it gives one",
+                "./r.yaml:1: data: is required",
+                "./r.yaml:4: export: needs a model as its model, but no earlier step makes one",
             ],
         ),
         (
@@ -101,7 +100,7 @@ def test_messages_of_sets(file: Path, change: str, message: str) -> None:
         (
             FULL.replace("steps:", "step:"),
             [
-                "./r.yaml:1: steps: must be given",
+                "./r.yaml:1: steps: is required",
                 "./r.yaml:4: step: there is no key 'step'. Did you mean 'steps'?",
             ],
         ),
@@ -115,18 +114,21 @@ def test_messages_of_the_file(file: Path, text: str, messages: list[str]) -> Non
     ("steps", "messages"),
     [
         (["tech: {}"], ["steps.0: there is no stage 'tech'. Did you mean 'teach'?"]),
-        (["evaluate: {}"], ["steps.0: evaluate is no step; it is set by the key 'evaluate'"]),
-        (["prepare: {}"], ["steps.0: prepare is no step; it is set by the key 'data'"]),
-        (["export"], ["steps.0: a step is one stage with its settings, as in `export: {}`"]),
+        (
+            ["evaluate: {}"],
+            ["steps.0: evaluate cannot be a step; configure it with the key 'evaluate'"],
+        ),
+        (["prepare: {}"], ["steps.0: prepare cannot be a step; configure it with the key 'data'"]),
+        (["export"], ["steps.0: a step is one stage with its settings, such as `export: {}`"]),
         (["teach: 8"], ["teach: the settings of a step are a mapping"]),
-        (["teach: {}"], ["teach.backbone: must be given"]),
+        (["teach: {}"], ["teach.backbone: is required"]),
         (
             ["teach: {backbone: x, layers: 0}"],
             ["teach.layers: should be greater than or equal to 1, not 0"],
         ),
         (
             ["teach: {backbone: x, layers: true}"],
-            ["teach.layers: should be a number, not a truth value"],
+            ["teach.layers: should be a number, not true or false"],
         ),
         (
             ["teach: {backbone: x, tune: laro}"],
@@ -142,15 +144,18 @@ def test_messages_of_the_file(file: Path, text: str, messages: list[str]) -> Non
         ),
         (
             ["teach: {backbone: x, id: 'a b'}"],
-            ["teach: id: 'a b' is not a word of letters, digits, - and _"],
+            ["teach: id: 'a b' may only have letters, digits, - and _, and starts with a letter"],
         ),
         (
             ["teach: {backbone: x, id: data}"],
-            ["teach: id: 'data' means something else in a recipe"],
+            ["teach: id: 'data' is a key of recipes; choose another id"],
         ),
         (
             ["teach: {backbone: x}", "teach: {backbone: y}"],
-            ["teach: two steps are called 'teach' (the first in line 5); give one an id"],
+            [
+                "teach: two steps have the id 'teach' (the first in line 5); "
+                "set `id` for one of them"
+            ],
         ),
         (
             ["teach: {backbone: x}", "distill: {teacher: tech}"],
@@ -162,19 +167,19 @@ def test_messages_of_the_file(file: Path, text: str, messages: list[str]) -> Non
         ),
         (
             ["teach: {backbone: x}", "distill: {student: distill}"],
-            ["distill.student: a step cannot take what it makes itself"],
+            ["distill.student: a step cannot be its own input"],
         ),
         (
             ["teach: {backbone: x}", "export: {}", "bench: {engine: teach}"],
-            ["bench.engine: needs an engine, and 'teach' gives a model"],
+            ["bench.engine: needs an engine, but 'teach' makes a model"],
         ),
         (
             ["teach: {backbone: x}", "bench: {}"],
-            ["bench: needs an engine as its engine, and no step before it gives one"],
+            ["bench: needs an engine as its engine, but no earlier step makes one"],
         ),
         (
             ["distill: {}"],
-            ["distill: needs a model as its teacher, and no step before it gives one"],
+            ["distill: needs a model as its teacher, but no earlier step makes one"],
         ),
         (
             ["teach: {backbone: x, layers: 2}", "distill: {layers: 4}"],
@@ -200,11 +205,11 @@ def test_messages_of_steps(file: Path, steps: list[str], messages: list[str]) ->
         ),
         (
             "{metric: ndcg@10, on: bench, min: 0.1}",
-            "gates.0.on: 'bench' gives no model or engine that is measured",
+            "gates.0.on: 'bench' makes no model or engine, so it cannot be judged",
         ),
         (
             "{metric: ndcg@10, on: teach, baseline: source, max_drop: 3%}",
-            "gates.0.baseline: 'teach' was not made from one model; name a step",
+            "gates.0.baseline: 'teach' has no source model; name a step",
         ),
         (
             "{metric: ndcg@10, baseline: tech, max_drop: 3%}",
@@ -228,8 +233,8 @@ def test_cross_entropy_is_never_the_only_gate(file: Path) -> None:
     head = FULL.partition("gates:")[0] + "gates:\n"
     ce = "  - {metric: ce, baseline: teach, max_drop: 0.02}\n  - {metric: size_mb, max: 64}\n"
     assert faults(file, head + ce) == [
-        "./r.yaml:9: gates: ce alone passes models that rank worse; add a gate on ndcg@K, hr@K, "
-        "mrr or overlap@K"
+        "./r.yaml:9: gates: a gate on ce alone can pass a model that ranks worse; add one on "
+        "ndcg@K, hr@K, mrr or overlap@K"
     ]
     read(file, head + ce + "  - {metric: overlap@10, baseline: source, min: 0.9}\n")
 
@@ -242,7 +247,10 @@ def test_cross_entropy_is_never_the_only_gate(file: Path) -> None:
             "steps.0.teach.layers: the variable LAYERS is not set; "
             "set it, or write ${LAYERS:-default}",
         ),
-        ("${LAYERS-3}", "steps.0.teach.layers: '${LAYERS-3}' is not of the form ${NAME:-default}"),
+        (
+            "${LAYERS-3}",
+            "steps.0.teach.layers: '${LAYERS-3}' does not have the form ${NAME:-default}",
+        ),
     ],
 )
 def test_messages_of_variables(file: Path, written: str, message: str) -> None:
@@ -283,7 +291,7 @@ def test_the_remedy_names_the_check(file: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load("./r.yaml")
     assert caught.value.remedy == (
-        "Mend the recipe, then check it with `slmc recipe check ./r.yaml`."
+        "Fix the recipe, then check it with `slmc recipe check ./r.yaml`."
     )
     assert caught.value.exit_code == 2
 

@@ -88,14 +88,20 @@ def test_where_the_log_lies_is_no_part_of_a_key(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from slmc.pipeline import plan
+    from slmc.recipe import Recipe
 
-    keys = [plan(load("sub/mine.yaml"))[0].key]
+    def key(recipe: Recipe) -> str:
+        first = plan(recipe)[0].key
+        assert first is not None
+        return first.digest
+
+    keys = [key(load("sub/mine.yaml"))]
     Path("copy.yaml").write_text(resolved_yaml(load("sub/mine.yaml")))
-    keys.append(plan(load("copy.yaml"))[0].key)
+    keys.append(key(load("copy.yaml")))
     monkeypatch.chdir(elsewhere)
-    keys.append(plan(load("mine.yaml"))[0].key)
+    keys.append(key(load("mine.yaml")))
     (elsewhere / "log.csv").rename("log.tsv")
-    renamed = plan(load("mine.yaml", sets=["data.source=log.tsv"]))[0].key
+    renamed = key(load("mine.yaml", sets=["data.source=log.tsv"]))
     assert len(set(keys)) == 1 and renamed not in keys
 
 

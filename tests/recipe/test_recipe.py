@@ -100,9 +100,7 @@ def test_sasrec_is_measured_where_something_takes_it(text: str, measured: bool, 
 
 def test_nothing_takes_sasrec_without_naming_it(file: Path) -> None:
     (fault,) = faults(file, TOP + "  - export:\n")
-    assert (
-        fault == "./r.yaml:5: export: needs a model as its model, and no step before it gives one"
-    )
+    assert fault == "./r.yaml:5: export: needs a model as its model, but no earlier step makes one"
 
 
 def test_the_control_is_the_same_training_without_the_teacher(file: Path) -> None:

@@ -45,7 +45,9 @@ def report(table: pl.DataFrame, out: Path) -> Artefact:
         return work.seal(kind="report", stage="evaluate", config=Seeded(), inputs={})
 
 
-SHIP = "A SASRec of 0.0 MB ranks {}: consider shipping that: sasrec-engine, its engine, is `{}`."
+SHIP = (
+    "A SASRec of 0.0 MB ranks {}. Consider shipping it instead: sasrec-engine, its engine, is `{}`."
+)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,9 @@ def test_without_an_engine_of_sasrec_the_command_that_makes_one_is_named(
     result = ranked(finished, {"teach": "same", "export": "same"}, tmp_path)
     result.steps = [step for step in finished.steps if step.id != "sasrec-engine"]
     line = advice(result)[-1]
-    assert line.endswith(f"consider shipping that: `slmc export {finished.run_dir / '02-sasrec'}`.")
+    assert line.endswith(
+        f"Consider shipping it instead: `slmc export {finished.run_dir / '02-sasrec'}`."
+    )
 
 
 def test_nothing_is_said_before_there_is_a_teacher_nor_of_a_smoke_run(
@@ -175,15 +179,15 @@ def improving(finished: RunResult, **metrics: object) -> RunResult:
     [
         (
             {"stopped": "epochs"},
-            "teach: reached its bound (epochs: 3) while ranking still improved: more epochs may "
-            "rank better",
+            "teach: training reached its limit (epochs: 3) while ranking still improved; "
+            "more epochs may help",
         ),
         (
             {"stopped": "minutes"},
-            "teach: reached its bound (max_minutes: None) while ranking still improved: more "
-            "minutes may rank better",
+            "teach: training reached its limit (max_minutes: None) while ranking still improved; "
+            "more minutes may help",
         ),
-        ({}, "teach: training ended while ranking still improved: more may rank better"),
+        ({}, "teach: training ended while ranking still improved; more training may help"),
     ],
 )
 def test_training_that_a_bound_ended_is_marked(
@@ -194,4 +198,4 @@ def test_training_that_a_bound_ended_is_marked(
     assert note in view.notes
     marked = {row.step for row in view.rows if cells(row)[0].endswith(" *")}
     assert "teach" in marked and "export" not in marked
-    assert view.caption.endswith(" * still improving when its training ended.")
+    assert view.caption.endswith(" * ranking still improved when training ended.")

@@ -108,21 +108,21 @@ def test_steps_are_compared_with_their_controls(finished: RunResult, view: View)
         if one.relative is not None:
             assert one.relative.change == pytest.approx(one.value / one.control_value - 1)
         assert one.n == 80
-        told = one.outcome == "no difference is shown"
+        told = one.outcome == "no significant difference"
         assert told == (one.change.low <= 0 <= one.change.high)
 
 
 def test_the_caption_names_protocol_n_and_interval(view: View) -> None:
     assert replace(view, rows=[]).caption == (
         "NDCG@10: full ranking, seen items kept, test (repeats are 70 % of the targets, "
-        "and 62.5 % of the validation targets), n = 80 users. Change: relative, "
-        "against teach, the same users (paired bootstrap). "
-        "Intervals are two-sided, 95 %; ± is half of one."
+        "and 62.5 % of the validation targets), n = 80 users. Changes are "
+        "relative to teach, for the same users (paired bootstrap). "
+        "Intervals are two-sided 95 %; ± is half their width."
     )
 
 
 def test_what_the_users_can_see_is_said(view: View) -> None:
-    assert view.sees[0].startswith("ndcg@10: 80 users can see a loss of ")
+    assert view.detectable[0].startswith("ndcg@10: 80 users can detect a loss of ")
 
 
 def test_loss_curves_hold_every_term(view: View) -> None:
@@ -169,7 +169,7 @@ def test_html_shows_the_table_the_gates_and_the_rest(view: View) -> None:
     for row in view.rows:
         for cell in cells(row):
             assert f">{cell}</td>" in text
-    for heading in ("What came out", "Gates", "Controls", "Parity", "Times", "Losses"):
+    for heading in ("Results", "Gates", "Controls", "Parity", "Latency and throughput", "Losses"):
         assert f"<h2>{heading}" in text
     assert f"seed {view.seed}" in text and f"torch {view.versions['torch']}" in text
 
@@ -205,7 +205,7 @@ def test_the_terminal_shows_rows_sentences_and_notes(view: View) -> None:
     text = captured.get()
     assert all(row.step in text for row in view.rows)
     assert all(one.verdict.sentence in text for one in view.judged)
-    assert all(note in text for note in view.sees)
+    assert all(note in text for note in view.detectable)
     assert all(f"control {sentence_of(one)}" in text for one in view.comparisons)
 
 
@@ -217,8 +217,8 @@ def test_junit_has_a_case_for_each_gate_and_parity(view: View) -> None:
         ("gates.export", "overlap@10 min 0.99 against distill"),
         ("gates.export", "size_mb max 64.0"),
         ("gates.sasrec-engine", "ndcg@10 max_drop 1% against sasrec"),
-        ("parity.sasrec-engine", "the engine ranks as the model it was made from"),
-        ("parity.export", "the engine ranks as the model it was made from"),
+        ("parity.sasrec-engine", "the engine ranks like its model"),
+        ("parity.export", "the engine ranks like its model"),
     ]
     failed = [one.verdict.failed for one in view.judged]
     assert [c.find("failure") is not None for c in cases[:4]] == failed
@@ -259,12 +259,12 @@ def test_a_run_that_stopped_early_has_a_report_too(finished: RunResult, tmp_path
 def test_bench_and_validate_have_tables(
     finished: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from slmc.commands.bench import _table
+    from slmc.commands.stage_command import bench_table
     from slmc.pipeline.judging import summary_of
     from slmc.report.terminal import metric_table
 
-    console.show(_table(finished.artefacts()["bench"]))
-    assert "histories a second" in capsys.readouterr().out
+    console.show(bench_table(finished.artefacts()["bench"]))
+    assert "histories per second" in capsys.readouterr().out
     summary = summary_of(finished.evaluations["export"])
     console.show(metric_table({"engine": summary}, ["ndcg@10", "hr@10"], None))
     out = capsys.readouterr().out

@@ -235,7 +235,7 @@ def test_the_doctor_reports_it() -> None:
     from slmc.commands import diagnosis as doctor
 
     findings = {one.what: one.found for one in doctor.examine()}
-    assert ": builds plans" in findings["TensorRT (tensorrt-rtx)"]
+    assert ": can build plans" in findings["TensorRT (tensorrt-rtx)"]
 
 
 class Full(SimpleNamespace):

@@ -111,13 +111,21 @@ def test_the_doctor_reports_what_each_flavour_can_do(
 @pytest.mark.parametrize(
     ("gpu", "flavour", "status"),
     [
-        (None, FULL, "11.4: builds no plans, runs none: no driver"),
-        (None, RTX, "11.4: builds plans, runs none: no driver"),
-        ((9, 0), FULL, "11.4: builds plans, runs them"),
-        ((9, 0), RTX, "11.4: builds plans, runs none: no kernels for compute capability 9.0"),
-        ((7, 5), RTX, "11.4: builds plans, runs none: no kernels for compute capability 7.5"),
-        ((8, 9), RTX, "11.4: builds plans, runs them"),
-        ((12, 0), RTX, "11.4: builds plans, runs them"),
+        (None, FULL, "11.4: cannot build plans, cannot run them: no driver"),
+        (None, RTX, "11.4: can build plans, cannot run them: no driver"),
+        ((9, 0), FULL, "11.4: can build plans, can run them"),
+        (
+            (9, 0),
+            RTX,
+            "11.4: can build plans, cannot run them: no kernels for compute capability 9.0",
+        ),
+        (
+            (7, 5),
+            RTX,
+            "11.4: can build plans, cannot run them: no kernels for compute capability 7.5",
+        ),
+        ((8, 9), RTX, "11.4: can build plans, can run them"),
+        ((12, 0), RTX, "11.4: can build plans, can run them"),
     ],
 )
 def test_which_gpu_a_flavour_is_for(

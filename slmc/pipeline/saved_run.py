@@ -1,4 +1,4 @@
-"""What the folder of a run tells of it: read from its files, whatever has become of the cache."""
+"""Read the folder of a run; this works even if its artefacts are no longer in the cache."""
 
 import json
 from pathlib import Path
@@ -17,17 +17,17 @@ def is_run(path: Path) -> bool:
     return not (path / MANIFEST).exists() and any((path / f).is_file() for f in (LOCK, RESOLVED))
 
 
-def told(path: Path) -> dict[str, Any]:
-    """What a run was and came to; JSON-able.
+def read(path: Path) -> dict[str, Any]:
+    """Settings and results of a run, as JSON data.
 
     Returns:
-        ``recipe`` (every setting), ``steps`` (id -> stage, key, digest, seconds that making it
-        took, link), and of the last run that came to its end ``valid_repeats``,
-        ``evaluations``, ``verdicts``, ``notes`` and ``ended``; ``ended`` is None where every step
-        was done, and ``complete`` False where the numbers are not those of the steps.
+        ``recipe`` (every setting), ``steps`` (id -> stage, key, digest, seconds that the step
+        took, link), and from the last finished run ``valid_repeats``, ``evaluations``,
+        ``verdicts``, ``notes`` and ``ended``. ``ended`` is None if no step ended the run early;
+        ``complete`` is False if the results are not those of ``steps``.
 
     Raises:
-        UsageError: A file of the folder is not what a run has written.
+        UsageError: A file of the folder was not written by a run.
     """
     recipe, numbers = _recipe(path / RESOLVED), _numbers(path / "metrics.json")
     links = {link.name.partition("-")[2]: link.name for link in path.iterdir() if _is_link(link)}
@@ -58,10 +58,10 @@ def told(path: Path) -> dict[str, Any]:
 
 
 def comparable(run: dict[str, Any]) -> dict[str, Any]:
-    """Of what :func:`told` gives, that by which two runs can be compared.
+    """The part of :func:`read` by which two runs are compared.
 
-    Settings by the id of their step, sources, versions, sizes, the value of every metric and the
-    outcome of every gate. Keys and digests of steps follow from these.
+    These are the settings by step id, sources, versions, sizes, the value of every metric and the
+    outcome of every gate. Keys and digests of steps depend on these alone.
     """
     recipe = dict(run["recipe"])
     for body in (body for entry in recipe.pop("steps", ()) for body in entry.values()):
@@ -73,7 +73,7 @@ def comparable(run: dict[str, Any]) -> dict[str, Any]:
         "versions": run["versions"],
         "size_mb": run["sizes"],
         "measured": {
-            step: {metric: found["value"] for metric, found in summary["metrics"].items()}
+            step: {name: metric["value"] for name, metric in summary["metrics"].items()}
             for step, summary in evaluations.items()
         },
         "gate": {
@@ -87,22 +87,20 @@ def comparable(run: dict[str, Any]) -> dict[str, Any]:
 def _recipe(file: Path) -> dict[str, Any]:
     faults = Faults()
     try:
-        found = parse(file.read_text(encoding="utf-8"), str(file), {}, faults).value
+        recipe = parse(file.read_text(encoding="utf-8"), str(file), {}, faults).value
     except (OSError, UnicodeDecodeError):
-        found = None
-    if faults or not isinstance(found, dict):
-        raise UsageError(
-            f"{file} is not the recipe that a run has written.", "Run the recipe again."
-        )
-    return found
+        recipe = None
+    if faults or not isinstance(recipe, dict):
+        raise UsageError(f"{file} was not written by a run.", "Run the recipe again.")
+    return recipe
 
 
 def _numbers(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        numbers = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return numbers if isinstance(numbers, dict) else {}
 
 
 def _lock(path: Path) -> dict[str, Any]:

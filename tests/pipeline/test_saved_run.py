@@ -46,7 +46,7 @@ def test_a_run_that_stopped_says_so(fakes: ModuleType, capsys: Captured) -> None
         made()
     assert cli.call(["show", "runs/x"]) == 0
     out = capsys.readouterr().out
-    assert "has not come to its end" in out and "teach" in out and "export" not in out
+    assert "did not finish" in out and "teach" in out and "export" not in out
 
 
 def test_two_runs_differ_in_what_was_set_and_in_what_came_of_it(
@@ -67,7 +67,7 @@ def test_a_run_and_an_artefact_are_not_compared(fakes: ModuleType, capsys: Captu
     made()
     assert cli.call(["diff", "runs/x", "runs/x/04-teach"]) == 2
     assert capsys.readouterr().err == (
-        "error: runs/x is the folder of a run, and runs/x/04-teach is not.\n"
+        "error: runs/x is the folder of a run, but runs/x/04-teach is not.\n"
         "  Name two runs, or two artefacts, such as steps of a run.\n"
     )
 
@@ -93,8 +93,8 @@ def test_the_time_of_a_step_that_went_on_counts_both_tries(fakes: ModuleType) ->
 
 def test_a_time_that_is_not_known(fakes: ModuleType) -> None:
     (first, *_) = made().steps
-    (cache.root() / "times" / first.key).write_text("soon")
-    assert store.seconds(first.key) is None
+    (cache.root() / "times" / first.key.digest).write_text("soon")
+    assert store.seconds(first.key.digest) is None
     assert made().steps[0].seconds is None
 
 
@@ -105,7 +105,7 @@ def test_a_full_disk_in_a_step_is_the_environments(fakes: ModuleType) -> None:
     assert caught.value.what == "step distill: No space left on device."
     assert caught.value.remedy == (
         f"Free some space, or name a folder on another disk. The cache is {cache.root()} "
-        "(SLMC_CACHE). What was computed is kept. Go on with `slmc run r.yaml`."
+        "(SLMC_CACHE). What was computed is kept. Resume with `slmc run r.yaml`."
     )
     left = [path.name for path in cache.objects().rglob("*") if path.name == "payload.bin"]
     assert len(left) == 5

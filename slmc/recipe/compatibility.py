@@ -1,7 +1,7 @@
-"""Settings that are sound alone and cannot work with the steps before them.
+"""Check that the settings of a step work with the steps before it.
 
-A model is followed to the step that makes it. What only the model itself can tell, such as the
-layers of an LLM, is left to the stages.
+The check follows a model to the step that makes it. What depends on the model's files, such as the
+number of layers of an LLM, is checked by the stages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,50 +19,50 @@ from slmc.recipe.steps import Step
 from slmc.recipe.text import Document
 
 EVERY = "*"
-"""Pattern of ``assign`` that fits every layer, whatever the model."""
+"""Pattern of ``assign`` that matches every layer of every model."""
 AROUND = frozenset(["input_proj", "output_proj"])
-"""Linear layers that are no part of the decoder: it has others."""
+"""Linear layers outside of the decoder."""
 
 
-def refuse_misfits(document: Document, faults: Faults, steps: Sequence[Step]) -> None:
-    """Note what cannot work of steps that were read without a fault.
+def check_compatibility(document: Document, faults: Faults, steps: Sequence[Step]) -> None:
+    """Add a fault for every setting that cannot work with the earlier steps.
 
     Args:
         document: The whole recipe.
         faults: Collects what is wrong.
-        steps: The recipe's steps, with those that they take from.
+        steps: The recipe's steps, all without faults.
     """
     known = {step.id: step for step in steps}
     for step_id, (path, _) in bodies(document).items():
         step = known[step_id]
-        for key, what in _misfits(step, known):
+        for key, what in _conflicts(step, known):
             at = (*path, *key.split("."))
             faults.add(document.place(at), f"{step_id}.{key}", what)
 
 
-def _misfits(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
-    """Keys of a step's settings, and what is wrong with each."""
+def _conflicts(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
+    """The settings of a step that cannot work: key and message of each."""
     config, inputs = step.config, step.inputs
-    found: list[tuple[str, str] | None] = [*_of_sasrec(step, known)]
+    conflicts: list[tuple[str, str] | None] = [*_of_sasrec(step, known)]
     if isinstance(config, DistillConfig) and "student" not in inputs:
-        # A student that is given has the layers that it has, whatever the config says.
-        found.append(_too_deep("layers", config.layers, inputs["teacher"], known))
+        # An existing student keeps its layers, so ``layers`` counts only without one.
+        conflicts.append(_too_deep("layers", config.layers, inputs["teacher"], known))
     elif isinstance(config, DistillConfig):
-        found.append(_too_deep("blocks", config.blocks, inputs["student"], known))
+        conflicts.append(_too_deep("blocks", config.blocks, inputs["student"], known))
     elif isinstance(config, PruneConfig):
-        found.append(_too_deep("layers", config.layers, inputs["model"], known))
+        conflicts.append(_too_deep("layers", config.layers, inputs["model"], known))
     elif isinstance(config, ExportConfig):
         of = inputs["model"]
         for one in impossible(config, sources(of, known), repr(of)):
-            found.append((one.key, f"{one.value}: {one.why}. {one.remedy}"))
-    return [one for one in found if one is not None]
+            conflicts.append((one.key, f"{one.value}: {one.why}. {one.remedy}"))
+    return [one for one in conflicts if one is not None]
 
 
 def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
-    """Roles in which a stage that is for LLMs is given a SASRec."""
+    """Inputs that are a SASRec, in a stage that needs a recommender on an LLM."""
     if not isinstance(step.config, (DistillConfig, PruneConfig, QuantizeConfig)):
         return []
-    why = f"is a SASRec, and {step.stage} takes a recommender on an LLM. Export it as it is."
+    why = f"is a SASRec, but {step.stage} needs a recommender on an LLM. Export it directly."
     return [
         (role, f"{taken!r} {why}")
         for role, taken in step.inputs.items()
@@ -71,17 +71,17 @@ def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
 
 
 def _too_deep(
-    field: str, asked: int | None, other: str, known: Mapping[str, Step]
+    field: str, number: int | None, other: str, known: Mapping[str, Step]
 ) -> tuple[str, str] | None:
     depth = depth_of(other, known)
-    if asked is None or depth is None or asked <= depth:
+    if number is None or depth is None or number <= depth:
         return None
     of = depth if field == "layers" else f"{depth} layers"
-    return field, f"{asked} {field} are more than the {of} of {other!r}"
+    return field, f"{number} {field} are more than the {of} of {other!r}"
 
 
 def depth_of(name: str, known: Mapping[str, Step]) -> int | None:
-    """Decoder layers of a step's model, where the recipe tells them."""
+    """Decoder layers of a step's model; None if the recipe does not say."""
     step = known[name]
     if isinstance(step.config, TeachConfig):
         return step.config.layers
@@ -94,44 +94,44 @@ def depth_of(name: str, known: Mapping[str, Step]) -> int | None:
 
 
 def impossible(config: ExportConfig, source: Sequence[Source], name: str) -> list[Refusal]:
-    """What speaks against an export whatever the model turns out to be.
+    """Settings of an export that cannot work with any of the forms that its model may have.
 
     Args:
-        config: Of the export.
-        source: Forms that the model may have, the likeliest first.
-        name: What messages call the model.
+        config: Settings of the export.
+        source: Forms that the model may have, the most likely first.
+        name: Name of the model in messages.
     """
     first, *others = (refusals(config, one, name) for one in source)
-    keys = [{other.key for other in found} for found in others]
-    return [one for one in first if all(one.key in found for found in keys)]
+    keys = [{refusal.key for refusal in other} for other in others]
+    return [one for one in first if all(one.key in refused for refused in keys)]
 
 
 def sources(name: str, known: Mapping[str, Step]) -> list[Source]:
-    """Forms that a step's model may have, the likeliest first."""
+    """Forms that a step's model may have, the most likely first."""
     config = known[name].config
     data = known["prepare"].config
     history = data.history if isinstance(data, PrepareConfig) else None
     if known[name].stage == "sasrec":
         return [Source(on_llm=False, history=history)]
     if not isinstance(config, QuantizeConfig):
-        return [Source(history=history)]  # training and pruning leave floats
+        return [Source(history=history)]  # training and pruning keep float weights
     table = {"int4": 4, "int8": 8}.get(config.item_table or "")
     return [replace(one, table_bits=table, history=history) for one in _in_codes(config)]
 
 
 def _in_codes(config: QuantizeConfig) -> list[Source]:
-    """Every set of widths that a quantized model may have: only it tells which layers it has."""
+    """Every set of bit widths that a quantized model may have; it depends on the model's layers."""
     widths: set[int | str] = {config.bits}
     for pattern, width in config.assign.items():
         widths = {width} if pattern == EVERY else widths | {width}
     bits = sorted(width for width in widths if isinstance(width, int))
-    found = [
+    forms = [
         Source(frozenset(some), frozenset([config.group_size]), not config.symmetric and 4 in some)
         for size in range(len(bits), 0, -1)
         for some in combinations(bits, size)
     ]
-    # With an item table of codes no layer needs any.
+    # If the item table is quantized, all layers may stay in floats.
     all_skipped = "skip" in widths or not set(config.ignore) <= AROUND
-    if not found or (all_skipped and config.item_table is not None):
-        found.append(Source())
-    return found
+    if not forms or (all_skipped and config.item_table is not None):
+        forms.append(Source())
+    return forms
