@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from slmc.config import TORCH, Seeded, StageConfig
+from slmc.config import OUTSIDE_KEY, TORCH, Seeded, StageConfig
 
 HALVES = ("bf16", "fp16")
 """16-bit float precisions, for GPUs."""
@@ -87,6 +87,9 @@ class ExportConfig(Seeded):
     outputs: tuple[Literal["topk", "scores", "user_vectors"], ...] = ("topk",)
     """Outputs of the engine. topk: the best items, always included; scores: of the whole catalogue;
     user_vectors: for your own vector index, with the item vectors as a file."""
+    items: str | None = Field(None, json_schema_extra=OUTSIDE_KEY)
+    """File of items that are newer than the model, with the columns of data.items: they get
+    vectors from their texts, without training. The model's item table must come from texts."""
     opset: int = Field(21, ge=18, le=23)
     """ONNX opset."""
     parity: ParityConfig = ParityConfig()

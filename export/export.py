@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from safetensors.torch import save_file
 
 from slmc.artefact import Artefact, Draft, draft
 from slmc.data.dataset import Dataset
-from slmc.export import card, parity, vocabulary
+from slmc.export import card, new_items, parity, vocabulary
 from slmc.export.config import ExportConfig
 from slmc.export.constraints import Source, no_gain, refusals
 from slmc.export.graph import interface, outputs, serialize
@@ -89,6 +90,8 @@ class _Job:
     layer_codes: dict[str, Codes]
     top_k: int
     precision: str
+    items: pl.DataFrame
+    """The vocabulary of the engine."""
 
 
 def _prepare(config: ExportConfig, inputs: dict[str, Artefact]) -> _Job:
@@ -105,7 +108,12 @@ def _prepare(config: ExportConfig, inputs: dict[str, Artefact]) -> _Job:
     available_providers(precision)
     if (reason := no_gain(precision, source)) is not None:
         log.warning("precision %s: %s", precision, reason)
-    return _Job(config, data, model, layer_codes, min(config.top_k, data.num_items), precision)
+    if config.items is None:
+        items = pl.read_parquet(inputs["model"].file("items.parquet"))
+    else:
+        items = new_items.extend(model, inputs["model"], inputs["data"], config.items)
+    top_k = min(config.top_k, data.num_items)
+    return _Job(config, data, model, layer_codes, top_k, precision, items)
 
 
 def source_of(model: Recommender, layer_codes: Mapping[str, Codes]) -> Source:
@@ -180,8 +188,11 @@ def _metrics(job: _Job, report: Mapping[str, Any]) -> dict[str, Any]:
 def _write_metadata(job: _Job, source: Artefact, work: Draft) -> None:
     """Write the vocabulary, ``engine.json`` and the configs of preprocessor and transformers."""
     config, model, top_k = job.config, job.model, job.top_k
-    for name in ("preprocessor.json", "items.parquet"):
-        shutil.copyfile(source.file(name), work.path / name)
+    shutil.copyfile(source.file("preprocessor.json"), work.path / "preprocessor.json")
+    if config.items is None:
+        shutil.copyfile(source.file("items.parquet"), work.path / "items.parquet")
+    else:
+        job.items.write_parquet(work.path / "items.parquet")
     vocabulary.write(work.path / "items.parquet", work.path / vocabulary.FILE)
     engine = {
         "input": {interface.INPUT: ["int64", ["batch", "length"]]},

@@ -56,13 +56,25 @@ def write(parquet: Path, file: Path) -> None:
             out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
+def check_items_first(engine: Artefact, data: Artefact) -> None:
+    """Raise ``UsageError`` unless an engine's first rows are the dataset's items.
+
+    After them it may have items that are newer than the dataset.
+    """
+    _check(engine, data, newer=True)
+
+
 def check_same_items(ranked: Artefact, data: Artefact) -> None:
     """Raise ``UsageError`` unless a model or engine has the dataset's items in the same rows."""
+    _check(ranked, data, newer=False)
+
+
+def _check(ranked: Artefact, data: Artefact, *, newer: bool) -> None:
     ranked_items, items = (
         pl.read_parquet(artefact.file("items.parquet"), columns=["item"])["item"]
         for artefact in (ranked, data)
     )
-    if not ranked_items.equals(items):
+    if not (ranked_items.head(items.len()) if newer else ranked_items).equals(items):
         raise UsageError(
             f"{ranked.path} and {data.path} do not have the same items in the same rows.",
             "Name the dataset that the model was trained on with --data.",

@@ -75,6 +75,7 @@ STAGES: dict[str, Stage] = {
         SasrecConfig,
         "slmc.training.pretrain:sasrec",
         schema=2,
+        fingerprint="slmc.model.sources:encoder_fingerprint",
     ),
     "baselines": Stage(
         {"data": "dataset", "sasrec": "model"},
@@ -122,7 +123,7 @@ STAGES: dict[str, Stage] = {
         ExportConfig,
         "slmc.export.export:export",
         schema=9,
-        fingerprint="slmc.export.tensorrt.flavours:fingerprint",
+        fingerprint="slmc.export.fingerprint:fingerprint",
         extras={"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
     ),
     "bench": Stage(

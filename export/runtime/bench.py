@@ -34,7 +34,7 @@ from slmc.export.runtime.sessions import (
     repeated,
     seconds_of,
 )
-from slmc.export.vocabulary import check_same_items
+from slmc.export.vocabulary import check_items_first
 from slmc.model.loading import load_model
 
 BUDGET_S = 20.0
@@ -98,7 +98,7 @@ def bench(config: BenchConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
     """
     for role in ("engine", "baseline"):
         if role in inputs:
-            check_same_items(inputs[role], inputs["data"])
+            check_items_first(inputs[role], inputs["data"])
     histories = real_histories(Dataset.open(inputs["data"]))
     threads = config.threads or cores()
     engine = read_description(inputs["engine"].path)

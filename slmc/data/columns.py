@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from slmc.data.config import TEXT
 from slmc.errors import DataError
 
 KEYS = {
@@ -38,7 +39,9 @@ def missing_column(
 ) -> DataError:
     """Return the error for a column that is missing, or that occurs twice."""
     role = next(role for role, name in columns.items() if name == column)
-    key = "titles.item" if "title" in columns and role == "item" else KEYS[role]
+    key = KEYS.get(role, "items.columns")
+    if role == "item" and "user" not in columns:
+        key = "titles.item" if "title" in columns else "items.item"
     listed = ", ".join(repr(name) for name in names[:12]) + (", …" if len(names) > 12 else "")
     if names.count(column) > 1:
         return DataError(
@@ -55,6 +58,15 @@ def missing_column(
     if role == "time":
         hint += ", or to null if the rows are already in time order"
     return DataError(what, f"Set {key} to one of them{hint}.")
+
+
+def listed_text(value: object) -> str | None:
+    """Return a JSON value as part of an item's text; members of a list are joined by commas."""
+    if isinstance(value, list):
+        return ", ".join(text for one in value if (text := listed_text(one)))
+    if value is None or isinstance(value, dict | bool):
+        return None
+    return str(value)
 
 
 def json_text(value: object, column: str) -> str | None:
@@ -98,6 +110,8 @@ def parquet_column(path: Path, column: str, dtype: pl.DataType, role: str) -> pl
         return value
     if dtype.is_integer():
         return value.cast(pl.String)
+    if role.startswith(TEXT) and isinstance(dtype, pl.List) and dtype.inner == pl.String:
+        return value.list.join(", ", ignore_nulls=True)
     if dtype.is_decimal():
         return value.cast(pl.String).str.replace(r"(\.[0-9]*?)0+$", "$1").str.strip_suffix(".")
     if dtype.is_float():
@@ -107,11 +121,12 @@ def parquet_column(path: Path, column: str, dtype: pl.DataType, role: str) -> pl
             .then(value.cast(pl.Int64, strict=False).cast(pl.String))
             .otherwise(value.cast(pl.String))
         )
-    wanted = "time stamps" if role == "time" else "titles" if role == "title" else "ids"
+    kinds = {"time": "time stamps", "title": "titles", "user": "ids", "item": "ids"}
+    wanted = kinds.get(role, "texts")
     fit = "numbers or dates" if role == "time" else "texts or integers"
     raise DataError(
         f"Column {column!r} of {path} has the type {dtype}, which cannot hold {wanted}.",
-        f"Set {KEYS[role]} to a column of {fit}.",
+        f"Set {KEYS.get(role, 'items.columns')} to a column of {fit}.",
     )
 
 

@@ -1,6 +1,7 @@
 """Settings of the data. Does not import torch."""
 
 import re
+import string
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,6 +12,8 @@ from slmc.config import OUTSIDE_KEY, Budget, Seeded, StageConfig
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "recbole", "sequences"]
 TimeUnit = Literal["auto", "s", "ms", "us", "ns", "none"]
+TEXT = "text:"
+"""Prefix of the roles of columns that make an item's text."""
 BLANKS = " "
 """The separator that means any run of blanks (spaces and tabs)."""
 WORDS = {"tab": "\t", "\\t": "\t", "space": BLANKS}
@@ -108,6 +111,56 @@ def _check_numbers(header: bool | str, columns: Mapping[str, str], prefix: str) 
             )
 
 
+class ItemTable(StageConfig):
+    """A table with one row per item, from which the texts of items are made."""
+
+    source: str = Field(json_schema_extra=OUTSIDE_KEY)
+    """A source, as for the log."""
+    format: Format = "auto"
+    """Format of that source."""
+    separator: Separator | None = None
+    """Separator of its columns, as for the log."""
+    header: bool | Literal["auto"] = "auto"
+    """Whether its first line names the columns, as for the log."""
+    item: str = "item_id"
+    """Column of item ids."""
+    columns: tuple[str, ...] = Field(("title",), min_length=1)
+    """Columns of the text, such as title, brand, category, description, price."""
+    template: str | None = None
+    """Text with columns in braces, such as "{title} by {brand}"; null joins the columns in their
+    order without the empty ones. HTML is removed from every column."""
+    max_chars: int = Field(1000, ge=1)
+    """Largest number of characters of a text; a longer one is cut at the end of a word."""
+    of: str | None = None
+    """Part of the name of the log that the table belongs to, as for titles."""
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Role -> column."""
+        return {"item": self.item} | {self.role(column): column for column in self.columns}
+
+    def role(self, column: str) -> str:
+        """Return the role of a column of the text."""
+        return f"{TEXT}{column}"
+
+    @model_validator(mode="after")
+    def _columns_of_the_template(self) -> "ItemTable":
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns names one column twice")
+        if self.template is not None:
+            try:
+                parts = [*string.Formatter().parse(self.template)]
+            except ValueError as error:
+                raise ValueError(f"template: {error}") from None
+            named = [name for _, name, _, _ in parts if name is not None]
+            unknown = [name for name in named if name not in self.columns]
+            if unknown:
+                raise ValueError(f"template names {{{unknown[0]}}}, which is not in columns")
+            if not named:
+                raise ValueError("template names no column in braces")
+        return self
+
+
 class LeaveOneOut(StageConfig):
     """Each user's last interaction is the test target, the one before it validates."""
 
@@ -152,6 +205,8 @@ class PrepareConfig(Seeded):
     """Columns of user, item and time."""
     titles: Titles | None = None
     """Source of the item titles."""
+    items: ItemTable | None = None
+    """Table of item texts; needed where item_embeddings are text or hybrid."""
     core: int = Field(5, ge=1)
     """Users and items with fewer interactions are dropped, repeatedly, until all have this many."""
     history: int = Field(50, ge=1)
@@ -192,7 +247,7 @@ class PrepareConfig(Seeded):
 
 
 def of_another_source(data: Mapping[str, Any]) -> dict[str, str]:
-    """Find which of ``titles`` and ``terms`` belong to another log than ``source``.
+    """Find which of ``titles``, ``terms`` and ``items`` belong to another log than ``source``.
 
     Args:
         data: Settings of :class:`PrepareConfig` as written, not checked yet.
@@ -201,7 +256,7 @@ def of_another_source(data: Mapping[str, Any]) -> dict[str, str]:
         The key -> its ``of``, which the name of the log does not contain.
     """
     unused = {}
-    for key in ("titles", "terms"):
+    for key in ("titles", "terms", "items"):
         written = data.get(key)
         of = written.get("of") if isinstance(written, Mapping) else getattr(written, "of", None)
         if isinstance(of, str) and of not in str(data.get("source")):

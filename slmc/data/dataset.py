@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact
+from slmc.errors import UsageError
 
 Rows = NDArray[np.int32]
 
@@ -63,6 +64,20 @@ class Dataset:
             sequences=pl.read_parquet(artefact.file("sequences/users.parquet")),
             history=preprocessor["history"],
         )
+
+    @staticmethod
+    def texts(artefact: Artefact) -> list[str | None]:
+        """Return the text of each item in the order of rows, None for an item without one.
+
+        Raises:
+            UsageError: The dataset was prepared without a table of items.
+        """
+        if "texts.parquet" not in artefact.manifest.files:
+            raise UsageError(
+                f"the dataset {artefact.path} has no texts of items.",
+                "Set data.items to a table of items, or item_embeddings to one without text.",
+            )
+        return pl.read_parquet(artefact.file("texts.parquet"))["text"].to_list()
 
     @property
     def num_items(self) -> int:

@@ -14,14 +14,21 @@ from pathlib import Path
 
 import polars as pl
 
-from slmc.data.columns import json_text, missing_column, parquet_column, refuse_inexact
+from slmc.data.columns import (
+    json_text,
+    listed_text,
+    missing_column,
+    parquet_column,
+    refuse_inexact,
+)
+from slmc.data.config import TEXT
 from slmc.data.delimited import column_places, delimited_blocks
 from slmc.data.files import MALFORMED, Lines, check_parquet, head_lines, line_blocks, rereadable
 from slmc.data.layout import Layout
 from slmc.errors import DataError
 
 IDS = ("user", "item")
-"""Roles whose texts are repeated often: they are rereadable as categories, 4 bytes per row."""
+"""Roles whose texts are repeated often: they are kept as categories, 4 bytes per row."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,12 @@ def _jsonl(path: Path, columns: Mapping[str, str]) -> Blocks:
         for line, row in _objects(lines, bad):
             names.update(dict.fromkeys(row))
             try:
-                texts = [json_text(row.get(name), name) for name in columns.values()]
+                texts = [
+                    listed_text(row.get(name))
+                    if role.startswith(TEXT)
+                    else json_text(row.get(name), name)
+                    for role, name in columns.items()
+                ]
                 for name, text in zip(columns.values(), texts, strict=True):
                     _check_characters(name, text)
                 rows.append((line, *texts))

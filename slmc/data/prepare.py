@@ -31,6 +31,7 @@ from slmc.artefact import Artefact, draft
 from slmc.data.clock import Clock, literal
 from slmc.data.config import PrepareConfig
 from slmc.data.dataset import Dataset
+from slmc.data.item_texts import read_texts, texts_for
 from slmc.data.readers import Log, read, read_titles, refuse_malformed, warn_malformed
 from slmc.data.repeats import find_repeats, warn_of_repeats
 from slmc.data.sources import digest, fetch, log_file_order
@@ -52,6 +53,8 @@ class Prepared:
     """``row`` (Int32, from 1), ``item``, ``count`` (Int32, in the training part), ``title``."""
     users: pl.DataFrame
     """``user``, ``items`` (list of Int32 rows in time order), ``valid_from``, ``test_from``."""
+    texts: pl.DataFrame | None
+    """``row`` and ``text`` (null without one) of each item; None without a table of items."""
     metrics: dict[str, Any]
     """Metrics of the manifest."""
 
@@ -66,6 +69,8 @@ def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         (work.path / "sequences").mkdir()
         prepared.items.write_parquet(work.path / "items.parquet")
         prepared.users.write_parquet(work.path / "sequences" / "users.parquet")
+        if prepared.texts is not None:
+            prepared.texts.write_parquet(work.path / "texts.parquet")
         preprocessor = {"history": config.history, "unknown_ids": "skip"}
         _write_json(work.path / "preprocessor.json", preprocessor)
         _write_json(work.path / "metrics.json", prepared.metrics)
@@ -118,6 +123,7 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     place = np.arange(frame.height) - np.repeat(starts, lengths)
     frame = frame.with_columns(train=pl.Series(place < np.repeat(valid_from, lengths)))
     items, rows = _vocabulary(frame, item_ids, config)
+    items, texts = _with_texts(items, config)
     sequences = (
         frame.select("user", items=pl.Series(rows[frame["item"].to_numpy()]))
         .group_by("user", maintain_order=True)
@@ -130,13 +136,15 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     )
     tied = _tied_targets(frame, starts, lengths, test_from) if read_log.timed else None
     metrics = _metrics(config, read_log, frame, items, sequences)
+    if texts is not None:
+        metrics["texts"] = texts.height - texts["text"].null_count()
     metrics |= {"duplicates": repeats, "test_users_tied": tied}
     metrics["valid_repeats"] = Dataset(items, sequences, config.history).repeats
     log.info(
         "%d users, %d items, %d interactions; %d test users",
         metrics["users"], metrics["items"], metrics["interactions"], metrics["test_users"],
     )  # fmt: skip
-    return Prepared(items, sequences, metrics)
+    return Prepared(items, sequences, texts, metrics)
 
 
 def _without_repeats(config: PrepareConfig, read_log: Log) -> tuple[pl.DataFrame, int]:
@@ -282,6 +290,19 @@ def _vocabulary(
     return items, rows
 
 
+def _with_texts(
+    items: pl.DataFrame, config: PrepareConfig
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Return the items, with the titles of their table if there is no other source, and texts."""
+    if config.items is None:
+        return items, None
+    source = config.items.source
+    known = texts_for(items["item"], read_texts(fetch(source), config.items), source)
+    if config.titles is None:
+        items = items.with_columns(known["title"])
+    return items, items.select("row", text=known["text"])
+
+
 def _metrics(
     config: PrepareConfig, read_log: Log, frame: pl.DataFrame, items: pl.DataFrame,
     sequences: pl.DataFrame,
@@ -295,6 +316,8 @@ def _metrics(
     fingerprint = {"source": digest(fetch(config.source))}
     if config.titles is not None:
         fingerprint["titles"] = digest(fetch(config.titles.source))
+    if config.items is not None:
+        fingerprint["items"] = digest(fetch(config.items.source))
     return {
         "users": sequences.height,
         "items": items.height,

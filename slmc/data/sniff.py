@@ -281,8 +281,12 @@ def _refuse_headless(path: Path, head: Head, layout: Layout) -> None:
     places: dict[str, int | str] = {"user": 1, "item": 1 if in_titles else 2, "title": 2}
     places["time"] = times[-1] + 1 if times else "N or null"
     keys = KEYS | ({"item": "titles.item"} if in_titles else {})
-    numbers = ", ".join(f"{keys[role]}: {places[role]}" for role in head.columns)
     setting = "titles.header" if in_titles else "header"
+    if "user" not in head.columns and not in_titles:
+        setting, keys, places = "items.header", {"item": "items.item"}, {"item": 1}
+    numbers = ", ".join(
+        f"{keys.get(role, 'items.columns')}: {places.get(role, 'N')}" for role in head.columns
+    )
     other = ", or format: sequences if it is a user and its items"
     line = head.lines[0]
     shown = line[:SHOWN_CHARS] + "…" * (len(line) > SHOWN_CHARS)

@@ -60,7 +60,7 @@ def fetch(source: str) -> list[Path]:
 
 
 def fingerprint(config: PrepareConfig) -> dict[str, str]:
-    """Return the SHA-256 of ``source``, and of ``titles`` if there are any.
+    """Return the SHA-256 of ``source``, and of ``titles`` and ``items`` if there are any.
 
     For a single file this is its SHA-256, and also its name, which may decide its format; for
     several files it is the SHA-256 of their names and hashes. Their folders do not matter.
@@ -68,6 +68,8 @@ def fingerprint(config: PrepareConfig) -> dict[str, str]:
     sources = {"source": config.source}
     if config.titles is not None:
         sources["titles"] = config.titles.source
+    if config.items is not None:
+        sources["items"] = config.items.source
     prints: dict[str, str] = {}
     for role, source in sources.items():
         paths = fetch(source)

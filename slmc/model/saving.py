@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from slmc.artefact import Artefact, Draft
 from slmc.config import StageConfig
+from slmc.model import text_map
 from slmc.model.loading import SERVING
 from slmc.model.quantized_table import QuantizedTable
 from slmc.model.silence import silence_transformers
@@ -79,6 +80,7 @@ def seal_model(
         save: Writes the files instead of :func:`save_model`.
     """
     (save or save_model)(model, inputs["data"], work.path)
+    _copy_text_map(inputs, work.path)
     (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     metrics = describe(model, work.path) | {
         name: numbers[name] for name in TRAINING_METRICS if name in numbers
@@ -92,6 +94,14 @@ def seal_model(
         metrics=metrics,
         device=device,
     )
+
+
+def _copy_text_map(inputs: Mapping[str, Artefact], out: Path) -> None:
+    """Copy the map from texts to item vectors from the model that the item table came from."""
+    models = [inputs[role] for role in text_map.ROLES if role in inputs]
+    source = next((one for one in models if text_map.FILE in one.manifest.files), None)
+    if source is not None and not (out / text_map.FILE).exists():
+        shutil.copyfile(source.file(text_map.FILE), out / text_map.FILE)
 
 
 def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:

@@ -41,21 +41,39 @@ class NamesBackbone(Protocol):
     revision: str | None
 
 
+class NamesEncoder(Protocol):
+    """A config that names a text encoder."""
+
+    encoder: str | None
+    encoder_revision: str | None
+
+
 def fingerprint(config: NamesBackbone) -> dict[str, str]:
-    """Return the current content of the backbone: a commit, or a hash of its files."""
-    name = config.backbone
-    if name is None:
+    """Return the current content of the backbone."""
+    if config.backbone is None:
         return {}  # the LLM of the teacher, whose digest is an input
+    return {"backbone": digest_of(config.backbone, config.revision)}
+
+
+def encoder_fingerprint(config: NamesEncoder) -> dict[str, str]:
+    """Return the current content of a text encoder."""
+    if config.encoder is None:
+        return {}
+    return {"encoder": digest_of(config.encoder, config.encoder_revision)}
+
+
+def digest_of(name: str, revision: str | None) -> str:
+    """Return the commit of a hub id, a hash of files, or the name of random weights."""
     if name.startswith(RANDOM):
-        return {"backbone": name}
+        return name
     if _is_gguf(name):
-        return {"backbone": sha256(_gguf_file(name))}
+        return sha256(_gguf_file(name))
     directory = Path(name).expanduser()
     if directory.is_dir():
         files = sorted({f for p in (*PATTERNS, "items.parquet") for f in directory.glob(p)})
         digests = "".join(f"{f.name}={sha256(f)};" for f in files)
-        return {"backbone": hashlib.sha256(digests.encode()).hexdigest()}
-    return {"backbone": _commit(name, config.revision)}
+        return hashlib.sha256(digests.encode()).hexdigest()
+    return _commit(name, revision)
 
 
 def locate(name: str, revision: str | None = None) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from slmc.compress.config import PruneConfig, QuantizeConfig
+from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.export.config import ExportConfig
@@ -17,6 +18,7 @@ from slmc.recipe.faults import Faults
 from slmc.recipe.sets import bodies
 from slmc.recipe.steps import Step
 from slmc.recipe.text import Document
+from slmc.training.config import SasrecConfig
 
 EVERY = "*"
 """Pattern of ``assign`` that matches every layer of every model."""
@@ -49,6 +51,8 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
         conflicts.append(_too_deep("layers", config.layers, inputs["teacher"], known))
     elif isinstance(config, DistillConfig):
         conflicts.append(_too_deep("blocks", config.blocks, inputs["student"], known))
+    elif isinstance(config, SasrecConfig):
+        conflicts.append(_without_texts(config, known[inputs["data"]].config))
     elif isinstance(config, PruneConfig):
         conflicts.append(_too_deep("layers", config.layers, inputs["model"], known))
     elif isinstance(config, ExportConfig):
@@ -56,6 +60,14 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
         for one in impossible(config, sources(of, known), repr(of)):
             conflicts.append((one.key, f"{one.value}: {one.why}. {one.remedy}"))
     return [one for one in conflicts if one is not None]
+
+
+def _without_texts(config: SasrecConfig, data: StageConfig) -> tuple[str, str] | None:
+    """Item embeddings from texts that the dataset does not have."""
+    if config.item_embeddings == "ids" or (isinstance(data, PrepareConfig) and data.items):
+        return None
+    what = f"{config.item_embeddings}: the data has no texts of items. Set data.items."
+    return "item_embeddings", what
 
 
 def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slmc.data.config import PrepareConfig, Titles
+from slmc.data.config import ItemTable, PrepareConfig, Titles
 from slmc.data.readers import check_head
 from slmc.data.sources import fetch
 from slmc.errors import DataError
@@ -18,6 +18,8 @@ from slmc.recipe.text import Document, dotted
 from slmc.recipe.text import Path as Keys
 
 FILE = "file://"
+MODELS = ("backbone", "encoder")
+"""Settings of steps that name an LLM or a text encoder."""
 
 
 class Named(NamedTuple):
@@ -37,7 +39,7 @@ class Named(NamedTuple):
     @property
     def is_backbone(self) -> bool:
         """Whether it names an LLM, which may also be an id of the hub."""
-        return self.keys[-1] == "backbone"
+        return self.keys[-1] in MODELS
 
     @property
     def is_local(self) -> bool:
@@ -122,9 +124,11 @@ def check_heads(document: Document, faults: Faults, data: PrepareConfig) -> None
         faults: Collects what is wrong.
         data: The valid ``data`` section.
     """
-    tables: dict[str, PrepareConfig | Titles] = {"data": data}
+    tables: dict[str, PrepareConfig | Titles | ItemTable] = {"data": data}
     if data.titles is not None:
         tables["data.titles"] = data.titles
+    if data.items is not None:
+        tables["data.items"] = data.items
     for key, table in tables.items():
         local = table.source.startswith(FILE) or "://" not in table.source
         if not local or _is_stream(table.source):
@@ -163,11 +167,13 @@ def _named(recipe: Any) -> Iterator[Named]:
     holders: list[tuple[Keys, Any]] = []
     if isinstance(recipe, dict):
         data, steps = recipe.get("data"), recipe.get("steps")
-        titles = data.get("titles") if isinstance(data, dict) else None
-        holders = [(("data", "source"), data), (("data", "titles", "source"), titles)]
+        holders = [(("data", "source"), data)]
+        for key in ("titles", "items"):
+            table = data.get(key) if isinstance(data, dict) else None
+            holders.append((("data", key, "source"), table))
         for i, entry in enumerate(steps if isinstance(steps, list) else []):
             for stage, body in entry.items() if isinstance(entry, dict) else ():
-                holders.append((("steps", i, stage, "backbone"), body))
+                holders += [(("steps", i, stage, key), body) for key in MODELS]
     for keys, holder in holders:
         text = holder.get(keys[-1]) if isinstance(holder, dict) else None
         if isinstance(text, str):

@@ -8,6 +8,7 @@ from slmc.config import Protocol, Sampled, StageConfig, TrainConfig
 from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, MustBeat, TeachConfig
 from slmc.export.config import BenchConfig, ExportConfig
+from slmc.training.config import SasrecConfig
 
 Config = TypeVar("Config", bound=StageConfig)
 
@@ -37,6 +38,12 @@ def _train(config: TrainConfig) -> dict[str, Any]:
 
 def _prepare(config: PrepareConfig) -> dict[str, Any]:
     return {"users": min(config.users or USERS, USERS), "history": min(config.history, HISTORY)}
+
+
+def _sasrec(config: SasrecConfig) -> dict[str, Any]:
+    # The encoder is large, and the sample has fewer items than its vectors have directions.
+    without = dict.fromkeys(("encoder", "encoder_revision", "encoder_layer"))
+    return {"item_embeddings": "ids", **without}
 
 
 def _teach(config: TeachConfig) -> dict[str, Any]:
@@ -106,6 +113,7 @@ def _bench(config: BenchConfig) -> dict[str, Any]:
 SHRINK: dict[type[StageConfig], Callable[[Any], dict[str, Any]]] = {
     TrainConfig: _train,
     PrepareConfig: _prepare,
+    SasrecConfig: _sasrec,
     TeachConfig: _teach,
     DistillConfig: _distill,
     PruneConfig: _prune,

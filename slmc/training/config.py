@@ -1,8 +1,10 @@
 """Settings of SASRec. No torch here."""
 
-from pydantic import Field
+from typing import Literal, Self
 
-from slmc.config import TrainConfig
+from pydantic import Field, model_validator
+
+from slmc.config import OUTSIDE_KEY, TrainConfig
 
 
 class SasrecConfig(TrainConfig):
@@ -14,6 +16,18 @@ class SasrecConfig(TrainConfig):
     """Transformer layers."""
     heads: int = Field(2, ge=1)
     """Attention heads; must divide dim."""
+    item_embeddings: Literal["ids", "text", "hybrid"] = "ids"
+    """ids: a learned vector per item; text: the item's text through an adapter; hybrid: the sum of
+    both. Text needs data.items and an encoder."""
+    encoder: str | None = Field(None, json_schema_extra=OUTSIDE_KEY)
+    """Encoder of the texts: a directory or hub id of a sentence encoder or an LLM."""
+    encoder_revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+    encoder_layer: int | None = Field(None, ge=0)
+    """Hidden layer to use; null: the last one of a sentence encoder, the middle one of an LLM."""
+    id_dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability that a training step leaves out the learned vector of an item (hybrid), so that
+    its text can stand alone."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout of embeddings, attention output and feed-forward."""
     epochs: int = Field(200, ge=1)
@@ -33,3 +47,11 @@ class SasrecConfig(TrainConfig):
     logs."""
     rows: int = Field(64, ge=1)
     """Batch size: packed rows per optimizer step; a row has as many items as ``history``."""
+
+    @model_validator(mode="after")
+    def _encoder_for_text(self) -> Self:
+        if self.item_embeddings != "ids" and self.encoder is None:
+            raise ValueError(f"item_embeddings: {self.item_embeddings} needs an encoder")
+        if self.item_embeddings == "ids" and self.encoder is not None:
+            raise ValueError("encoder needs item_embeddings: text or hybrid")
+        return self

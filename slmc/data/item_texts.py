@@ -1,0 +1,134 @@
+"""The text of each item: columns of a table of items, put together by a template and cleaned.
+
+Markup and entities go, runs of white space become one space, and a text is cut at ``max_chars``
+characters, at the end of a word.
+"""
+
+import html
+import logging
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from slmc.data.config import ItemTable
+from slmc.data.formats import read_table
+from slmc.data.sniff import detect_layouts
+from slmc.errors import DataError
+
+log = logging.getLogger("slmc.data")
+
+LEAST_SHARE = 0.5
+"""Share of the items that must have a text: with fewer, the ids of the table are not the log's."""
+TAG = re.compile(r"<(?:[a-zA-Z/!][^<>]*)>|<!--.*?-->", re.DOTALL)
+SPACE = re.compile(r"\s+")
+BETWEEN = ". "
+"""Between the columns of a text without a template."""
+
+
+def read_texts(paths: Sequence[Path], table: ItemTable) -> pl.DataFrame:
+    """Texts of items: columns ``item``, ``title`` and ``text``, the first row of an item counts.
+
+    Args:
+        paths: Local files of the table.
+        table: Its columns and template.
+
+    Returns:
+        ``title`` is the column of that name, null without one; ``text`` is null where every column
+        is empty.
+
+    Raises:
+        DataError: The files cannot be read, or lack a column.
+    """
+    wanted = table.roles
+    layouts = detect_layouts(paths, wanted, table.format, table.separator, table.header)
+    if layouts[0].format == "sequences":
+        raise DataError(
+            f"{paths[0]} is in the sequence format, which has no texts.",
+            "Set items.source to a table with a row for each item.",
+        )
+    frames = []
+    for path, layout in zip(paths, layouts, strict=True):
+        rows = read_table(path, layout, wanted)
+        if rows.malformed.height:
+            log.warning(
+                "%s: %d malformed rows; their texts are left out", path, rows.malformed.height
+            )
+        frames.append(rows.frame.drop("line").with_columns(pl.all().cast(pl.String)))
+    rows_by_item = pl.concat(frames).filter(pl.col("item").is_not_null())
+    first = rows_by_item.unique("item", keep="first", maintain_order=True)
+    texts = [
+        text_of(dict(zip(table.columns, values, strict=True)), table)
+        for values in first.drop("item").iter_rows()
+    ]
+    title = pl.col(table.role("title")) if "title" in table.columns else pl.lit(None, pl.String)
+    return first.select("item", title=title).with_columns(text=pl.Series(texts, dtype=pl.String))
+
+
+def text_of(values: dict[str, str | None], table: ItemTable) -> str | None:
+    """The text of one item; None if all its columns are empty.
+
+    Args:
+        values: Column -> value, as it stands in the table.
+        table: The template and the largest number of characters.
+    """
+    # A description may hold megabytes of markup: more than this is never part of a text.
+    bound = 8 * table.max_chars
+    clean = {name: cleaned(value[:bound]) if value else "" for name, value in values.items()}
+    if not any(clean.values()):
+        return None
+    if table.template is None:
+        text = BETWEEN.join(value for value in clean.values() if value)
+    else:
+        parts = string.Formatter().parse(table.template)
+        text = "".join(literal + (clean[name] if name else "") for literal, name, _, _ in parts)
+        text = SPACE.sub(" ", text).strip()
+    return text if len(text) <= table.max_chars else cut(text, table.max_chars)
+
+
+def cleaned(text: str) -> str:
+    """A text without markup, entities resolved, white space as single spaces."""
+    return SPACE.sub(" ", html.unescape(TAG.sub(" ", text))).strip()
+
+
+def cut(text: str, most: int) -> str:
+    """The first words of a text, at most ``most`` characters; part of a word if it is one word."""
+    head = text[: most + 1]
+    words = head.rpartition(" ")[0] if not head.endswith(" ") else head.rstrip()
+    return (words or text)[:most]
+
+
+def texts_for(items: pl.Series, texts: pl.DataFrame, source: str) -> pl.DataFrame:
+    """The titles and texts of a vocabulary, in its order.
+
+    Args:
+        items: Original ids.
+        texts: Of :func:`read_texts`.
+        source: Name of the table, for messages.
+
+    Returns:
+        Columns ``title`` and ``text``, null where the table has none.
+
+    Raises:
+        DataError: Under half of the items have a text, or all texts are the same.
+    """
+    joined = items.to_frame("item").join(texts, on="item", how="left", maintain_order="left")
+    known = joined["text"].drop_nulls()
+    share = known.len() / items.len()
+    if share < LEAST_SHARE:
+        shown = ", ".join(repr(item) for item in items.head(2))
+        other = ", ".join(repr(item) for item in texts["item"].head(2))
+        raise DataError(
+            f"{source} has a text for {share:.1%} of the {items.len()} items of the log; the ids "
+            f"of the log are like {shown}, those of the table like {other}.",
+            "Set items.item to the column of the log's ids, or name the table of this log.",
+        )
+    if known.len() > 1 and known.n_unique() == 1:
+        raise DataError(
+            f"{source}: all items have the same text, {known[0][:60]!r}.",
+            "Set items.columns to columns that tell items apart.",
+        )
+    log.info("%d of %d items (%.1f %%) have a text", known.len(), items.len(), 100 * share)
+    return joined.select("title", "text")

@@ -1,0 +1,139 @@
+"""Item vectors from texts: whitened, mapped by an adapter, with a learned part for each id.
+
+Raw text vectors lie in a narrow cone, and as item vectors they rank badly; whitened ones do not
+(WhitenRec, Zhang et al. 2024, arXiv 2402.10602). Letters: V items, N items with a text, D width of
+the text vectors, d item width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from slmc.errors import UsageError
+
+STD = 0.08
+"""Standard deviation of each whitened dimension: that of trained item tables."""
+LEAST_VARIANCE = 1e-6
+"""Of a direction, relative to the first: below it texts do not differ there."""
+
+Kind = Literal["text", "hybrid"]
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Centres vectors, rotates them to principal directions, gives each the same variance."""
+
+    mean: Tensor
+    """``[D]``."""
+    directions: Tensor
+    """``[D, d]``, each divided by the standard deviation along it."""
+
+    @classmethod
+    def fit(cls, vectors: Tensor, width: int, label: str = "the encoder") -> Self:
+        """The whitening of some vectors.
+
+        Args:
+            vectors: ``[N, D]``.
+            width: d; the d directions of the largest variance are kept.
+            label: Who made the vectors, for the message.
+
+        Raises:
+            UsageError: The vectors do not differ in d directions.
+        """
+        mean = vectors.double().mean(dim=0)
+        _, sizes, right = torch.linalg.svd(vectors.double() - mean, full_matrices=False)
+        enough = int((sizes.square() > LEAST_VARIANCE * sizes[:1].square()).sum())
+        if enough < width:
+            raise UsageError(
+                f"the texts of {len(vectors)} items differ in {enough} directions only, of "
+                f"{label}'s {vectors.shape[1]}; the item table is {width} wide.",
+                f"Take an item table of at most {enough} (dim), or texts that say more.",
+            )
+        scale = sizes[:width] / len(vectors) ** 0.5
+        return cls(mean.float(), (right[:width].T / scale).float())
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """``[N, D]`` to ``[N, d]``; of those it was fitted to, uncorrelated with variance 1."""
+        return (vectors - self.mean) @ self.directions
+
+
+def adapter(width: int) -> nn.Sequential:
+    """Two layers that begin as zero."""
+    last = nn.Linear(4 * width, width, bias=False)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), last)
+
+
+def item_vectors(text: Tensor, adapter: nn.Module) -> Tensor:
+    """The part of item vectors ``[N, d]`` that comes from whitened text vectors ``[N, d]``."""
+    vectors: Tensor = STD * (text + adapter(text))
+    return vectors
+
+
+class TextItems(nn.Module):
+    """Stands in for the ``nn.Embedding`` of a model in training; :meth:`folded` ends it.
+
+    The vector of an item is ``t + adapter(t)``, t being its whitened text vector; the adapter
+    has two layers and begins as zero. In the ``hybrid`` form a learned vector for each item is
+    added, which also begins at zero, and is left out at random in training (``id_dropout``).
+
+    An item without training interactions has its text alone, and training does not push it away:
+    no gradient comes from its row, where it is a negative of every target.
+    """
+
+    vectors: Tensor
+    """``[V + 1, d]``; 0 for padding and for items without a text."""
+    has_text: Tensor
+    """``[V + 1, 1]`` whether an item has a text."""
+    learned: Tensor
+    """``[V + 1, 1]`` whether an item has a learned vector."""
+    trained: Tensor
+    """``[V + 1, 1]`` whether an item has training interactions."""
+
+    def __init__(
+        self, vectors: Tensor, kind: Kind, trained: Tensor, id_dropout: float = 0.0
+    ) -> None:
+        """Begin with the text vectors.
+
+        Args:
+            vectors: ``[V + 1, d]`` whitened, rows of zeros for padding and items without a text.
+            kind: ``text``, or ``hybrid`` with a learned part.
+            trained: ``[V + 1]`` whether an item has training interactions.
+            id_dropout: Share of the items that a training step sees without their learned part.
+        """
+        super().__init__()
+        width = vectors.shape[1]
+        self.adapter = adapter(width)
+        self.register_buffer("vectors", vectors, persistent=False)
+        has_text = (vectors != 0).any(dim=1, keepdim=True)
+        trained = trained[:, None].clone()
+        # An item without a text has nothing but a learned vector, whatever the form.
+        learned = trained | ~has_text if kind == "hybrid" else ~has_text
+        learned[0] = False
+        for name, mask in (("has_text", has_text), ("learned", learned), ("trained", trained)):
+            self.register_buffer(name, mask, persistent=False)
+        start = torch.where(has_text, 0, STD / 4 * torch.randn_like(vectors))
+        self.ids = nn.Parameter(start) if learned.any() else None
+        self.id_dropout = id_dropout
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole table, ``[V + 1, d]``; row 0 is 0."""
+        table = torch.where(self.has_text, item_vectors(self.vectors, self.adapter), 0)
+        if self.ids is not None:
+            learned = self.learned
+            if self.training and self.id_dropout:
+                kept = torch.rand(len(table), 1, device=table.device) >= self.id_dropout
+                learned = learned & (kept | ~self.has_text)
+            table = table + torch.where(learned, self.ids, 0)
+        return torch.where(self.trained, table, table.detach())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Vectors ``[..., d]`` of rows ``[...]``."""
+        return nn.functional.embedding(rows, self.weight)
+
+    def folded(self) -> nn.Embedding:
+        """The table as it is now, as a plain embedding."""
+        return nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=0)

@@ -1,0 +1,117 @@
+"""From the text of an item to its vector, kept beside every model whose item table is of texts.
+
+It gives an item that nobody has taken yet a vector without training: the text is encoded, whitened
+and mapped by the adapter as those of the catalogue were.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slmc.artefact import Artefact
+from slmc.errors import UsageError
+from slmc.model.sources import digest_of
+from slmc.model.text_encoder import text_vectors
+from slmc.model.text_items import Whitening, adapter, item_vectors
+
+FILE = "text_items.safetensors"
+ROLES = ("student", "model", "teacher", "sasrec")
+"""Roles of the models that a stage may take its item table from, in this order."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What gave texts their vectors."""
+
+    name: str
+    """A directory, hub id or GGUF file."""
+    revision: str | None
+    layer: int | None
+    digest: str
+    """Of its files; another encoder of this name is not taken."""
+
+    @classmethod
+    def of(cls, name: str, revision: str | None, layer: int | None) -> Self:
+        """The encoder of that name as it is today."""
+        return cls(name, revision, layer, digest_of(name, revision))
+
+
+@dataclass(frozen=True)
+class TextMap:
+    """Encoder, whitening and adapter of an item table."""
+
+    encoder: Encoder
+    whitening: Whitening
+    weights: dict[str, Tensor]
+    """Of the adapter."""
+    table: str
+    """Digest of the item table that they belong to."""
+
+    def vectors(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """The vectors ``[N, d]`` of the texts of new items.
+
+        Raises:
+            UsageError: The encoder is not the one that the table was made with.
+            MissingError: It cannot be downloaded.
+        """
+        known = self.encoder
+        if digest_of(known.name, known.revision) != known.digest:
+            raise UsageError(
+                f"encoder {known.name}: its files are not those that the item table was made with.",
+                "Put the same encoder there, or train again with this one.",
+            )
+        raw = text_vectors(
+            texts, known.name, revision=known.revision, layer=known.layer, device=device
+        )
+        layers = adapter(self.whitening.directions.shape[1])
+        layers.load_state_dict(self.weights)
+        with torch.inference_mode():
+            return item_vectors(self.whitening(raw), layers)
+
+    def check(self, table: Tensor, label: object) -> None:
+        """Raise ``UsageError`` if a float item table was trained since it came from texts."""
+        if digest_of_table(table) != self.table:
+            raise UsageError(
+                f"the item table of {label} was trained after it came from texts, so that a text "
+                "alone gives no vector that fits it.",
+                "Train with freeze_items: true, or export without new items.",
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write it into the folder of a model."""
+        tensors = {f"adapter.{name}": tensor for name, tensor in self.weights.items()}
+        tensors |= {"mean": self.whitening.mean, "directions": self.whitening.directions}
+        told = {"encoder": json.dumps(asdict(self.encoder)), "table": self.table}
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, folder / FILE, metadata=told)
+
+    @classmethod
+    def open(cls, model: Artefact) -> Self:
+        """That of a model; raises ``UsageError`` if its item table did not come from texts."""
+        if FILE not in model.manifest.files:
+            raise UsageError(
+                f"the item table of {model.path} did not come from texts.",
+                "Train with sasrec.item_embeddings: text or hybrid to take in new items.",
+            )
+        with safe_open(model.file(FILE), framework="pt") as file:
+            metadata: dict[str, Any] = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return cls(
+            Encoder(**json.loads(metadata["encoder"])),
+            Whitening(tensors.pop("mean"), tensors.pop("directions")),
+            {name.removeprefix("adapter."): tensor for name, tensor in tensors.items()},
+            metadata["table"],
+        )
+
+
+def digest_of_table(table: Tensor) -> str:
+    """SHA-256 of an item table ``[V + 1, d]`` of float32."""
+    return hashlib.sha256(table.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
