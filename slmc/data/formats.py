@@ -21,7 +21,7 @@ from slmc.data.layout import Layout
 from slmc.errors import DataError
 
 IDS = ("user", "item")
-"""Roles whose texts are repeated often: they are rereadable as categories, 4 bytes per row."""
+"""Roles whose texts are repeated often: they are kept as categories, 4 bytes per row."""
 
 
 @dataclass(frozen=True)
