@@ -40,7 +40,7 @@ def test_unknown_metrics(metric: str) -> None:
     with pytest.raises(ValueError) as caught:
         check_metric(metric)
     assert str(caught.value) == (
-        f"there is no metric {metric!r}; there are hr@K, ndcg@K, ndcg, mrr, ce, ce_calibrated"
+        f"there is no metric {metric!r}; known: hr@K, ndcg@K, ndcg, mrr, ce, ce_calibrated"
     )
 
 

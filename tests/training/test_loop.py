@@ -220,7 +220,7 @@ def test_lower_is_better_where_cross_entropy_chooses(tmp_path: Path) -> None:
 
 
 def test_calibrated_cross_entropy_chooses_nothing() -> None:
-    with pytest.raises(ValueError, match="choose by a ranking metric, or by ce"):
+    with pytest.raises(ValueError, match="use a ranking metric or ce"):
         TrainConfig(select_by="ce_calibrated")
 
 
