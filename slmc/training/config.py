@@ -25,9 +25,9 @@ class SasrecConfig(TrainConfig):
     """Commit, tag or branch of a hub id."""
     encoder_layer: int | None = Field(None, ge=0)
     """Hidden layer to use; null: the last one of a sentence encoder, the middle one of an LLM."""
-    id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Probability that a training step leaves out the learned vector of an item (hybrid), so that
-    its text can stand alone."""
+    id_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a training step leaves out the learned vector of an item (hybrid). Above 0
+    texts learn to stand alone, as those of new items do; known items may rank a little worse."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout of embeddings, attention output and feed-forward."""
     epochs: int = Field(200, ge=1)
