@@ -82,7 +82,7 @@ STAGES: dict[str, Stage] = {
         "report",
         BaselinesConfig,
         "slmc.evaluation.baselines:baselines",
-        schema=3,
+        schema=4,
     ),
     "teach": Stage(
         {"data": "dataset", "sasrec": "model", "baselines": "report", "like": "model"},
@@ -140,14 +140,14 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.evaluation.evaluate:evaluate",
-        schema=3,
+        schema=4,
     ),
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
         "report",
         EvaluateEngineConfig,
         "slmc.export.evaluation:evaluate_engine",
-        schema=4,
+        schema=5,
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
 }

@@ -54,7 +54,9 @@ def validate(
     segment: Annotated[
         str | None,
         _gate(
-            "--segment", "NAME", "Users to count: all, cold-users, tail-items or long-histories."
+            "--segment",
+            "NAME",
+            "Users to count: all, cold-users, tail-items, long-histories or new-items.",
         ),
     ] = None,
     anomalous: Annotated[

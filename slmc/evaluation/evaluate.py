@@ -305,4 +305,5 @@ def _with_users(ranked: pl.DataFrame, targets: Targets, counts: NDArray[np.int64
         pl.Series("history", lengths, dtype=pl.Int32),
         pl.Series("count", target_counts, dtype=pl.Int32),
         pl.Series("tail", target_counts <= tail_limit(counts), dtype=pl.Boolean),
+        pl.Series("new", target_counts == 0, dtype=pl.Boolean),
     ).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())

@@ -15,7 +15,7 @@ OVERLAP = re.compile(r"overlap@([1-9]\d*)")
 LONGEST = 20
 """Length of the top lists that an evaluation stores: the largest K of overlap@K."""
 
-Segment = Literal["all", "cold-users", "tail-items", "long-histories"]
+Segment = Literal["all", "cold-users", "tail-items", "long-histories", "new-items"]
 
 
 class Gate(StageConfig):
@@ -41,7 +41,7 @@ class Gate(StageConfig):
     segment: Segment = "all"
     """Users to evaluate: all; cold-users, the quarter with the shortest histories; long-histories,
     the quarter with the longest; tail-items, users whose target is in the least popular 80 % of
-    the catalogue."""
+    the catalogue; new-items, users whose target has no training interactions."""
     anomalous: Literal["warn", "fail"] = "warn"
     """Whether to warn or fail if an engine, or a pruned or quantized model, is more than 5 % better
     than the baseline, and the baseline is the model that it was made from."""

@@ -36,6 +36,7 @@ SCHEMA: dict[str, Any] = {
     "history": pl.Int32,  # earlier interactions; beyond the model's window, distinct items
     "count": pl.Int32,  # training interactions of the target
     "tail": pl.Boolean,  # whether the target is a tail item (see tail_limit)
+    "new": pl.Boolean,  # whether the target has no training interactions
     "top_items": pl.List(pl.Int32),  # rows of the best items, best first
     "top_scores": pl.List(pl.Float32),
 }
@@ -224,6 +225,8 @@ def segment_mask(per_user: pl.DataFrame, segment: Segment) -> NDArray[np.bool_]:
         return np.asarray(history >= np.quantile(history, 0.75, method="higher"))
     if segment == "tail-items":
         return per_user["tail"].to_numpy()
+    if segment == "new-items":
+        return per_user["new"].to_numpy()
     return np.ones(per_user.height, dtype=bool)
 
 

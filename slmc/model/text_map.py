@@ -89,9 +89,9 @@ class TextMap:
         """Write it into the folder of a model."""
         tensors = {f"adapter.{name}": tensor for name, tensor in self.weights.items()}
         tensors |= {"mean": self.whitening.mean, "directions": self.whitening.directions}
-        told = {"encoder": json.dumps(asdict(self.encoder)), "table": self.table}
+        metadata = {"encoder": json.dumps(asdict(self.encoder)), "table": self.table}
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, folder / FILE, metadata=told)
+        save_file(whole, folder / FILE, metadata=metadata)
 
     @classmethod
     def open(cls, model: Artefact) -> Self:

@@ -42,7 +42,9 @@ def some_targets(users: int = 37, items: int = ITEMS, seed: int = 0) -> Targets:
     )
 
 
-COUNTS = np.concatenate([[0], np.random.default_rng(1).integers(1, 50, ITEMS)])
+COUNTS = np.concatenate(
+    [[0], np.random.default_rng(1).integers(1, 50, ITEMS) * (np.arange(ITEMS) % 4 > 0)]
+)
 
 
 class TableScorer:
@@ -124,6 +126,7 @@ def test_columns_of_users_and_targets() -> None:
     lengths = [max(h.size, s.size) for h, s in zip(targets.histories, targets.seen, strict=True)]
     assert table["history"].to_list() == lengths
     assert table["tail"].to_list() == [COUNTS[t] <= tail_limit(COUNTS) for t in targets.targets]
+    assert table["new"].to_list() == [COUNTS[t] == 0 for t in targets.targets]
 
 
 class SeenScorer:

@@ -39,6 +39,7 @@ def evaluation(
             "ce": (CE if n == CE.size else np.ones(n)) if ce is None else ce,
             "history": pl.Series(np.arange(n) % 40 + 1, dtype=pl.Int32),
             "tail": np.arange(n) % 5 == 0,
+            "new": np.arange(n) % 7 == 0,
             "top_items": pl.Series(lists, dtype=pl.List(pl.Int32)),
             "top_scores": pl.Series([[30.0 - i for i in range(len(r))] for r in lists]),
         },
@@ -188,12 +189,15 @@ def test_overlap_in_a_catalogue_that_is_too_small() -> None:
 
 
 def test_segments() -> None:
-    per_user = pl.DataFrame({"history": [1, 2, 2, 3, 4, 5, 6, 7], "tail": [True, False] * 4})
+    per_user = pl.DataFrame(
+        {"history": [1, 2, 2, 3, 4, 5, 6, 7], "tail": [True, False] * 4, "new": [False, True] * 4}
+    )
     marked = {segment: segment_mask(per_user, segment) for segment in get_args(Segment)}
     assert marked["all"].tolist() == [True] * 8
     assert marked["cold-users"].tolist() == [True] * 3 + [False] * 5
     assert marked["long-histories"].tolist() == [False] * 6 + [True] * 2
     assert marked["tail-items"].tolist() == [True, False] * 4
+    assert marked["new-items"].tolist() == [False, True] * 4
 
 
 def test_a_drop_in_a_segment_alone() -> None:

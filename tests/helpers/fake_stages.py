@@ -108,6 +108,7 @@ def _measure(path: Path, *, worse: float) -> None:
             "history": [5] * USERS,
             "count": [7] * USERS,
             "tail": [False] * USERS,
+            "new": [False] * USERS,
             "top_items": [list(range(1, 21))] * USERS,
             "top_scores": [[float(-i) for i in range(20)]] * USERS,
         },
