@@ -1,4 +1,4 @@
-"""What an engine depends on besides its recipe and its model; part of the step's key. No torch."""
+"""The external inputs of an engine, for the key of the export step. Does not import torch."""
 
 from slmc.data.sources import digest, fetch
 from slmc.export.config import ExportConfig
@@ -6,6 +6,6 @@ from slmc.export.tensorrt import flavours
 
 
 def fingerprint(config: ExportConfig) -> dict[str, str]:
-    """TensorRT's version and the GPU of a plan, and the digest of a file of new items."""
+    """Return TensorRT's version and the GPU of a plan, and the digest of a file of new items."""
     items = {} if config.items is None else {"items": digest(fetch(config.items))}
     return flavours.fingerprint(config) | items

@@ -1,7 +1,7 @@
-"""Items that are newer than the model: vectors from their texts, rows after those of the model.
+"""Add items that are newer than the model to its item table, by their texts.
 
-Nothing is trained. The texts are made as those of the dataset were, and encoded, whitened and
-mapped as the item table was (:mod:`slmc.model.text_map`).
+Nothing is trained. Texts are built like those of the dataset, and encoded, whitened and mapped like
+those of the item table (:mod:`slmc.model.text_map`).
 """
 
 import logging
@@ -29,16 +29,16 @@ def extend(model: Recommender, source: Artefact, data: Artefact, items: str) -> 
     Args:
         model: Loaded from ``source``.
         source: The model artefact.
-        data: The dataset; its config says which columns make a text.
-        items: File of the new items, with the columns of ``data.items``. Items that the model
-            has already are left out, and so are those without a text.
+        data: The dataset; its config has the columns and the template of a text.
+        items: File of new items, with the columns of ``data.items``. Items that the model
+            already has and items without a text are skipped.
 
     Returns:
         The vocabulary (``row``, ``item``, ``count``, ``title``), new items last with a count of 0.
 
     Raises:
-        UsageError: The item table did not come from texts or was trained afterwards, or no item is
-            new.
+        UsageError: The item table did not come from texts or was trained afterwards, or there is
+            no new item.
         DataError: The file cannot be read, or lacks a column.
     """
     known = pl.read_parquet(source.file("items.parquet"))
@@ -57,14 +57,14 @@ def extend(model: Recommender, source: Artefact, data: Artefact, items: str) -> 
 
 
 def _new_items(file: str, known: pl.Series, data: Artefact) -> pl.DataFrame:
-    """``item``, ``title`` and ``text`` of the items of a file that are new and have a text."""
+    """Read ``item``, ``title`` and ``text`` of the items of a file that are new and have a text."""
     table = PrepareConfig.model_validate(data.manifest.config).items
     if table is None:
         raise UsageError(
             f"the dataset {data.path} has no table of items, so the columns of a text are unknown.",
             "Name the dataset that the model was trained on with --data.",
         )
-    # The same columns and template; what the file is, its own first lines tell.
+    # The same columns and template; the format is detected anew.
     whole = ItemTable(
         source=file,
         item=table.item,
@@ -76,7 +76,7 @@ def _new_items(file: str, known: pl.Series, data: Artefact) -> pl.DataFrame:
     unknown = frame.filter(~pl.col("item").is_in(known.implode()))
     new = unknown.filter(pl.col("text").is_not_null())
     log.info(
-        "%s: %d new items; left out: %d that the model has already, %d without a text",
+        "%s: %d new items; skipped: %d that the model already has, %d without a text",
         file, new.height, frame.height - unknown.height, unknown.height - new.height,
     )  # fmt: skip
     if not new.height:
@@ -88,7 +88,7 @@ def _new_items(file: str, known: pl.Series, data: Artefact) -> pl.DataFrame:
 
 
 def _append(model: Recommender, vectors: Tensor) -> None:
-    """Add rows to the item table; those of a quantized table are rounded as its others were."""
+    """Add rows to the item table; a quantized table gets rounded rows."""
     table = model.item_embeddings
     if isinstance(table, QuantizedTable):
         model.item_embeddings = _appended(table, vectors)

@@ -1,6 +1,6 @@
-"""The text of each item: columns of a table of items, put together by a template and cleaned.
+"""Item texts: columns of a table of items, cleaned and joined by a template.
 
-Markup and entities go, runs of white space become one space, and a text is cut at ``max_chars``
+HTML is removed, runs of white space become one space, and a text is cut to ``max_chars``
 characters, at the end of a word.
 """
 
@@ -21,15 +21,15 @@ from slmc.errors import DataError
 log = logging.getLogger("slmc.data")
 
 LEAST_SHARE = 0.5
-"""Share of the items that must have a text: with fewer, the ids of the table are not the log's."""
+"""Share of the items that must have a text; below it the ids of the table are probably others."""
 TAG = re.compile(r"<(?:[a-zA-Z/!][^<>]*)>|<!--.*?-->", re.DOTALL)
 SPACE = re.compile(r"\s+")
 BETWEEN = ". "
-"""Between the columns of a text without a template."""
+"""Separator of the columns without a template."""
 
 
 def read_texts(paths: Sequence[Path], table: ItemTable) -> pl.DataFrame:
-    """Texts of items: columns ``item``, ``title`` and ``text``, the first row of an item counts.
+    """Read ``item``, ``title`` and ``text`` of each item; of several rows the first one counts.
 
     Args:
         paths: Local files of the table.
@@ -68,13 +68,13 @@ def read_texts(paths: Sequence[Path], table: ItemTable) -> pl.DataFrame:
 
 
 def text_of(values: dict[str, str | None], table: ItemTable) -> str | None:
-    """The text of one item; None if all its columns are empty.
+    """Return the text of one item; None if all its columns are empty.
 
     Args:
-        values: Column -> value, as it stands in the table.
-        table: The template and the largest number of characters.
+        values: Column -> value in the table.
+        table: Template and largest number of characters.
     """
-    # A description may hold megabytes of markup: more than this is never part of a text.
+    # A description can be megabytes of HTML; this much is enough for a text.
     bound = 8 * table.max_chars
     clean = {name: cleaned(value[:bound]) if value else "" for name, value in values.items()}
     if not any(clean.values()):
@@ -89,19 +89,19 @@ def text_of(values: dict[str, str | None], table: ItemTable) -> str | None:
 
 
 def cleaned(text: str) -> str:
-    """A text without markup, entities resolved, white space as single spaces."""
+    """Return a text without HTML, with entities resolved and single spaces."""
     return SPACE.sub(" ", html.unescape(TAG.sub(" ", text))).strip()
 
 
 def cut(text: str, most: int) -> str:
-    """The first words of a text, at most ``most`` characters; part of a word if it is one word."""
+    """Return the first words of a text, at most ``most`` characters; a long first word is cut."""
     head = text[: most + 1]
     words = head.rpartition(" ")[0] if not head.endswith(" ") else head.rstrip()
     return (words or text)[:most]
 
 
 def texts_for(items: pl.Series, texts: pl.DataFrame, source: str) -> pl.DataFrame:
-    """The titles and texts of a vocabulary, in its order.
+    """Return the titles and texts of a vocabulary, in its order.
 
     Args:
         items: Original ids.

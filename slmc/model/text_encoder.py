@@ -1,4 +1,4 @@
-"""Vectors of texts from a sentence encoder or from an LLM: computed once, kept in the cache.
+"""Vectors of texts from a sentence encoder or an LLM: computed once, then read from the cache.
 
 A text's vector is the mean of the hidden states of its tokens. Of a causal model a middle layer is
 read: the mean over all tokens is far better than the last token alone (LLM2Vec, arXiv 2404.05961),
@@ -39,19 +39,19 @@ def text_vectors(
     layer: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The vectors ``[N, D]`` of texts, float32, from the cache if they were computed before.
+    """Return the vectors ``[N, D]`` of texts, float32, from the cache if they are there.
 
     Args:
-        texts: None of them empty.
+        texts: Texts that are not empty.
         encoder: A directory, a hub id or a GGUF file with a tokenizer.
         revision: Of a hub id.
-        layer: Hidden layer that is read, 0 being the token embeddings; None takes the last one of
-            a sentence encoder, and the middle one of a causal model.
-        device: Where it is computed.
+        layer: Hidden layer to use, 0 for the token embeddings; None uses the last one of a
+            sentence encoder and the middle one of a causal model.
+        device: Device of the encoder.
 
     Raises:
-        UsageError: The encoder cannot be opened, has no tokenizer, or not so many layers.
-        MissingError: It has to be downloaded and cannot be.
+        UsageError: The encoder cannot be opened, has no tokenizer, or has fewer layers.
+        MissingError: It has to be downloaded, and the download fails.
     """
     known = hashlib.sha256(repr((digest_of(encoder, revision), layer, LONGEST)).encode())
     for text in texts:
@@ -81,8 +81,8 @@ def _computed(
         layer = depth // 2 if _is_causal(model) else depth
     if layer > depth:
         raise UsageError(
-            f"encoder {encoder}: layer {layer} is named, and it has {depth}.",
-            f"Name a layer from 0 to {depth}.",
+            f"encoder {encoder}: it has {depth} layers, so there is no layer {layer}.",
+            f"Choose a layer from 0 to {depth}.",
         )
     log.info("encoding %d texts with %s, layer %d of %d", len(texts), encoder, layer, depth)
     vectors: Tensor | None = None
@@ -101,7 +101,7 @@ def _computed(
         log.debug("encoded %d of %d texts", done, len(texts), extra={"progress": progress})
     if vectors is None or not vectors.isfinite().all():
         raise UsageError(
-            f"encoder {encoder}: it gives vectors that are not finite.",
+            f"encoder {encoder}: it returns vectors that are not finite.",
             "Name another encoder, or another layer of it.",
         )
     return vectors
@@ -114,7 +114,7 @@ def _opened(directory: Path, encoder: str) -> tuple[Any, Any]:
     # Without these files transformers makes an empty tokenizer, which knows no word.
     if not any(file for name in TOKENIZERS for file in directory.glob(name)):
         raise UsageError(
-            f"encoder {encoder}: there is no tokenizer in it.",
+            f"encoder {encoder}: it has no tokenizer.",
             "Name a directory or hub id with tokenizer.json, tokenizer.model or a vocabulary.",
         )
     try:
@@ -123,7 +123,7 @@ def _opened(directory: Path, encoder: str) -> tuple[Any, Any]:
             model = AutoModel.from_pretrained(
                 directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
-    # What a broken or unknown directory raises depends on the library that reads it.
+    # The exception depends on which library reads the broken file.
     except Exception as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
@@ -136,12 +136,12 @@ def _opened(directory: Path, encoder: str) -> tuple[Any, Any]:
 
 
 def _is_causal(model: Any) -> bool:
-    """Whether states see only what stands before them."""
+    """Return whether the model has causal attention."""
     return any(getattr(one, "is_causal", False) for one in model.modules())
 
 
 def _batches(texts: Sequence[str], tokenizer: Any) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Places of texts of about one length, and their tokens, padded to the longest of them."""
+    """Yield batches of texts of similar length: their places and their padded tokens."""
     encoded = tokenizer(list(texts), truncation=True, max_length=LONGEST)["input_ids"]
     order = sorted(range(len(texts)), key=lambda place: len(encoded[place]))
     places: list[int] = []
@@ -156,12 +156,12 @@ def _batches(texts: Sequence[str], tokenizer: Any) -> Iterator[tuple[list[int], 
 
 
 def _padded(rows: list[list[int]], tokenizer: Any) -> dict[str, Tensor]:
-    longest = max(1, *(len(row) for row in rows)) if len(rows) > 1 else max(1, len(rows[0]))
+    longest = max(1, max(map(len, rows)))
     pad = tokenizer.pad_token_id or 0
     ids = torch.full((len(rows), longest), pad)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
-        tokens = row or [pad]  # a text of which the tokenizer knows nothing
+        tokens = row or [pad]  # a text without any token
         ids[number, : len(tokens)] = torch.tensor(tokens)
         mask[number, : len(tokens)] = 1
     return {"input_ids": ids, "attention_mask": mask}

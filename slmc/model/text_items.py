@@ -23,7 +23,7 @@ Kind = Literal["text", "hybrid"]
 
 @dataclass(frozen=True)
 class Whitening:
-    """Centres vectors, rotates them to principal directions, gives each the same variance."""
+    """Centre vectors, rotate them to principal directions, scale these to the same variance."""
 
     mean: Tensor
     """``[D]``."""
@@ -32,12 +32,12 @@ class Whitening:
 
     @classmethod
     def fit(cls, vectors: Tensor, width: int, label: str = "the encoder") -> Self:
-        """The whitening of some vectors.
+        """Fit the whitening to some vectors.
 
         Args:
             vectors: ``[N, D]``.
             width: d; the d directions of the largest variance are kept.
-            label: Who made the vectors, for the message.
+            label: The encoder's name, for the message.
 
         Raises:
             UsageError: The vectors do not differ in d directions.
@@ -55,36 +55,36 @@ class Whitening:
         return cls(mean.float(), (right[:width].T / scale).float())
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """``[N, D]`` to ``[N, d]``; of those it was fitted to, uncorrelated with variance 1."""
+        """Map ``[N, D]`` to ``[N, d]``; the fitted vectors become uncorrelated with variance 1."""
         return (vectors - self.mean) @ self.directions
 
 
 def adapter(width: int) -> nn.Sequential:
-    """Two layers that begin as zero."""
+    """Return two layers whose output is initially zero."""
     last = nn.Linear(4 * width, width, bias=False)
     nn.init.zeros_(last.weight)
     return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), last)
 
 
 def item_vectors(text: Tensor, adapter: nn.Module) -> Tensor:
-    """The part of item vectors ``[N, d]`` that comes from whitened text vectors ``[N, d]``."""
+    """Return the text part of item vectors ``[N, d]`` from whitened text vectors ``[N, d]``."""
     vectors: Tensor = STD * (text + adapter(text))
     return vectors
 
 
 class TextItems(nn.Module):
-    """Stands in for the ``nn.Embedding`` of a model in training; :meth:`folded` ends it.
+    """Replaces the ``nn.Embedding`` of a model during training; see :meth:`folded`.
 
-    The vector of an item is ``t + adapter(t)``, t being its whitened text vector; the adapter
-    has two layers and begins as zero. In the ``hybrid`` form a learned vector for each item is
-    added, which also begins at zero, and is left out at random in training (``id_dropout``).
+    The vector of an item is ``t + adapter(t)``, where t is its whitened text vector. The adapter
+    has two layers, and its output is initially zero. ``hybrid`` adds a learned vector per item,
+    initially zero, which training leaves out with probability ``id_dropout``.
 
-    An item without training interactions has its text alone, and training does not push it away:
-    no gradient comes from its row, where it is a negative of every target.
+    An item without training interactions has only its text vector. It is a negative of every
+    target, but its row gets no gradient, so training does not push it away.
     """
 
     vectors: Tensor
-    """``[V + 1, d]``; 0 for padding and for items without a text."""
+    """``[V + 1, d]`` whitened text vectors; 0 for padding and for items without a text."""
     has_text: Tensor
     """``[V + 1, 1]`` whether an item has a text."""
     learned: Tensor
@@ -95,7 +95,7 @@ class TextItems(nn.Module):
     def __init__(
         self, vectors: Tensor, kind: Kind, trained: Tensor, id_dropout: float = 0.0
     ) -> None:
-        """Begin with the text vectors.
+        """Initialise with the text vectors.
 
         Args:
             vectors: ``[V + 1, d]`` whitened, rows of zeros for padding and items without a text.
@@ -109,7 +109,7 @@ class TextItems(nn.Module):
         self.register_buffer("vectors", vectors, persistent=False)
         has_text = (vectors != 0).any(dim=1, keepdim=True)
         trained = trained[:, None].clone()
-        # An item without a text has nothing but a learned vector, whatever the form.
+        # An item without a text always has a learned vector.
         learned = trained | ~has_text if kind == "hybrid" else ~has_text
         learned[0] = False
         for name, mask in (("has_text", has_text), ("learned", learned), ("trained", trained)):
@@ -120,7 +120,7 @@ class TextItems(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table, ``[V + 1, d]``; row 0 is 0."""
+        """The item table, ``[V + 1, d]``; row 0 is 0."""
         table = torch.where(self.has_text, item_vectors(self.vectors, self.adapter), 0)
         if self.ids is not None:
             learned = self.learned
@@ -131,9 +131,9 @@ class TextItems(nn.Module):
         return torch.where(self.trained, table, table.detach())
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Vectors ``[..., d]`` of rows ``[...]``."""
+        """Return vectors ``[..., d]`` of rows ``[...]``."""
         return nn.functional.embedding(rows, self.weight)
 
     def folded(self) -> nn.Embedding:
-        """The table as it is now, as a plain embedding."""
+        """Return the current table as a plain embedding."""
         return nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=0)

@@ -1,7 +1,7 @@
-"""From the text of an item to its vector, kept beside every model whose item table is of texts.
+"""The map from item texts to item vectors, stored with every model whose table came from texts.
 
-It gives an item that nobody has taken yet a vector without training: the text is encoded, whitened
-and mapped by the adapter as those of the catalogue were.
+It gives a new item a vector without training: its text is encoded, whitened and mapped by the
+adapter in the same way as the texts of the catalogue.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ ROLES = ("student", "model", "teacher", "sasrec")
 
 @dataclass(frozen=True)
 class Encoder:
-    """What gave texts their vectors."""
+    """The text encoder of an item table."""
 
     name: str
     """A directory, hub id or GGUF file."""
     revision: str | None
     layer: int | None
     digest: str
-    """Of its files; another encoder of this name is not taken."""
+    """Digest of its files; other files under this name are refused."""
 
     @classmethod
     def of(cls, name: str, revision: str | None, layer: int | None) -> Self:
-        """The encoder of that name as it is today."""
+        """Return the encoder with the current digest of its files."""
         return cls(name, revision, layer, digest_of(name, revision))
 
 
@@ -51,22 +51,22 @@ class TextMap:
     encoder: Encoder
     whitening: Whitening
     weights: dict[str, Tensor]
-    """Of the adapter."""
+    """Weights of the adapter."""
     table: str
-    """Digest of the item table that they belong to."""
+    """Digest of the item table."""
 
     def vectors(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
-        """The vectors ``[N, d]`` of the texts of new items.
+        """Return the vectors ``[N, d]`` of the texts of new items.
 
         Raises:
-            UsageError: The encoder is not the one that the table was made with.
-            MissingError: It cannot be downloaded.
+            UsageError: The encoder has changed since the item table was trained.
+            MissingError: The encoder cannot be downloaded.
         """
         known = self.encoder
         if digest_of(known.name, known.revision) != known.digest:
             raise UsageError(
-                f"encoder {known.name}: its files are not those that the item table was made with.",
-                "Put the same encoder there, or train again with this one.",
+                f"encoder {known.name}: its files have changed since the item table was trained.",
+                "Restore the same files, or train again with this encoder.",
             )
         raw = text_vectors(
             texts, known.name, revision=known.revision, layer=known.layer, device=device
@@ -77,16 +77,16 @@ class TextMap:
             return item_vectors(self.whitening(raw), layers)
 
     def check(self, table: Tensor, label: object) -> None:
-        """Raise ``UsageError`` if a float item table was trained since it came from texts."""
+        """Raise ``UsageError`` if the item table was trained further after it came from texts."""
         if digest_of_table(table) != self.table:
             raise UsageError(
-                f"the item table of {label} was trained after it came from texts, so that a text "
-                "alone gives no vector that fits it.",
+                f"the item table of {label} was trained further after it came from texts, so texts "
+                "alone no longer give matching vectors.",
                 "Train with freeze_items: true, or export without new items.",
             )
 
     def save(self, folder: Path) -> None:
-        """Write it into the folder of a model."""
+        """Write the map into the folder of a model."""
         tensors = {f"adapter.{name}": tensor for name, tensor in self.weights.items()}
         tensors |= {"mean": self.whitening.mean, "directions": self.whitening.directions}
         metadata = {"encoder": json.dumps(asdict(self.encoder)), "table": self.table}
@@ -95,11 +95,11 @@ class TextMap:
 
     @classmethod
     def open(cls, model: Artefact) -> Self:
-        """That of a model; raises ``UsageError`` if its item table did not come from texts."""
+        """Read the map of a model; raises ``UsageError`` if its table did not come from texts."""
         if FILE not in model.manifest.files:
             raise UsageError(
                 f"the item table of {model.path} did not come from texts.",
-                "Train with sasrec.item_embeddings: text or hybrid to take in new items.",
+                "Set sasrec.item_embeddings to text or hybrid, and train again.",
             )
         with safe_open(model.file(FILE), framework="pt") as file:
             metadata: dict[str, Any] = file.metadata()
@@ -113,5 +113,5 @@ class TextMap:
 
 
 def digest_of_table(table: Tensor) -> str:
-    """SHA-256 of an item table ``[V + 1, d]`` of float32."""
+    """Return the SHA-256 of an item table ``[V + 1, d]``, float32."""
     return hashlib.sha256(table.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

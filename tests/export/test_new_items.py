@@ -127,7 +127,7 @@ def test_what_is_left_out_is_counted(
     config = ExportConfig(top_k=5, items=str(folder / "new.csv"))
     export(config, {"data": data, "model": base}, tmp_path / "engine")
     assert (
-        f"{folder / 'new.csv'}: 2 new items; left out: 1 that the model has already, 1 without a "
+        f"{folder / 'new.csv'}: 2 new items; skipped: 1 that the model already has, 1 without a "
         "text"
     ) in caplog.messages
 

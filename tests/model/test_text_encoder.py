@@ -56,7 +56,7 @@ def test_they_are_computed_once(encoder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_layer_that_it_does_not_have(encoder: Path) -> None:
     with pytest.raises(UsageError) as caught:
         text_vectors(TEXTS, str(encoder), layer=3)
-    assert caught.value.what == f"encoder {encoder}: layer 3 is named, and it has 2."
+    assert caught.value.what == f"encoder {encoder}: it has 2 layers, so there is no layer 3."
 
 
 def test_a_directory_without_a_tokenizer(encoder: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_directory_without_a_tokenizer(encoder: Path) -> None:
         file.unlink()
     with pytest.raises(UsageError) as caught:
         text_vectors(TEXTS, str(encoder))
-    assert caught.value.what == f"encoder {encoder}: there is no tokenizer in it."
+    assert caught.value.what == f"encoder {encoder}: it has no tokenizer."
 
 
 def test_code_of_the_directory_is_not_run(encoder: Path, tmp_path: Path) -> None:
