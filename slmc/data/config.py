@@ -61,13 +61,13 @@ class Columns(StageConfig):
         return self
 
 
-class Titles(StageConfig):
-    """Source of the item titles."""
+class _ItemSource(StageConfig):
+    """A table with one row per item."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     source: str = Field(json_schema_extra=OUTSIDE_KEY)
-    """Source of the titles, written as for the log."""
+    """Source of the table, written as for the log."""
     format: Format = "auto"
     """Format of that source."""
     separator: Separator | None = None
@@ -76,11 +76,16 @@ class Titles(StageConfig):
     """Whether its first line names the columns, as for the log."""
     item: str = "item_id"
     """Column of item ids."""
+    of: str | None = None
+    """Part of the name of the log that the table belongs to: it is not read if data.source does
+    not contain it. null: it belongs to any source."""
+
+
+class Titles(_ItemSource):
+    """Titles of items."""
+
     title: str = "title"
     """Column of titles."""
-    of: str | None = None
-    """Part of the name of the log that the titles belong to: they are not read if data.source
-    does not contain it. null: they belong to any source."""
 
     @property
     def roles(self) -> dict[str, str]:
@@ -111,19 +116,9 @@ def _check_numbers(header: bool | str, columns: Mapping[str, str], prefix: str) 
             )
 
 
-class ItemTable(StageConfig):
+class ItemTable(_ItemSource):
     """A table with one row per item, from which the texts of items are made."""
 
-    source: str = Field(json_schema_extra=OUTSIDE_KEY)
-    """A source, as for the log."""
-    format: Format = "auto"
-    """Format of that source."""
-    separator: Separator | None = None
-    """Separator of its columns, as for the log."""
-    header: bool | Literal["auto"] = "auto"
-    """Whether its first line names the columns, as for the log."""
-    item: str = "item_id"
-    """Column of item ids."""
     columns: tuple[str, ...] = Field(("title",), min_length=1)
     """Columns of the text, such as title, brand, category, description, price."""
     template: str | None = None
@@ -131,8 +126,6 @@ class ItemTable(StageConfig):
     order without the empty ones. HTML is removed from every column."""
     max_chars: int = Field(1000, ge=1)
     """Largest number of characters of a text; a longer one is cut at the end of a word."""
-    of: str | None = None
-    """Part of the name of the log that the table belongs to, as for titles."""
 
     @property
     def roles(self) -> dict[str, str]:
@@ -145,6 +138,8 @@ class ItemTable(StageConfig):
 
     @model_validator(mode="after")
     def _columns_of_the_template(self) -> "ItemTable":
+        for column in self.columns:
+            _check_numbers(self.header, {"item": self.item, "columns": column}, "items.")
         if len(set(self.columns)) < len(self.columns):
             raise ValueError("columns names one column twice")
         if self.template is not None:

@@ -98,6 +98,18 @@ def test_lists_of_json_lines_and_of_parquet_are_joined(tmp_path: Path) -> None:
     assert texts(lines, columns=columns) == texts(parquet, columns=columns) == expected
 
 
+def test_columns_without_a_header_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "items.csv"
+    file.write_text("1,Soap,Acme\n2,Cream,Acme\n")
+    config = ItemTable.model_validate(
+        {"source": str(file), "header": False, "item": 1, "columns": [3, 2]}
+    )
+    frame = read_texts([file], config)
+    assert frame["text"].to_list() == ["Acme. Soap", "Acme. Cream"]
+    with pytest.raises(ValidationError, match=r"items\.columns is title"):
+        ItemTable.model_validate({"source": str(file), "header": False, "item": 1})
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     file = tmp_path / "items.csv"
     file.write_text("item,name\n1,Soap\n")
