@@ -59,12 +59,14 @@ def read_texts(paths: Sequence[Path], table: ItemTable) -> pl.DataFrame:
         frames.append(rows.frame.drop("line").with_columns(pl.all().cast(pl.String)))
     rows_by_item = pl.concat(frames).filter(pl.col("item").is_not_null())
     first = rows_by_item.unique("item", keep="first", maintain_order=True)
-    texts = [
-        text_of(dict(zip(table.columns, values, strict=True)), table)
-        for values in first.drop("item").iter_rows()
-    ]
-    title = pl.col(table.role("title")) if "title" in table.columns else pl.lit(None, pl.String)
-    return first.select("item", title=title).with_columns(text=pl.Series(texts, dtype=pl.String))
+    titles, texts = [], []
+    for values in first.drop("item").iter_rows():
+        columns = dict(zip(table.columns, values, strict=True))
+        titles.append(cleaned(columns.get("title") or "") or None)
+        texts.append(text_of(columns, table))
+    return first.select("item").with_columns(
+        title=pl.Series(titles, dtype=pl.String), text=pl.Series(texts, dtype=pl.String)
+    )
 
 
 def text_of(values: dict[str, str | None], table: ItemTable) -> str | None:

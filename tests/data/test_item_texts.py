@@ -119,6 +119,14 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     assert caught.value.remedy == "Set items.columns to one of them, perhaps 'item'."
 
 
+def test_titles_are_cleaned_too(tmp_path: Path) -> None:
+    file = tmp_path / "items.csv"
+    file.write_text("item,title,brand\n1,<b>Soap</b> &amp; more,Acme\n2,,Acme\n")
+    frame = read_texts([file], table(file, columns=("brand", "title")))
+    assert frame["title"].to_list() == ["Soap & more", None]
+    assert frame["text"].to_list() == ["Acme. Soap & more", "Acme"]
+
+
 def test_ids_that_do_not_match_are_refused() -> None:
     known = pl.DataFrame({"item": ["x1", "x2"], "title": ["a", "b"], "text": ["a", "b"]})
     with pytest.raises(DataError) as caught:
