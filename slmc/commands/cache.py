@@ -29,7 +29,7 @@ def group() -> None:
 
 @command(app, "ls")
 def ls(json: Json = False) -> None:
-    """List the contents of the cache: artefacts, teacher states, sources, backbones."""
+    """List the contents of the cache: artefacts, states, sources, backbones, text vectors."""
     from slmc.pipeline.inventory import artefacts, parts, size
 
     cached, others, total = artefacts(), parts(), size(cache.root())

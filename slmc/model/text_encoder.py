@@ -58,12 +58,18 @@ def text_vectors(
         known.update(hashlib.sha256(text.encode()).digest())
     file = cache.root() / "texts" / f"{known.hexdigest()}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
+    with FileLock(file.with_name(f".{file.name}.lock")):
         if not file.is_file():
-            vectors = _computed(texts, locate(encoder, revision), encoder, layer, device)
-            staged = file.with_suffix(".partial")
-            save_file({"vectors": vectors}, staged)
-            os.replace(staged, file)
+            directory = locate(encoder, revision)
+            # Opening a model may draw random numbers: a run must not depend on what is cached.
+            with torch.random.fork_rng():
+                vectors = _computed(texts, directory, encoder, layer, device)
+            staged = file.with_name(f".{file.name}.partial")
+            try:
+                save_file({"vectors": vectors}, staged)
+                os.replace(staged, file)
+            finally:
+                staged.unlink(missing_ok=True)
     return load_file(file)["vectors"]
 
 
@@ -84,6 +90,9 @@ def _computed(
             f"encoder {encoder}: it has {depth} layers, so there is no layer {layer}.",
             f"Choose a layer from 0 to {depth}.",
         )
+    if isinstance(getattr(model, "layers", None), torch.nn.ModuleList):
+        # One more than is used: the last of these states goes through the final norm.
+        model.layers = model.layers[: layer + 1]
     log.info("encoding %d texts with %s, layer %d of %d", len(texts), encoder, layer, depth)
     vectors: Tensor | None = None
     done = 0

@@ -18,7 +18,12 @@ from slmc.errors import ArtefactError, UsageError
 from slmc.pipeline.rundir import RunDir
 from slmc.pipeline.store import unwritable
 
-NAMES = {"states": "teacher states", "downloads": "sources", "backbones": "backbones"}
+NAMES = {
+    "states": "teacher states",
+    "downloads": "sources",
+    "backbones": "backbones",
+    "texts": "text vectors",
+}
 """Folder of the cache -> name of its contents."""
 OURS = ("objects", "digests", "runs", "times")
 """Folders with the artefacts, links to them, paths of runs, and times of steps."""

@@ -173,7 +173,7 @@ def _named(recipe: Any) -> Iterator[Named]:
             holders.append((("data", key, "source"), table))
         for i, entry in enumerate(steps if isinstance(steps, list) else []):
             for stage, body in entry.items() if isinstance(entry, dict) else ():
-                holders += [(("steps", i, stage, key), body) for key in MODELS]
+                holders += [(("steps", i, stage, key), body) for key in (*MODELS, "items")]
     for keys, holder in holders:
         text = holder.get(keys[-1]) if isinstance(holder, dict) else None
         if isinstance(text, str):

@@ -1,9 +1,11 @@
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import text_encoders
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from slmc.errors import UsageError
@@ -33,7 +35,8 @@ def plain(encoder: Path, layer: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "layer", "read"), [("bert", None, 2), ("bert", 1, 1), ("llama", None, 1)]
+    ("kind", "layer", "read"),
+    [("bert", None, 2), ("bert", 1, 1), ("llama", None, 1), ("llama", 0, 0), ("llama", 2, 2)],
 )
 def test_vectors_are_means_over_tokens_in_the_order_of_texts(
     tmp_path: Path, encoder: Path, kind: str, layer: int | None, read: int,
@@ -51,6 +54,31 @@ def test_they_are_computed_once(encoder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(text_vectors(TEXTS, str(encoder)), first)
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         text_vectors([*TEXTS, "a"], str(encoder))
+
+
+def test_a_run_does_not_depend_on_what_is_cached(encoder: Path) -> None:
+    file = encoder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if "pooler" not in name}
+    save_file(kept, file, metadata={"format": "pt"})  # transformers draws what is missing
+    drawn = []
+    for _ in range(2):  # computed, then cached
+        torch.manual_seed(0)
+        text_vectors(TEXTS, str(encoder))
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
+def test_a_full_disk_leaves_nothing(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(text_encoder, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        text_vectors(TEXTS, str(encoder))
+    assert [file.suffix for file in (tmp_path / "cache/texts").iterdir()] in ([], [".lock"])
 
 
 def test_a_layer_that_it_does_not_have(encoder: Path) -> None:

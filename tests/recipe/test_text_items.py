@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from recipe_files import TEACH, faults, read
 
+from slmc.recipe import load
+
 ITEMS = "items: {source: items.csv, columns: [title, brand]}"
 TOP = f"version: 1\nname: x\ndata: {{source: a.csv, {ITEMS}}}\nsteps:\n"
 SASREC = "  - sasrec: {item_embeddings: hybrid, encoder: ./encoder}\n"
@@ -48,3 +50,12 @@ def test_items_of_another_log_are_left_out(file: Path) -> None:
     text = (TOP + TEACH).replace("{source: items.csv", "{of: a.csv, source: items.csv")
     assert read(file, text).data.items is not None
     assert read(file, text, "data.source=b.csv").data.items is None
+
+
+def test_a_file_of_new_items_is_sought_in_the_folder_of_the_recipe(tmp_path: Path) -> None:
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    text = TOP + SASREC + TEACH + "  - export: {items: new.csv}\n"
+    (folder / "r.yaml").write_text(text)
+    config = load(str(folder / "r.yaml")).step("export").config.model_dump()
+    assert Path(config["items"]) == folder / "new.csv"
