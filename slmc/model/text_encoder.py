@@ -9,8 +9,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock
@@ -31,39 +32,51 @@ LONGEST = 256
 """Tokens of a text, at most: what stands further behind says little of an item."""
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder."""
+
+    name: str
+    """A directory, hub id or GGUF file."""
+    revision: str | None
+    """Commit, tag or branch of a hub id."""
+    layer: int | None
+    """Hidden layer to use, 0 for the token embeddings; None uses the last one of a sentence
+    encoder and the middle one of a causal model."""
+    digest: str
+    """Digest of its files; other files under this name are refused."""
+
+    @classmethod
+    def of(cls, name: str, revision: str | None, layer: int | None) -> Self:
+        """Return the encoder with the current digest of its files."""
+        return cls(name, revision, layer, digest_of(name, revision))
+
+
 def text_vectors(
-    texts: Sequence[str],
-    encoder: str,
-    *,
-    revision: str | None = None,
-    layer: int | None = None,
-    device: torch.device | str = "cpu",
+    texts: Sequence[str], encoder: Encoder, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Return the vectors ``[N, D]`` of texts, float32, from the cache if they are there.
 
     Args:
         texts: Texts that are not empty.
-        encoder: A directory, a hub id or a GGUF file with a tokenizer.
-        revision: Of a hub id.
-        layer: Hidden layer to use, 0 for the token embeddings; None uses the last one of a
-            sentence encoder and the middle one of a causal model.
+        encoder: The encoder; it needs a tokenizer.
         device: Device of the encoder.
 
     Raises:
         UsageError: The encoder cannot be opened, has no tokenizer, or has fewer layers.
         MissingError: It has to be downloaded, and the download fails.
     """
-    known = hashlib.sha256(repr((digest_of(encoder, revision), layer, LONGEST)).encode())
+    known = hashlib.sha256(repr((encoder.digest, encoder.layer, LONGEST)).encode())
     for text in texts:
         known.update(hashlib.sha256(text.encode()).digest())
     file = cache.root() / "texts" / f"{known.hexdigest()}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
         if not file.is_file():
-            directory = locate(encoder, revision)
+            directory = locate(encoder.name, encoder.revision)
             # Opening a model may draw random numbers: a run must not depend on what is cached.
             with torch.random.fork_rng():
-                vectors = _computed(texts, directory, encoder, layer, device)
+                vectors = _computed(texts, directory, encoder, device)
             staged = file.with_name(f".{file.name}.partial")
             try:
                 save_file({"vectors": vectors}, staged)
@@ -76,24 +89,23 @@ def text_vectors(
 def _computed(
     texts: Sequence[str],
     directory: Path,
-    encoder: str,
-    layer: int | None,
+    encoder: Encoder,
     device: torch.device | str,
 ) -> Tensor:
-    tokenizer, model = _opened(directory, encoder)
+    tokenizer, model = _opened(directory, encoder.name)
     model.to(device)
-    depth = int(model.config.num_hidden_layers)
+    depth, layer = int(model.config.num_hidden_layers), encoder.layer
     if layer is None:
         layer = depth // 2 if _is_causal(model) else depth
     if layer > depth:
         raise UsageError(
-            f"encoder {encoder}: it has {depth} layers, so there is no layer {layer}.",
+            f"encoder {encoder.name}: it has {depth} layers, so there is no layer {layer}.",
             f"Choose a layer from 0 to {depth}.",
         )
     if isinstance(getattr(model, "layers", None), torch.nn.ModuleList):
         # One more than is used: the last of these states goes through the final norm.
         model.layers = model.layers[: layer + 1]
-    log.info("encoding %d texts with %s, layer %d of %d", len(texts), encoder, layer, depth)
+    log.info("encoding %d texts with %s, layer %d of %d", len(texts), encoder.name, layer, depth)
     vectors: Tensor | None = None
     done = 0
     for places, tokens in _batches(texts, tokenizer):
@@ -110,7 +122,7 @@ def _computed(
         log.debug("encoded %d of %d texts", done, len(texts), extra={"progress": progress})
     if vectors is None or not vectors.isfinite().all():
         raise UsageError(
-            f"encoder {encoder}: it returns vectors that are not finite.",
+            f"encoder {encoder.name}: it returns vectors that are not finite.",
             "Name another encoder, or another layer of it.",
         )
     return vectors

@@ -19,29 +19,12 @@ from torch import Tensor
 from slmc.artefact import Artefact
 from slmc.errors import UsageError
 from slmc.model.sources import digest_of
-from slmc.model.text_encoder import text_vectors
+from slmc.model.text_encoder import Encoder, text_vectors
 from slmc.model.text_items import Whitening, adapter, item_vectors
 
 FILE = "text_items.safetensors"
 ROLES = ("student", "model", "teacher", "sasrec")
 """Roles of the models that a stage may take its item table from, in this order."""
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The text encoder of an item table."""
-
-    name: str
-    """A directory, hub id or GGUF file."""
-    revision: str | None
-    layer: int | None
-    digest: str
-    """Digest of its files; other files under this name are refused."""
-
-    @classmethod
-    def of(cls, name: str, revision: str | None, layer: int | None) -> Self:
-        """Return the encoder with the current digest of its files."""
-        return cls(name, revision, layer, digest_of(name, revision))
 
 
 @dataclass(frozen=True)
@@ -68,9 +51,7 @@ class TextMap:
                 f"encoder {known.name}: its files have changed since the item table was trained.",
                 "Restore the same files, or train again with this encoder.",
             )
-        raw = text_vectors(
-            texts, known.name, revision=known.revision, layer=known.layer, device=device
-        )
+        raw = text_vectors(texts, known, device)
         layers = adapter(self.whitening.directions.shape[1])
         layers.load_state_dict(self.weights)
         with torch.inference_mode():

@@ -15,9 +15,9 @@ from slmc.model import device
 from slmc.model.device import Placement
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
 from slmc.model.saving import seal_model
-from slmc.model.text_encoder import text_vectors
+from slmc.model.text_encoder import Encoder, text_vectors
 from slmc.model.text_items import TextItems, Whitening
-from slmc.model.text_map import Encoder, TextMap, digest_of_table
+from slmc.model.text_map import TextMap, digest_of_table
 from slmc.training.config import SasrecConfig
 from slmc.training.loop import train
 from slmc.training.next_item import NextItem, training_rows, validation
@@ -101,13 +101,7 @@ def _text_items(
     assert config.item_embeddings != "ids"
     rows = [row for row, text in enumerate(texts, start=1) if text]
     encoder = Encoder.of(config.encoder, config.encoder_revision, config.encoder_layer)
-    vectors = text_vectors(
-        [text for text in texts if text],
-        encoder.name,
-        revision=encoder.revision,
-        layer=encoder.layer,
-        device=placement.device,
-    )
+    vectors = text_vectors([text for text in texts if text], encoder, placement.device)
     whitening = Whitening.fit(vectors, config.dim, f"encoder {encoder.name}")
     table = torch.zeros(len(texts) + 1, config.dim)
     table[rows] = whitening(vectors)

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from slmc.errors import UsageError
 from slmc.model import text_encoder
-from slmc.model.text_encoder import text_vectors
+from slmc.model.text_encoder import Encoder, text_vectors
 
 TEXTS = ["red soap", "blue nail cream", "film", "red red red red blue", "unheard of", "soap"]
 
@@ -44,16 +44,16 @@ def test_vectors_are_means_over_tokens_in_the_order_of_texts(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(text_encoder, "TOKENS", 8)  # several batches
     folder = text_encoders.save(tmp_path / kind, kind)
-    found = text_vectors(TEXTS, str(folder), layer=layer)
+    found = text_vectors(TEXTS, Encoder.of(str(folder), None, layer))
     assert torch.allclose(found, plain(folder, read), atol=1e-5)
 
 
 def test_they_are_computed_once(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = text_vectors(TEXTS, str(encoder))
+    first = text_vectors(TEXTS, Encoder.of(str(encoder), None, None))
     monkeypatch.setattr(text_encoder, "_computed", lambda *_: pytest.fail("computed again"))
-    assert torch.equal(text_vectors(TEXTS, str(encoder)), first)
+    assert torch.equal(text_vectors(TEXTS, Encoder.of(str(encoder), None, None)), first)
     with pytest.raises(pytest.fail.Exception, match="computed again"):
-        text_vectors([*TEXTS, "a"], str(encoder))
+        text_vectors([*TEXTS, "a"], Encoder.of(str(encoder), None, None))
 
 
 def test_a_run_does_not_depend_on_what_is_cached(encoder: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_run_does_not_depend_on_what_is_cached(encoder: Path) -> None:
     drawn = []
     for _ in range(2):  # computed, then cached
         torch.manual_seed(0)
-        text_vectors(TEXTS, str(encoder))
+        text_vectors(TEXTS, Encoder.of(str(encoder), None, None))
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
 
@@ -77,13 +77,13 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(text_encoder, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        text_vectors(TEXTS, str(encoder))
+        text_vectors(TEXTS, Encoder.of(str(encoder), None, None))
     assert [file.suffix for file in (tmp_path / "cache/texts").iterdir()] in ([], [".lock"])
 
 
 def test_a_layer_that_it_does_not_have(encoder: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        text_vectors(TEXTS, str(encoder), layer=3)
+        text_vectors(TEXTS, Encoder.of(str(encoder), None, 3))
     assert caught.value.what == f"encoder {encoder}: it has 2 layers, so there is no layer 3."
 
 
@@ -91,7 +91,7 @@ def test_a_directory_without_a_tokenizer(encoder: Path) -> None:
     for file in encoder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(UsageError) as caught:
-        text_vectors(TEXTS, str(encoder))
+        text_vectors(TEXTS, Encoder.of(str(encoder), None, None))
     assert caught.value.what == f"encoder {encoder}: it has no tokenizer."
 
 
@@ -101,5 +101,5 @@ def test_code_of_the_directory_is_not_run(encoder: Path, tmp_path: Path) -> None
     config |= {"model_type": "own", "auto_map": {"AutoModel": "own.Own", "AutoConfig": "own.C"}}
     (encoder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="transformers cannot open it"):
-        text_vectors(TEXTS, str(encoder))
+        text_vectors(TEXTS, Encoder.of(str(encoder), None, None))
     assert not (tmp_path / "ran").exists()

@@ -16,7 +16,7 @@ from slmc.distill.config import TeachConfig
 from slmc.distill.teach import teach
 from slmc.errors import UsageError
 from slmc.model.loading import load_model
-from slmc.model.text_encoder import text_vectors
+from slmc.model.text_encoder import Encoder, text_vectors
 from slmc.model.text_items import STD, Whitening
 from slmc.model.text_map import FILE, TextMap
 from slmc.stages import STAGES
@@ -61,7 +61,7 @@ def test_the_model_is_a_plain_sasrec_afterwards(
 
 def test_it_begins_with_the_whitened_texts(data: Artefact, encoder: Path, tmp_path: Path) -> None:
     texts = [text for text in Dataset.texts(data) if text]
-    vectors = text_vectors(texts, str(encoder))
+    vectors = text_vectors(texts, Encoder.of(str(encoder), None, None))
     start = Whitening.fit(vectors, 8)(vectors) * STD
     asked = config(encoder, epochs=1, lr=1e-9, weight_decay=0)
     table = load_model(sasrec(asked, {"data": data}, tmp_path / "out")).item_vectors()
