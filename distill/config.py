@@ -6,6 +6,13 @@ from pydantic import Field, model_validator
 
 from slmc.config import OUTSIDE_KEY, TRAINING, StageConfig, TrainConfig
 
+TEACHERS = ("teacher", "teacher2", "teacher3", "teacher4")
+"""Roles of the teachers of a distillation; in recipes ``teachers: [ID, ID]``."""
+OF_STATES = frozenset({"cosine", "norm"})
+"""Loss terms that compare the hidden states after each block with those of the first teacher."""
+OF_SCORES = frozenset({"logits"})
+"""Loss terms that compare the scores of items; several teachers are averaged."""
+
 
 class Lora(StageConfig):
     """Low-rank adapters (LoRA, Hu et al. 2021), merged into the weights after training."""
@@ -117,7 +124,8 @@ class Losses(StageConfig):
     supervise: float | None = Field(None, gt=0)
     """lambda_3, the weight of L_ms: cross-entropy of each block except the last."""
     logits: float | None = Field(None, gt=0)
-    """Weight of KL(teacher || student) over the catalogue."""
+    """Weight of KL(teacher || student) over the catalogue; the distributions of several teachers
+    are averaged."""
 
     def weights(self) -> dict[str, float]:
         """Return name -> weight of the terms that are on."""

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from slmc.distill.config import DistillConfig
 from slmc.errors import BrokenRunError
 from slmc.model import packing
 from slmc.model.device import Placement
+from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
 
 BATCH = 16
@@ -63,7 +65,7 @@ class TeacherStates:
 
 
 def compute(
-    teacher: SequentialRecommender,
+    teacher: Recommender,
     digest: str,
     rows: Rows,
     ends: tuple[int, ...],
@@ -78,7 +80,7 @@ def compute(
         teacher: In evaluation mode, on the placement's device.
         digest: Digest of the teacher's artefact.
         rows: A packing of the training sequences.
-        ends: Last layer of each block.
+        ends: Last layer of each block; empty if the block states are not needed.
         placement: Device and precision.
         blocks: Whether the block states are needed.
         queries: Whether the user vectors are needed.
@@ -123,7 +125,7 @@ class _Computation:
 
     def __init__(
         self,
-        teacher: SequentialRecommender,
+        teacher: Recommender,
         digest: str,
         rows: Rows,
         ends: tuple[int, ...],
@@ -136,7 +138,9 @@ class _Computation:
         self.digest, self.folder = digest, folder
         folder.mkdir(parents=True, exist_ok=True)
         count, length = rows.item_ids.shape
-        width, dim = teacher.config.backbone_config.hidden_size, teacher.config.item_dim
+        dim = teacher.config.item_dim
+        on_llm = isinstance(teacher, SequentialRecommender)
+        width = teacher.config.backbone_config.hidden_size if on_llm else dim
         checkpoint = folder / "progress.json"
         state: dict[str, Any] = (
             json.loads(checkpoint.read_text()) if checkpoint.is_file() else {"done": 0, "unit": 0.0}
@@ -178,7 +182,7 @@ class _Computation:
         layout = packing.rows(segments, positions)
         with (
             torch.autocast(device.type, self.placement.dtype, enabled=self.placement.mixed),
-            self.teacher.block_states(self.ends) as states,
+            self._collected() as states,
         ):
             queries = self.teacher.head(self.teacher.hidden_states(tokens.flatten(), layout))
         if self.blocks is not None:
@@ -187,6 +191,12 @@ class _Computation:
             self._store(self.blocks, part, stacked / self.unit)
         if self.queries is not None:
             self._store(self.queries, part, queries)
+
+    def _collected(self) -> AbstractContextManager[list[Tensor]]:
+        """Collect the states after each block, or nothing if they are not needed."""
+        if self.blocks is None or not isinstance(self.teacher, SequentialRecommender):
+            return nullcontext([])
+        return self.teacher.block_states(self.ends)
 
     def _store(self, array: NDArray[np.float16], part: slice, values: Tensor) -> None:
         half = values.half()

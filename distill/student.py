@@ -11,6 +11,7 @@ from slmc.distill.config import Lora
 from slmc.errors import UsageError
 from slmc.model import decoders
 from slmc.model.backbone import Backbone
+from slmc.model.loading import Recommender
 from slmc.model.origin import Origin
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
@@ -101,14 +102,16 @@ def first_layers(teacher: SequentialRecommender, layers: int) -> SequentialRecom
 
 
 def parameter_groups(
-    model: SequentialRecommender, *, lr: float, projection_lr: float, extra: nn.Module | None = None
+    model: Recommender, *, lr: float, projection_lr: float, extra: nn.Module | None = None
 ) -> list[dict[str, object]]:
     """Return the trained parameters: backbone at ``lr``, the others at ``projection_lr``.
 
-    The others are projections, item table and the parameters of ``extra``.
+    The others are projections, item table and the parameters of ``extra``. All of a SASRec is
+    trained at ``projection_lr``.
     """
-    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
-    inside = {id(p) for p in model.backbone.parameters()}
+    whole = list(model.backbone.parameters()) if isinstance(model, SequentialRecommender) else []
+    backbone = [p for p in whole if p.requires_grad]
+    inside = {id(p) for p in whole}
     around = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
     around += list(extra.parameters()) if extra is not None else []
     groups: list[dict[str, object]] = [

@@ -10,7 +10,7 @@ from slmc.artefact import Artefact, Kind
 from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
-from slmc.distill.config import DistillConfig, TeachConfig
+from slmc.distill.config import TEACHERS, DistillConfig, TeachConfig
 from slmc.evaluation.config import BaselinesConfig, EvaluateConfig, EvaluateEngineConfig
 from slmc.export.config import BenchConfig, ExportConfig
 from slmc.training.config import SasrecConfig
@@ -30,6 +30,8 @@ class Stage:
     """Version of the stage: raise it if the same config and inputs now give another result."""
     optional: frozenset[str] = frozenset()
     """Roles that may be absent."""
+    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Key of a recipe that lists several inputs -> their roles, in order."""
     fingerprint: str | None = None
     """Function of the config that returns name -> digest of the sources outside the recipe."""
     check: str | None = None
@@ -95,12 +97,18 @@ STAGES: dict[str, Stage] = {
         fingerprint="slmc.model.sources:fingerprint",
     ),
     "distill": Stage(
-        {"data": "dataset", "teacher": "model", "student": "model", "like": "model"},
+        {
+            "data": "dataset",
+            **dict.fromkeys(TEACHERS, "model"),
+            "student": "model",
+            "like": "model",
+        },
         "model",
         DistillConfig,
         "slmc.distill.distill:distill",
         schema=2,
-        optional=frozenset({"student", "like"}),
+        optional=frozenset({*TEACHERS[1:], "student", "like"}),
+        lists={"teachers": TEACHERS},
         fingerprint="slmc.model.sources:fingerprint",
     ),
     "prune": Stage(

@@ -12,6 +12,7 @@ from slmc.config import StageConfig
 from slmc.errors import UsageError
 from slmc.recipe import load
 from slmc.recipe.paths import to_folder
+from slmc.recipe.steps import as_written
 from slmc.recipe.text import dump
 from slmc.stages import STAGES
 from slmc.system import refuse_existing
@@ -73,7 +74,7 @@ def _add(
     # The recipe fills these roles by default: it has one dataset, one SASRec, one report.
     roles = {r: i for r, i in ids.items() if r not in ("data", "sasrec", "baselines")}
     if roles and stage != "baselines":
-        body = roles | body
+        body = as_written(stage, roles) | body
     for known, line in lines.items():
         if line == (stage, body) or line == (stage, {"id": known} | body):
             return known

@@ -101,6 +101,13 @@ class Sasrec(PreTrainedModel):
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
 
+    def set_dropout(self, share: float) -> None:
+        """Set the dropout of all modules for the following training."""
+        self.config.dropout = share
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = share
+
     def hidden_states(self, tokens: Tensor, layout: Packing) -> Tensor:
         """Return hidden states after the final norm, ``[T, d]``, of packed item rows ``[T]``."""
         x = self.item_embeddings(tokens)[None] + self.position_embeddings(layout.positions)

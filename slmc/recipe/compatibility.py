@@ -11,7 +11,7 @@ from itertools import combinations
 from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
-from slmc.distill.config import DistillConfig, TeachConfig
+from slmc.distill.config import OF_SCORES, OF_STATES, DistillConfig, TeachConfig
 from slmc.export.config import ExportConfig
 from slmc.export.constraints import Refusal, Source, refusals
 from slmc.recipe.faults import Faults
@@ -46,6 +46,8 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
     """The settings of a step that cannot work: key and message of each."""
     config, inputs = step.config, step.inputs
     conflicts: list[tuple[str, str] | None] = [*_of_sasrec(step, known)]
+    if isinstance(config, DistillConfig):
+        conflicts += _of_teachers(step, known)
     if isinstance(config, DistillConfig) and "student" not in inputs:
         # An existing student keeps its layers, so ``layers`` counts only without one.
         conflicts.append(_too_deep("layers", config.layers, inputs["teacher"], known))
@@ -72,14 +74,48 @@ def _without_texts(config: SasrecConfig, data: StageConfig) -> tuple[str, str] |
 
 def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
     """Inputs that are a SASRec, in a stage that needs a recommender on an LLM."""
-    if not isinstance(step.config, (DistillConfig, PruneConfig, QuantizeConfig)):
+    if not isinstance(step.config, (PruneConfig, QuantizeConfig)):
         return []
     why = f"is a SASRec, but {step.stage} needs a recommender on an LLM. Export it directly."
     return [
-        (role, f"{taken!r} {why}")
-        for role, taken in step.inputs.items()
-        if known[taken].stage == "sasrec"
+        (role, f"{taken!r} {why}") for role, taken in step.inputs.items() if is_sasrec(taken, known)
     ]
+
+
+def is_sasrec(name: str, known: Mapping[str, Step]) -> bool:
+    """Return whether a step's model is a SASRec: trained as one, or distilled into one."""
+    step = known[name]
+    if step.stage == "sasrec":
+        return True
+    return (
+        step.stage == "distill"
+        and "student" in step.inputs
+        and is_sasrec(step.inputs["student"], known)
+    )
+
+
+def _of_teachers(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
+    """Loss terms of a distillation that its teachers or its student do not support."""
+    config, inputs = step.config, step.inputs
+    assert isinstance(config, DistillConfig)
+    terms = config.losses.weights()
+    conflicts = []
+    if "teacher2" in inputs and not OF_SCORES & set(terms) and not step.is_control:
+        what = "several teachers are averaged by their scores. Set losses.logits, or name one."
+        conflicts.append(("teachers", what))
+    student = inputs.get("student")
+    to_sasrec = student is not None and is_sasrec(student, known)
+    for term in terms:
+        if term in OF_STATES and is_sasrec(inputs["teacher"], known):
+            what = f"the teacher {inputs['teacher']!r} is a SASRec, without blocks of an LLM"
+            conflicts.append((f"losses.{term}", f"{what}. Use losses.logits."))
+        elif term in (*OF_STATES, "supervise") and to_sasrec:
+            what = f"the student {student!r} is a SASRec, without blocks of an LLM"
+            conflicts.append((f"losses.{term}", f"{what}. Use losses.logits."))
+    if student is None and is_sasrec(inputs["teacher"], known) and config.backbone is None:
+        what = f"the teacher {inputs['teacher']!r} has no LLM for the student. Name one."
+        conflicts.append(("backbone", what))
+    return conflicts
 
 
 def _too_deep(
@@ -123,7 +159,7 @@ def sources(name: str, known: Mapping[str, Step]) -> list[Source]:
     config = known[name].config
     data = known["prepare"].config
     history = data.history if isinstance(data, PrepareConfig) else None
-    if known[name].stage == "sasrec":
+    if is_sasrec(name, known):
         return [Source(on_llm=False, history=history)]
     if not isinstance(config, QuantizeConfig):
         return [Source(history=history)]  # training and pruning keep float weights

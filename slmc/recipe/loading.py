@@ -39,7 +39,7 @@ from slmc.recipe.gate_section import read_gates
 from slmc.recipe.paths import check_files, check_heads, from_folder, to_folder
 from slmc.recipe.sets import apply_sets
 from slmc.recipe.smoke import shrunk
-from slmc.recipe.steps import Step, StepReader
+from slmc.recipe.steps import Step, StepReader, as_written
 from slmc.recipe.text import Document, dump, parse
 
 Config = TypeVar("Config", bound=StageConfig)
@@ -222,7 +222,11 @@ def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
         if step.stage == "prepare" or step.is_control:
             continue
         roles = {role: taken for role, taken in step.inputs.items() if role != "data"}
-        body = {"id": step.id, **roles, **step.config.model_dump(mode="json")}
+        body = {
+            "id": step.id,
+            **as_written(step.stage, roles),
+            **step.config.model_dump(mode="json"),
+        }
         if step.id in controls:
             body["control"] = True
         steps.append({step.stage: body})

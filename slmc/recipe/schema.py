@@ -10,7 +10,7 @@ from slmc.data.config import PrepareConfig
 from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
 from slmc.recipe.loading import VERSION, Head
-from slmc.recipe.steps import ID, WRITABLE
+from slmc.recipe.steps import ID, WRITABLE, writable_roles
 from slmc.stages import STAGES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -36,9 +36,21 @@ def schema() -> dict[str, Any]:
 
     def body(name: str) -> dict[str, Any]:
         config = defs[reference(stages[name].config)["$ref"].rpartition("/")[2]]
-        roles = {role: _role(kind) for role, kind in stages[name].takes.items() if role != "data"}
+        takes = stages[name].takes
+        roles = {role: _role(takes[role]) for role in takes if role in writable_roles(name)}
+        lists = {
+            key: {
+                "type": "array",
+                "items": _role(takes[listed[0]]),
+                "minItems": 1,
+                "maxItems": len(listed),
+                "uniqueItems": True,
+                "description": f"Several inputs instead of one {listed[0]}.",
+            }
+            for key, listed in stages[name].lists.items()
+        }
         named = {"type": "string", "pattern": f"^{ID.pattern}$", "description": "Name of the step."}
-        full = {**config, "properties": {**config["properties"], **roles, "id": named}}
+        full = {**config, "properties": {**config["properties"], **roles, **lists, "id": named}}
         # A step without required settings may have no body: "- export:".
         return full if config.get("required") else {"anyOf": [full, {"type": "null"}]}
 

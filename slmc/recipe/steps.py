@@ -7,7 +7,7 @@ from typing import Any
 
 from slmc.artefact import WITH_ARTICLE, Kind
 from slmc.config import StageConfig
-from slmc.distill.config import DistillConfig, Losses, TeachConfig
+from slmc.distill.config import TEACHERS, DistillConfig, Losses, TeachConfig
 from slmc.evaluation.config import EvaluateConfig
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
@@ -68,6 +68,12 @@ class Written:
     config: StageConfig
     named: dict[str, Any] = field(default_factory=dict)
     """Role -> id of the input step that the file names."""
+    keys: dict[str, Path] = field(default_factory=dict)
+    """Role -> its path below the body, where that is not the role itself: an entry of a list."""
+
+    def key(self, role: str) -> Path:
+        """Path below the body at which the file names the input of a role."""
+        return self.keys.get(role, (role,))
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ class StepReader:
         return self._body(stage, dict(body or {}), path)
 
     def _body(self, stage: str, body: dict[str, Any], path: Path) -> Written:
-        roles = set(STAGES[stage].takes) - {"data"}
+        lists = STAGES[stage].lists
+        roles = writable_roles(stage)
         step_id = body.pop("id", stage)
         if not isinstance(step_id, str) or not ID.fullmatch(step_id):
             self._fault(
@@ -136,6 +143,13 @@ class StepReader:
                 (*path, "id"), stage, f"id: {step_id!r} is a key of recipes; choose another id"
             )
         named = {role: body.pop(role) for role in roles & set(body)}
+        keys: dict[str, Path] = {}
+        for key in lists.keys() & set(body):
+            listed = self._listed(
+                lists[key], body.pop(key), named, (*path, key), f"{step_id}.{key}"
+            )
+            named |= listed
+            keys |= {role: (key, i) for i, role in enumerate(listed)}
         config = checked(
             self.document,
             self.faults,
@@ -144,9 +158,25 @@ class StepReader:
             path,
             key=step_id,
             shared=self.defaults,
-            also={"id", *roles},
+            also={"id", *roles, *lists},
         )
-        return Written(step_id, stage, path, config, named)
+        return Written(step_id, stage, path, config, named, keys)
+
+    def _listed(
+        self, roles: tuple[str, ...], value: Any, named: Mapping[str, Any], path: Path, key: str
+    ) -> dict[str, Any]:
+        """Role -> id of the inputs that a list names, in order."""
+        if not isinstance(value, list) or not 1 <= len(value) <= len(roles):
+            self._fault(path, key, f"a list of 1 to {len(roles)} steps, such as [teach, sasrec]")
+            return {}
+        if roles[0] in named:
+            self._fault(path, key, f"{roles[0]} is set too; the list has all of them")
+            return {}
+        repeated = next((one for i, one in enumerate(value) if one in value[:i]), None)
+        if repeated is not None:
+            self._fault(path, key, f"{repeated!r} is in the list twice")
+            return {}
+        return dict(zip(roles, value, strict=False))
 
     def _refuse_same_ids(self, written: list[Written]) -> None:
         seen: dict[str, Written] = {}
@@ -199,7 +229,7 @@ class StepReader:
         else:
             fitting = [step.id for step in before if step.gives == kind]
             what = f"there is no step {name!r}.{nearest(str(name), fitting)}"
-        self._fault((*one.path, role), f"{one.id}.{role}", what)
+        self._fault((*one.path, *one.key(role)), f"{one.id}.{dotted(one.key(role))}", what)
         return None
 
     def _fault(self, path: Path, key: str, what: str) -> None:
@@ -209,10 +239,10 @@ class StepReader:
 def default_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     """Id of the step that is the input in ``role`` if the recipe names none.
 
-    For ``teacher`` and ``baseline`` it is the last ``teach``. ``student`` and ``like`` have no
-    default. For other roles it is the last step of that kind that is not a control.
+    For ``teacher`` and ``baseline`` it is the last ``teach``. ``student``, ``like`` and further
+    teachers have no default. For other roles it is the last step of that kind, not a control.
     """
-    if role in ("student", "like"):
+    if role in ("student", "like", *TEACHERS[1:]):
         return None
     if role == "data":
         fitting = [step for step in before if step.gives == "dataset"]
@@ -223,6 +253,27 @@ def default_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     else:
         fitting = [step for step in before if step.is_candidate and step.gives == kind]
     return fitting[-1].id if fitting else None
+
+
+def writable_roles(stage: str) -> set[str]:
+    """Roles of a stage that a recipe names one by one: not the dataset, not those of a list."""
+    listed = {role for roles in STAGES[stage].lists.values() for role in roles[1:]}
+    return set(STAGES[stage].takes) - {"data"} - listed
+
+
+def as_written(stage: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The inputs of a step as a recipe names them: several of one kind are a list.
+
+    Args:
+        stage: Name of the stage.
+        inputs: Role -> id of a step.
+    """
+    written: dict[str, Any] = dict(inputs)
+    for key, roles in STAGES[stage].lists.items():
+        listed = [role for role in roles if role in written]
+        if len(listed) > 1:
+            written = {key: [written.pop(role) for role in listed]} | written
+    return written
 
 
 def evaluation_of(step: Step, config: EvaluateConfig) -> Step:
@@ -247,13 +298,15 @@ def with_control(step: Step) -> list[Step]:
         if isinstance(alone, DistillConfig)
         else {"init": "random", "must_beat": None}
     )
+    # The first teacher gives a control its LLM and item table; the others only give losses.
+    inputs = {role: taken for role, taken in step.inputs.items() if role not in TEACHERS[1:]}
     return [
         replace(step, config=alone),
         replace(
             step,
             id=f"{step.id}.control",
             config=control,
-            inputs=step.inputs | {"like": step.id},
+            inputs=inputs | {"like": step.id},
             control_of=step.id,
         ),
     ]

@@ -5,6 +5,8 @@ freed. Only the gradients of queries and items are kept for the backward pass; t
 shapes of queries and items. Letters: ``N`` positions, ``V`` items, ``d`` item width.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,26 +31,24 @@ def cross_entropy(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
 def divergence(
     student: Tensor,
     student_items: Tensor,
-    teacher: Tensor,
-    teacher_items: Tensor,
+    teachers: Sequence[tuple[Tensor, Tensor]],
     *,
     temperature: float,
 ) -> Tensor:
     """Return the mean KL(teacher || student) over the items 1..V, times the squared temperature.
 
     Hinton et al. 2015 (arXiv 1503.02531), section 2: the factor makes the size of the gradient
-    independent of the temperature.
+    independent of the temperature. Several teachers are one: the mean of their distributions.
 
     Args:
         student: ``[N, d]`` user vectors, with gradient.
         student_items: ``[V + 1, d]``.
-        teacher: ``[N, e]`` user vectors; it gets no gradient.
-        teacher_items: ``[V + 1, e]``.
+        teachers: User vectors ``[N, e]`` and item vectors ``[V + 1, e]`` of each teacher, which
+            get no gradient; the width e may differ between teachers.
         temperature: Divides the logits before the softmax.
     """
-    loss: Tensor = _Divergence.apply(
-        student, student_items, teacher.detach(), teacher_items.detach(), temperature
-    )
+    fixed = [(queries.detach(), items.detach()) for queries, items in teachers]
+    loss: Tensor = _Divergence.apply(student, student_items, fixed, temperature)
     return loss
 
 
@@ -77,15 +77,14 @@ class _Divergence(torch.autograd.Function):
         ctx: Any,
         student: Tensor,
         items: Tensor,
-        teacher: Tensor,
-        teacher_items: Tensor,
+        teachers: list[tuple[Tensor, Tensor]],
         temperature: float,
     ) -> Tensor:
         fused = _Fused(ctx, student, items)
-        teacher_rows = teacher_items[1:].float()
+        rows = [(queries, table[1:].float()) for queries, table in teachers]
         for part in fused.chunks():
             log_q = (fused.logits(part) / temperature).log_softmax(dim=1)
-            log_p = (teacher[part].float() @ teacher_rows.T / temperature).log_softmax(dim=1)
+            log_p = _log_mean([(q[part].float() @ t.T / temperature) for q, t in rows])
             p = log_p.exp()
             fused.loss += temperature**2 * (p * (log_p - log_q)).double().sum()
             fused.add_gradient(part, (log_q.exp_() - p) * temperature)
@@ -93,7 +92,15 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: Any) -> Any:
-        return (*_scaled(ctx, grad[0]), None, None, None)
+        return (*_scaled(ctx, grad[0]), None, None)
+
+
+def _log_mean(logits: list[Tensor]) -> Tensor:
+    """Return the logarithm ``[N, V]`` of the mean of the softmax distributions of some logits."""
+    mean = logits[0].log_softmax(dim=1)
+    for other in logits[1:]:
+        mean = torch.logaddexp(mean, other.log_softmax(dim=1))
+    return mean - math.log(len(logits)) if len(logits) > 1 else mean
 
 
 class _Fused:

@@ -130,12 +130,6 @@ def test_more_layers_than_the_teacher_has(inputs: Inputs, tmp_path: Path) -> Non
     assert not (tmp_path / "s").exists()
 
 
-def test_sasrec_is_refused_as_teacher(inputs: Inputs, sasrec: Artefact, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        distill(settings(), inputs | {"teacher": sasrec}, tmp_path / "s")
-    assert "is a Sasrec, not a recommender on an LLM." in caught.value.what
-
-
 def test_two_runs_give_the_same_artefact(inputs: Inputs, tmp_path: Path) -> None:
     first, second = (distill(settings(losses=TERMS), inputs, tmp_path / name) for name in "ab")
     assert first.digest == second.digest

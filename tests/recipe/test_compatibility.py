@@ -81,12 +81,34 @@ def recipe(steps: list[str]) -> str:
         (["prune: {model: sasrec, layers: 1}"], "prune.model: " + LLM.format("prune")),
         (["quantize: {model: sasrec}"], "quantize.model: " + LLM.format("quantize")),
         (
-            ["distill: {teacher: sasrec, layers: 2, blocks: 2}"],
-            "distill.teacher: " + LLM.format("distill"),
+            ["distill: {teacher: sasrec, layers: 2, blocks: 2, losses: {logits: 1}}"],
+            "distill.backbone: the teacher 'sasrec' has no LLM for the student. Name one.",
         ),
         (
-            ["distill: {student: sasrec, blocks: 2}"],
-            "distill.student: " + LLM.format("distill"),
+            [
+                "distill: {teachers: [sasrec, teach], backbone: 'random://llama', layers: 2, "
+                "blocks: 2, losses: {logits: 1, norm: 1}}"
+            ],
+            "distill.losses.norm: the teacher 'sasrec' is a SASRec, without blocks of an LLM. Use "
+            "losses.logits.",
+        ),
+        (
+            ["distill: {student: sasrec, blocks: 2, losses: {logits: 1, supervise: 1}}"],
+            "distill.losses.supervise: the student 'sasrec' is a SASRec, without blocks of an LLM. "
+            "Use losses.logits.",
+        ),
+        (
+            ["distill: {teachers: [teach, sasrec], layers: 2, blocks: 2, losses: {cosine: 1}}"],
+            "distill.teachers: several teachers are averaged by their scores. Set losses.logits, "
+            "or name one.",
+        ),
+        (
+            [
+                "distill: {student: sasrec, losses: {logits: 1}}",
+                "prune: {model: distill, layers: 1}",
+            ],
+            "prune.model: 'distill' is a SASRec, but prune needs a recommender on an LLM. Export "
+            "it directly.",
         ),
         (
             [f"export: {{top_k: 3841, {TENSORRT}}}"],

@@ -59,13 +59,32 @@ def test_cross_entropy_is_that_of_the_plain_loop() -> None:
 def test_divergence_is_that_of_the_plain_loop(temperature: float) -> None:
     student, items, _ = tensors()
     teacher = student.flip(0)
-    found = catalogue.divergence(student, items, teacher, items, temperature=temperature).item()
+    found = catalogue.divergence(student, items, [(teacher, items)], temperature=temperature).item()
     assert abs(found - plain_divergence(student, teacher, items, temperature)) < TOLERANCE
+
+
+@pytest.mark.usefixtures("chunked")
+def test_several_teachers_are_the_mean_of_their_distributions() -> None:
+    student, items, _ = tensors()
+    others = [(student.flip(0), items), (2 * student[:, :3], items[:, :3])]
+    loss = catalogue.divergence(student, items, others, temperature=2.0).item()
+    total = 0.0
+    for row in range(len(student)):
+        log_q = plain_log_softmax((student[row] / 2).double().tolist(), items[1:].double().tolist())
+        each = [
+            plain_log_softmax((queries[row] / 2).double().tolist(), table[1:].double().tolist())
+            for queries, table in others
+        ]
+        p = [(math.exp(one) + math.exp(other)) / 2 for one, other in zip(*each, strict=True)]
+        total += sum(a * (math.log(a) - b) for a, b in zip(p, log_q, strict=True))
+    assert abs(loss - 2**2 * total / len(student)) < TOLERANCE
 
 
 def test_divergence_of_a_teacher_from_itself_is_nothing() -> None:
     student, items, _ = tensors()
-    assert abs(catalogue.divergence(student, items, student, items, temperature=1.0)) < TOLERANCE
+    assert (
+        abs(catalogue.divergence(student, items, [(student, items)], temperature=1.0)) < TOLERANCE
+    )
 
 
 @pytest.mark.usefixtures("chunked")
@@ -86,7 +105,7 @@ def test_divergence_gradient_is_that_of_autograd_and_none_reaches_the_teacher() 
     student, items, _ = tensors()
     ours, plain = student.clone().requires_grad_(), student.clone().requires_grad_()
     teacher = student.flip(0).requires_grad_()
-    catalogue.divergence(ours, items, teacher, items, temperature=2.0).backward()
+    catalogue.divergence(ours, items, [(teacher, items)], temperature=2.0).backward()
     log_q = (plain @ items[1:].T / 2).log_softmax(1)
     log_p = (teacher.detach() @ items[1:].T / 2).log_softmax(1)
     (4 * (log_p.exp() * (log_p - log_q)).sum(1).mean()).backward()
