@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 STAGE_FOLDERS = ("distill", "compress", "export")
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"system"},
+    {"system", "processes"},
     {"cache", "config"},
     {"artefact"},
     {"data"},

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from slmc import processes
 from slmc.errors import SlmcError
 
 if TYPE_CHECKING:
@@ -256,8 +257,11 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[JsonLines
     global _verbose, _quiet
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    _verbose, _quiet = verbose, quiet
+    # Of several processes the main one reports; the others print their errors only.
+    joins = not processes.is_main()
+    _verbose, _quiet = verbose, quiet or joins
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    level = logging.CRITICAL if joins else level
     lines, terminal = JsonLines(), TerminalHandler(_stderr(), level)
     ours, warned, root = (logging.getLogger(n) for n in ("slmc", WARNINGS, None))
     before = ours.level, ours.propagate, warned.propagate
@@ -288,8 +292,9 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[JsonLines
 
 
 def result(text: str) -> None:
-    """Print the result of a command."""
-    sys.stdout.write(text + "\n")
+    """Print the result of a command, in the main process."""
+    if processes.is_main():
+        sys.stdout.write(text + "\n")
 
 
 def result_json(value: Any) -> None:
@@ -299,7 +304,7 @@ def result_json(value: Any) -> None:
 
 def show(what: "RenderableType", *, aside: bool = False) -> None:
     """Print a table on stdout, or with ``aside`` on stderr, unless ``-q`` is set."""
-    if not (aside and _quiet):
+    if not (aside and _quiet) and processes.is_main():
         (_stderr() if aside else _console(sys.stdout)).print(what)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slmc import processes
 from slmc.commands import console
 from slmc.commands.shared import Json, command
 
@@ -60,6 +61,8 @@ def run(
         lines.open(folder / "log.jsonl")
         _log_step(step)
 
+    if not processes.is_main():
+        return pipeline.exit_code(pipeline.join(loaded, until=until))
     result = pipeline.run(loaded, run_dir=folder, until=until, on_step=watch, report=report.write)
     _print_result(result, as_json=json)
     return pipeline.exit_code(result)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from slmc import processes
 from slmc.errors import MissingError
 
 
@@ -24,12 +25,15 @@ def choose(device: str = "auto", dtype: str = "auto") -> Placement:
     """Return the placement for the options ``--device`` and ``--dtype``.
 
     ``auto`` is the first GPU if there is one, and bf16 if the hardware supports it (compute
-    capability 8.0, AVX512-BF16, AMX), else float32.
+    capability 8.0, AVX512-BF16, AMX), else float32. Of several processes on a machine with GPUs
+    each has its own.
 
     Raises:
         MissingError: The requested GPU does not exist.
     """
     where = torch.device(device if device != "auto" else _best_device())
+    if where.type == "cuda" and processes.count() > 1:
+        where = torch.device("cuda", processes.local_rank())  # one GPU per process
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise MissingError(
             f"device {device}: torch {torch.__version__} sees "

@@ -7,7 +7,7 @@ Read ``runner``, ``planning`` (what would run), ``keys``, ``store`` (the cache),
 """
 
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan, schedule
-from slmc.pipeline.runner import RunResult, StepResult, exit_code, run, run_stage, summary
+from slmc.pipeline.runner import RunResult, StepResult, exit_code, join, run, run_stage, summary
 from slmc.pipeline.store import find
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "default_run_dir",
     "exit_code",
     "find",
+    "join",
     "plan",
     "run",
     "run_stage",

@@ -9,6 +9,7 @@ import json
 import logging
 import shlex
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from slmc import artefact as artefacts
-from slmc import cache
+from slmc import cache, processes
 from slmc.artefact import Artefact
-from slmc.config import StageConfig
+from slmc.config import StageConfig, TrainConfig
 from slmc.errors import (
     BrokenRunError,
     SlmcError,
@@ -135,6 +136,7 @@ def run(
         SlmcError: A step cannot run.
         BrokenRunError: A step failed; the same command resumes from there.
     """
+    processes.check_launcher()
     whole = schedule(recipe)
     order = up_to(whole, until, recipe)
     folder = RunDir(run_dir or default_run_dir(recipe))
@@ -148,7 +150,8 @@ def run(
         check_disk(to_run)
         check_backbones(recipe, to_run)
     folder.open(resolved_yaml(recipe, folder.path))
-    register(folder.path)
+    if processes.is_main():
+        register(folder.path)
     result = RunResult(recipe, folder.path, until=until)
     with _sigterm_ends_the_run():
         _run_steps(order, planned, [step.id for step in whole], result, folder, outside, on_step)
@@ -159,6 +162,16 @@ def run(
             log.info("wrote %s", file)
         raise result.ended.error
     return result
+
+
+def join(recipe: Recipe, *, until: str | None = None) -> RunResult:
+    """Run a recipe in a process that helps the main process (:mod:`slmc.processes`).
+
+    It trains with the main process and takes every artefact from the cache; the folder of the run
+    is the main process's. Raises as :func:`run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="slmc-") as folder:
+        return run(recipe, run_dir=Path(folder), until=until)
 
 
 def _judge(result: RunResult, folder: RunDir) -> None:
@@ -228,6 +241,9 @@ def run_stage(
         VerdictError: The stage's own check fails; an artefact that was made is kept.
         SlmcError: As :func:`run`.
     """
+    processes.check_launcher()
+    if not processes.is_main():
+        out = None
     if out is not None:
         artefacts.check_free(out, force=force)
     outside = Outside()
@@ -301,7 +317,8 @@ def _make(step: Step, key: Key, inputs: dict[str, Artefact], again: str) -> tupl
         return STAGES[step.stage].load()(step.config, inputs, out)
 
     try:
-        return store.make(key.digest, STAGES[step.stage].gives, run_at)
+        trains = isinstance(step.config, TrainConfig) and step.config.epochs > 0
+        return store.make(key.digest, STAGES[step.stage].gives, run_at, trains=trains)
     except SlmcError:
         raise
     except Exception as error:

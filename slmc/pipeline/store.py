@@ -9,6 +9,7 @@ $SLMC_CACHE/
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from slmc import cache
+from slmc import cache, processes
 from slmc.artefact import Artefact, Kind, is_key, load, peek
 from slmc.errors import ArtefactError, MissingError
 from slmc.system import write_whole
@@ -57,7 +58,9 @@ def find(digest: str) -> Artefact | None:
     return Artefact(artefact.path.resolve(), artefact.manifest)
 
 
-def make(key: str, kind: Kind, run: Callable[[Path], Artefact]) -> tuple[Artefact, Status]:
+def make(
+    key: str, kind: Kind, run: Callable[[Path], Artefact], *, trains: bool = False
+) -> tuple[Artefact, Status]:
     """The artefact of ``key``: from the cache with its hashes checked, or else made by ``run``.
 
     If another process is making it, this one waits. An artefact whose files have changed since it
@@ -67,10 +70,43 @@ def make(key: str, kind: Kind, run: Callable[[Path], Artefact]) -> tuple[Artefac
         key: Key of the step.
         kind: Kind of the step's artefact.
         run: Makes the artefact at a path.
+        trains: Whether all processes of a launcher run it together
+            (:mod:`slmc.processes`); other steps are made by the main process alone.
 
     Raises:
         MissingError: The cache cannot be written to.
     """
+    if processes.count() == 1:
+        return _make(key, kind, run)
+    if not processes.is_main():
+        return _join(key, kind, run)
+
+    def with_others(out: Path) -> Artefact:
+        if trains:
+            processes.announce("train")
+        return run(out)
+
+    made = _make(key, kind, with_others)
+    processes.announce("ready")
+    return made
+
+
+def _join(key: str, kind: Kind, run: Callable[[Path], Artefact]) -> tuple[Artefact, Status]:
+    """Help the main process to make an artefact, and read it from the cache."""
+    before: Status = "hit"
+    while processes.next_announcement() == "train":
+        before = "run"
+        own = cache.objects() / f".{key}.process-{processes.rank()}"
+        shutil.rmtree(own, ignore_errors=True)
+        try:
+            with suppress(processes.Trained):
+                run(own / "artefact")
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+    return load(cache.objects() / key, kind=kind), before
+
+
+def _make(key: str, kind: Kind, run: Callable[[Path], Artefact]) -> tuple[Artefact, Status]:
     cached = _checked(key, kind)
     if cached is not None:
         return cached, "hit"

@@ -2,19 +2,22 @@
 
 Every stage that trains (SASRec, teach, distill) passes a task, a module that turns a batch into
 named loss terms, and a validation that ranks. The loop knows neither models nor losses. It uses
-HF Accelerate, so ``accelerate launch`` runs it in several processes.
+HF Accelerate: under ``accelerate launch`` or ``torchrun`` several processes divide the rows of
+each step, on the same file system, with the result of one process.
 """
 
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from slmc import processes
 from slmc.evaluation.metrics import LOWER_IS_BETTER
 from slmc.training import schedule, stability
 from slmc.training.checkpoint import Checkpoint, Progress
@@ -74,7 +77,8 @@ class _Run:
         self.task, self.optimizer = self.accelerator.prepare(unwrapped, optimizer)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.parameters = {n: p for n, p in unwrapped.named_parameters() if id(p) in trained}
-        self.checkpoint = Checkpoint(setup.resume / "train.safetensors", self.parameters, optimizer)
+        resume: Path = processes.agreed(setup.resume)
+        self.checkpoint = Checkpoint(resume / "train.safetensors", self.parameters, optimizer)
         self.progress = Progress()
 
     def run(self) -> Outcome:
@@ -92,6 +96,7 @@ class _Run:
             self._save()
         kept = self._keep_best()
         self.accelerator.free_memory()
+        processes.leave_to_main()
         return self._outcome(kept)
 
     def _plan(self) -> None:
@@ -131,10 +136,13 @@ class _Run:
             group["lr"] = peak * self.lr_share
         with torch.autocast(placement.device.type, placement.dtype, enabled=placement.mixed):
             losses: dict[str, Tensor] = self.task(batch)
+        if self.accelerator.num_processes > 1:
+            losses = {name: batch.weight * term for name, term in losses.items()}
         self.accelerator.backward(losses["total"])
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.clip)
-        values = torch.stack([t.detach().float() for t in (*losses.values(), norm)]).tolist()
-        terms = dict(zip((*losses, "grad_norm"), values, strict=True))
+        values = torch.stack([t.detach().float() for t in (*losses.values(), norm)])
+        means = cast(Tensor, self.accelerator.reduce(values, "mean")).tolist()
+        terms = dict(zip((*losses, "grad_norm"), means, strict=True))
         stability.check_step(self.setup, terms, progress.step, self.total)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -148,7 +156,9 @@ class _Run:
         stability.check_learning(self.setup, means["ce"], progress.step, self.total)
         self.task.eval()
         began = time.monotonic()
-        metrics = self.setup.validation.measure()
+        # One process measures, so that all take the same decisions.
+        measured = self.setup.validation.measure() if self.accelerator.is_main_process else None
+        metrics: dict[str, float] = processes.agreed(measured)
         progress.validating += time.monotonic() - began
         stability.check_validation(self.setup, metrics, progress.step, self.total)
         epoch = progress.step / self.data.steps

@@ -29,6 +29,8 @@ class Batch:
     """``[R]`` row numbers within the packing."""
     packing: int
     """Number of the packing that the rows come from."""
+    weight: float = 1.0
+    """Weight of the losses of this part of a batch that several processes divide."""
 
 
 @dataclass(frozen=True)
