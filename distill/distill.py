@@ -67,6 +67,7 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
                 epochs=epochs,
                 validation=validation(student, data, config, placement),
                 name="distill" if config.losses.weights() else "control",
+                constant_from=config.losses.constant_from,
                 placement=placement,
                 num_items=data.num_items,
                 resume=work.resume,
