@@ -8,6 +8,7 @@ from torch import nn
 
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
+from slmc.distill import narrow
 from slmc.distill.config import DistillConfig
 from slmc.distill.start import FACTS, TrainedOn, initial_student
 from slmc.distill.student import add_adapters, merge_adapters, parameter_groups
@@ -49,11 +50,14 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         if isinstance(adapted, SequentialRecommender):
             add_adapters(adapted, config.lora)
         origin.check(student)
+        narrowed = student if config.item_dim is not None else None
+        if isinstance(narrowed, SequentialRecommender):
+            narrow.narrow(narrowed, config.item_dim, data.counts)
         epochs = training_rows(config, data, packings=config.packings, prompt=prompt)
         task: nn.Module = NextItem(student)
         if config.losses.weights():
             signals = compute_signals(config, teachers, epochs, placement)
-            task = Distillation(config, student, signals)
+            task = Distillation(config, student, signals, data.counts)
         outcome = train(
             task,
             parameter_groups(
@@ -76,6 +80,10 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         )
         if isinstance(adapted, SequentialRecommender):
             merge_adapters(adapted)
+        if isinstance(narrowed, SequentialRecommender):
+            narrow.follow_texts(inputs, narrowed, data.counts, work.path)
+        if config.keep_heads and isinstance(task, Distillation):
+            task.save_heads(work.path)
         trained_on = TrainedOn.of(teachers[0].artefact).with_backbone(config)
         return seal_model(
             work,

@@ -8,6 +8,7 @@ wherever the teacher misses it. Letters: ``N`` positions, ``V`` items, ``K`` ran
 ``e`` item widths of student and teacher.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,22 +18,25 @@ from slmc.training import catalogue
 
 
 @torch.no_grad()
-def top_items(teacher: Tensor, items: Tensor, targets: Tensor, k: int) -> Tensor:
-    """Return the teacher's best items at each position, without the position's own target.
+def top_items(teachers: Sequence[tuple[Tensor, Tensor]], targets: Tensor, k: int) -> Tensor:
+    """Return the best items of the teachers at each position, without the position's own target.
+
+    Several teachers are one: the mean of their distributions.
 
     Args:
-        teacher: ``[N, e]`` user vectors.
-        items: ``[V + 1, e]`` item vectors; row 0 is padding and is left out.
+        teachers: User vectors ``[N, e]`` and item vectors ``[V + 1, e]`` of each teacher; row 0 is
+            padding and is left out.
         targets: ``[N]`` int64 in 1..V.
         k: Number of items; at most the V - 1 that are left are returned.
 
     Returns:
         ``[N, K]`` int64 rows in 1..V, best first.
     """
-    table = items[1:].float()
-    best = targets.new_empty(len(targets), min(k, len(table) - 1))
-    for part in catalogue.chunks(len(targets), len(table)):
-        scores = teacher[part].float() @ table.T
+    rows = [(queries, items[1:].float()) for queries, items in teachers]
+    count = len(rows[0][1])
+    best = targets.new_empty(len(targets), min(k, count - 1))
+    for part in catalogue.chunks(len(targets), count):
+        scores = catalogue.log_mean([queries[part].float() @ table.T for queries, table in rows])
         scores.scatter_(1, targets[part, None] - 1, -torch.inf)
         best[part] = scores.topk(best.shape[1]).indices + 1
     return best

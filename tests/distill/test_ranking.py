@@ -21,7 +21,7 @@ def tensors(n: int = 6, v: int = 11, d: int = 5, k: int = 4) -> tuple[Tensor, ..
     queries = torch.randn(n, d, generator=generator)
     items = torch.randn(v + 1, d, generator=generator)
     targets = torch.randint(1, v + 1, (n,), generator=generator)
-    order = top_items(torch.randn(n, d, generator=generator), items, targets, k)
+    order = top_items([(torch.randn(n, d, generator=generator), items)], targets, k)
     return queries, items, order, targets, rank_weights(k, 3.0)
 
 
@@ -101,7 +101,7 @@ def test_a_constant_on_all_scores_changes_nothing(shift: float) -> None:
 
 def test_the_order_of_the_teacher_costs_least() -> None:
     queries, items, _, targets, weights = tensors()
-    right = top_items(queries, items, targets, 4)
+    right = top_items([(queries, items)], targets, 4)
     best = ranking_loss(queries, items, right, targets, weights)
     for wrong in (right.flip(1), right[:, [1, 0, 2, 3]]):
         assert ranking_loss(queries, items, wrong, targets, weights) > best
@@ -129,7 +129,7 @@ def test_top_items_are_sorted_and_without_target_and_padding() -> None:
     queries, items, _, targets, _ = tensors()
     items[0] = 1e6
     for k, count in ((3, 3), (50, 10)):
-        top = top_items(queries, items, targets, k)
+        top = top_items([(queries, items)], targets, k)
         assert top.shape == (6, count)
         for n, row in enumerate(top.tolist()):
             others = sorted(
