@@ -25,8 +25,9 @@ Assignment = Annotated[dict[str, Literal[4, 8, "skip"]], BeforeValidator(_pairs)
 class PruneConfig(Seeded, OnDevice, Protocol):
     """Structured pruning: remove layers, attention heads and MLP channels of a recommender.
 
-    Layers are removed first (those after a block with exit_block, else the least important), then heads and channels in each remaining layer. All layers keep
-    the same number, because a Hugging Face config has one number for all layers.
+    Layers are removed first (the least important, or with exit_block those after a block), then
+    heads and channels in each remaining layer. All layers keep the same number, because a Hugging
+    Face config has one number for all layers.
     """
 
     libraries: ClassVar[tuple[str, ...]] = (*TORCH, "torch-pruning")

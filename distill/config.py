@@ -111,15 +111,12 @@ class TeachConfig(Dropout, TrainConfig):
         return self
 
 
-_WithFrom = create_model(
-    "_WithFrom",
-    __base__=StageConfig,
-    # `from` is a keyword of Python, so a class body cannot have it.
-    **{"from": (float, Field(ge=0, description="Weight at the first step."))},
-)
+# `from` is a keyword of Python, so no class body can have it.
+_FROM: dict[str, Any] = {"from": (float, Field(ge=0, description="Weight at the first step."))}
+_WithFrom = create_model("_WithFrom", __base__=StageConfig, **_FROM)
 
 
-class Ramp(_WithFrom):  # type: ignore[misc, valid-type]
+class Ramp(_WithFrom):
     """A loss weight that changes linearly with the optimizer steps, then stays."""
 
     to: float = Field(ge=0)

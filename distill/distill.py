@@ -50,9 +50,8 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         if isinstance(adapted, SequentialRecommender):
             add_adapters(adapted, config.lora)
         origin.check(student)
-        narrowed = student if config.item_dim is not None else None
-        if isinstance(narrowed, SequentialRecommender):
-            narrow.narrow(narrowed, config.item_dim, data.counts)
+        if config.item_dim is not None:
+            narrow.narrow(student, config.item_dim, data.counts)
         epochs = training_rows(config, data, packings=config.packings, prompt=prompt)
         task: nn.Module = NextItem(student)
         if config.losses.weights():
@@ -80,8 +79,8 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         )
         if isinstance(adapted, SequentialRecommender):
             merge_adapters(adapted)
-        if isinstance(narrowed, SequentialRecommender):
-            narrow.follow_texts(inputs, narrowed, data.counts, work.path)
+        if config.item_dim is not None:
+            narrow.follow_texts(inputs, student, data.counts, work.path)
         if config.keep_heads and isinstance(task, Distillation):
             task.save_heads(work.path)
         trained_on = TrainedOn.of(teachers[0].artefact).with_backbone(config)

@@ -81,15 +81,20 @@ def frequencies(counts: NDArray[np.integer]) -> Tensor:
 
 
 @torch.no_grad()
-def narrow(model: SequentialRecommender, width: int, counts: NDArray[np.integer]) -> None:
+def narrow(model: Recommender, width: int, counts: NDArray[np.integer]) -> None:
     """Give a recommender an item table of ``width``, trained from now on, in place.
 
     The projections around the decoder are composed with the map of :class:`Pca`, so that at full
     width the model ranks as before. At its own width the table is only set to be trained.
 
     Raises:
-        UsageError: The table is narrower than ``width``.
+        UsageError: The table is narrower than ``width``, or the model is a SASRec.
     """
+    if not isinstance(model, SequentialRecommender):
+        raise UsageError(
+            "item_dim: the student is a SASRec, whose layers have the width of its item table.",
+            "Leave item_dim out, or use a student on an LLM.",
+        )
     table = model.item_vectors().detach()
     known = table.shape[1]
     if width > known:
@@ -197,7 +202,7 @@ class ItemScores(nn.Module):
 @torch.no_grad()
 def follow_texts(
     inputs: dict[str, Artefact],
-    model: SequentialRecommender,
+    model: Recommender,
     counts: NDArray[np.integer],
     out: Path,
 ) -> None:
@@ -218,7 +223,7 @@ def follow_texts(
     trained = torch.from_numpy(counts > 0)
     trained[0] = False
     table = model.get_parameter("item_embeddings.weight").cpu()
-    weights = torch.from_numpy(counts / counts[1:].sum())
+    weights = torch.from_numpy(counts / max(1, counts[1:].sum()))
     projection, explained = Projection.fit(before[trained], table[trained], weights[trained])
     if explained < WELL_EXPLAINED:
         log.warning(

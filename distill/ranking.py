@@ -36,7 +36,9 @@ def top_items(teachers: Sequence[tuple[Tensor, Tensor]], targets: Tensor, k: int
     count = len(rows[0][1])
     best = targets.new_empty(len(targets), min(k, count - 1))
     for part in catalogue.chunks(len(targets), count):
-        scores = catalogue.log_mean([queries[part].float() @ table.T for queries, table in rows])
+        with torch.autocast(targets.device.type, enabled=False):
+            logits = [queries[part].float() @ table.T for queries, table in rows]
+        scores = catalogue.log_mean(logits)
         scores.scatter_(1, targets[part, None] - 1, -torch.inf)
         best[part] = scores.topk(best.shape[1]).indices + 1
     return best
@@ -59,9 +61,9 @@ def ranking_loss(
 ) -> Tensor:
     r"""Return the mean over positions of :math:`-\sum_k w_k \log p_k`, in nats.
 
-    :math:`p_k = e^{s_k} / (\sum_{j=k}^{K} e^{s_j} + \sum_{i \notin order} e^{s_i})`, where s are the
-    student's scores: the probability that item k comes before the ranked items after it and before
-    all others. Memory does not grow with ``N x V``.
+    :math:`p_k = e^{s_k} / (\sum_{j=k}^{K} e^{s_j} + \sum_{i \notin order} e^{s_i})`, where s are
+    the student's scores: the probability that item k comes before the ranked items after it and
+    before all others. Memory does not grow with ``N x V``.
 
     Args:
         queries: ``[N, d]`` the student's user vectors.

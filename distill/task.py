@@ -143,7 +143,8 @@ class Distillation(nn.Module):
 
     def save_heads(self, folder: Path) -> None:
         """Write the heads of the blocks into the folder of the student."""
-        exit_heads.save(cast(nn.ModuleList, self.heads["supervise"]), self.ends, folder)
+        heads = list(cast(nn.ModuleList, self.heads["supervise"]))
+        exit_heads.save(heads, self.ends, folder)
 
     def _through(self, name: str, blocks: Tensor) -> Tensor:
         """Apply each block's own head to its states."""

@@ -220,9 +220,7 @@ def test_a_wider_table_is_refused(inputs: dict[str, Artefact], tmp_path: Path) -
     assert not (tmp_path / "s").exists()
 
 
-def test_the_term_of_a_frozen_table_is_refused(
-    inputs: dict[str, Artefact], tmp_path: Path
-) -> None:
+def test_the_term_of_a_frozen_table_is_refused(inputs: dict[str, Artefact], tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         distill(settings(item_dim=None), inputs, tmp_path / "s")
     assert caught.value.what == (
