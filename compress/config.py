@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slmc.config import TORCH, Budget, OnDevice, Protocol, Seeded
+from slmc.config import IN_KEY_IF_SET, TORCH, Budget, OnDevice, Protocol, Seeded
 
 
 def _pairs(value: Any) -> Any:
@@ -25,8 +25,9 @@ Assignment = Annotated[dict[str, Literal[4, 8, "skip"]], BeforeValidator(_pairs)
 class PruneConfig(Seeded, OnDevice, Protocol):
     """Structured pruning: remove layers, attention heads and MLP channels of a recommender.
 
-    Layers are removed first, then heads and channels in each remaining layer. All layers keep
-    the same number, because a Hugging Face config has one number for all layers.
+    Layers are removed first (the least important, or with exit_block those after a block), then
+    heads and channels in each remaining layer. All layers keep the same number, because a Hugging
+    Face config has one number for all layers.
     """
 
     libraries: ClassVar[tuple[str, ...]] = (*TORCH, "torch-pruning")
@@ -37,6 +38,9 @@ class PruneConfig(Seeded, OnDevice, Protocol):
     """influence: remove the layers that change the hidden state least (ShortGPT, arXiv 2403.03853);
     search: remove one layer at a time, each time the one whose removal leaves the best ndcg on
     validation."""
+    exit_block: int | None = Field(None, ge=1, json_schema_extra=IN_KEY_IF_SET)
+    """Early exit: end the model after this block, from 1, with the block's own head as its output.
+    Needs a student that was distilled with keep_heads: true; null keeps its depth."""
     heads: float | None = Field(None, gt=0, le=1)
     """Share of KV groups to keep; a group is a key-value head and all its query heads."""
     ffn: float | None = Field(None, gt=0, le=1)
@@ -53,8 +57,10 @@ class PruneConfig(Seeded, OnDevice, Protocol):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "PruneConfig":
-        if self.layers is None and self.heads is None and self.ffn is None:
-            raise ValueError("set at least one of layers, heads and ffn")
+        if all(one is None for one in (self.layers, self.exit_block, self.heads, self.ffn)):
+            raise ValueError("set at least one of layers, exit_block, heads and ffn")
+        if self.layers is not None and self.exit_block is not None:
+            raise ValueError("exit_block decides which layers are kept; leave out layers")
         return self
 
 

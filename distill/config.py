@@ -1,16 +1,16 @@
 """Settings of teach and distill. No torch here: recipes are checked without it."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, create_model, model_validator
 
-from slmc.config import OUTSIDE_KEY, TRAINING, StageConfig, TrainConfig
+from slmc.config import IN_KEY_IF_SET, OUTSIDE_KEY, TRAINING, StageConfig, TrainConfig
 
 TEACHERS = ("teacher", "teacher2", "teacher3", "teacher4")
 """Roles of the teachers of a distillation; in recipes ``teachers: [ID, ID]``."""
 OF_STATES = frozenset({"cosine", "norm"})
 """Loss terms that compare the hidden states after each block with those of the first teacher."""
-OF_SCORES = frozenset({"logits"})
+OF_SCORES = frozenset({"logits", "ranking"})
 """Loss terms that compare the scores of items; several teachers are averaged."""
 
 
@@ -111,25 +111,82 @@ class TeachConfig(Dropout, TrainConfig):
         return self
 
 
+# `from` is a keyword of Python, so no class body can have it.
+_FROM: dict[str, Any] = {"from": (float, Field(ge=0, description="Weight at the first step."))}
+_WithFrom = create_model("_WithFrom", __base__=StageConfig, **_FROM)
+
+
+class Ramp(_WithFrom):
+    """A loss weight that changes linearly with the optimizer steps, then stays."""
+
+    to: float = Field(ge=0)
+    """Weight from the end of the ramp on."""
+    over: float = Field(gt=0, le=1)
+    """Length of the ramp, as a share of the largest number of steps (epochs). Early stopping only
+    looks at validations after the ramp."""
+
+    @model_validator(mode="after")
+    def _is_on_somewhere(self) -> Self:
+        if not self.at(0) and not self.to:
+            raise ValueError("from and to are both 0; leave the term out instead")
+        return self
+
+    def at(self, done: float) -> float:
+        """Return the weight when ``done``, a share of the largest number of steps, has passed."""
+        start: float = getattr(self, "from")
+        return self.to if done >= self.over else start + (self.to - start) * done / self.over
+
+
+def _form(value: Any) -> str:
+    return "ramp" if isinstance(value, (dict, Ramp)) else "number"
+
+
+Weight = Annotated[
+    Annotated[float, Field(gt=0), Tag("number")] | Annotated[Ramp, Tag("ramp")],
+    Discriminator(_form),
+]
+"""Weight of a loss term: a number, or a mapping of a :class:`Ramp`."""
+
+
 class Losses(StageConfig):
     """Weights of the distillation terms, added to the student's cross-entropy (weight 1).
 
     A term that is left out is off. A weight of 0 is an error, so that no term is off by accident.
+    A weight is a number, or {from: 1.0, to: 0.1, over: 0.5} to change it during training.
     """
 
-    cosine: float | None = Field(None, gt=0)
+    cosine: Weight | None = None
     """lambda_1, the weight of 1 - D_cos: cosine distance of the hidden states after each block."""
-    norm: float | None = Field(None, gt=0)
+    norm: Weight | None = None
     """lambda_2, the weight of D_norm: squared distance of the hidden states after each block."""
-    supervise: float | None = Field(None, gt=0)
+    supervise: Weight | None = None
     """lambda_3, the weight of L_ms: cross-entropy of each block except the last."""
-    logits: float | None = Field(None, gt=0)
+    logits: Weight | None = None
     """Weight of KL(teacher || student) over the catalogue; the distributions of several teachers
     are averaged."""
+    ranking: Weight | None = Field(None, json_schema_extra=IN_KEY_IF_SET)
+    """Weight of the ranking distillation: the teacher's ranking_k best items come first, in its
+    order (relaxed ranking distillation, arXiv 2012.04357, as in DLLM2Rec, arXiv 2405.00338)."""
+    items: Weight | None = Field(None, json_schema_extra=IN_KEY_IF_SET)
+    """Weight of the item-table distillation: scores between items of the student's table are those
+    of the teacher's. Needs a trained item table (item_dim)."""
 
-    def weights(self) -> dict[str, float]:
+    def weights(self) -> dict[str, float | Ramp]:
         """Return name -> weight of the terms that are on."""
-        return {k: v for k, v in self.model_dump().items() if v is not None}
+        by_name = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: weight for name, weight in by_name.items() if weight is not None}
+
+    def at(self, done: float) -> dict[str, float]:
+        """Return name -> weight when ``done``, a share of the largest number of steps, has passed.
+
+        A pure function, so that a resumed run has the same weights.
+        """
+        return {k: w.at(done) if isinstance(w, Ramp) else w for k, w in self.weights().items()}
+
+    @property
+    def constant_from(self) -> float:
+        """Share of the largest number of steps from which on all weights are constant."""
+        return max((w.over for w in self.weights().values() if isinstance(w, Ramp)), default=0.0)
 
 
 class DistillConfig(Dropout, TrainConfig):
@@ -146,6 +203,18 @@ class DistillConfig(Dropout, TrainConfig):
     none: the paper's formula."""
     temperature: float = Field(1.0, gt=0)
     """Temperature of the logit distillation."""
+    ranking_k: int = Field(20, ge=1, json_schema_extra=IN_KEY_IF_SET)
+    """Number of the teacher's best items that losses.ranking orders; those of a smaller catalogue
+    are all ordered. The next item itself is left to the cross-entropy."""
+    ranking_decay: float | None = Field(None, gt=0, json_schema_extra=IN_KEY_IF_SET)
+    """Rank k weighs exp(-k / ranking_decay) in losses.ranking; null weighs all ranks alike."""
+    item_dim: int | None = Field(None, ge=1, json_schema_extra=IN_KEY_IF_SET)
+    """Width of the student's item table, at most the teacher's. It starts as the best table of that
+    width for the teacher's scores (PCA weighted by item counts) and is trained. null: the width of
+    the teacher's table, trained only if the teacher's was."""
+    keep_heads: bool = Field(False, json_schema_extra=IN_KEY_IF_SET)
+    """Store the heads of losses.supervise with the student, so that `slmc prune --exit-block K` can
+    end it after block K; without this they are discarded after training."""
     init: Literal["backbone", "teacher"] = "backbone"
     """Start from the first layers of the LLM (backbone) or of the trained teacher (teacher). A
     student artefact overrides this."""
@@ -181,4 +250,6 @@ class DistillConfig(Dropout, TrainConfig):
             raise ValueError(
                 "losses.supervise needs at least 2 blocks: the last block is not supervised"
             )
+        if self.keep_heads and self.losses.supervise is None:
+            raise ValueError("keep_heads needs losses.supervise, which trains the heads")
         return self

@@ -8,6 +8,7 @@ from torch import nn
 
 from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
+from slmc.distill import narrow
 from slmc.distill.config import DistillConfig
 from slmc.distill.start import FACTS, TrainedOn, initial_student
 from slmc.distill.student import add_adapters, merge_adapters, parameter_groups
@@ -49,11 +50,13 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         if isinstance(adapted, SequentialRecommender):
             add_adapters(adapted, config.lora)
         origin.check(student)
+        if config.item_dim is not None:
+            narrow.narrow(student, config.item_dim, data.counts)
         epochs = training_rows(config, data, packings=config.packings, prompt=prompt)
         task: nn.Module = NextItem(student)
         if config.losses.weights():
             signals = compute_signals(config, teachers, epochs, placement)
-            task = Distillation(config, student, signals)
+            task = Distillation(config, student, signals, data.counts)
         outcome = train(
             task,
             parameter_groups(
@@ -67,6 +70,7 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
                 epochs=epochs,
                 validation=validation(student, data, config, placement),
                 name="distill" if config.losses.weights() else "control",
+                constant_from=config.losses.constant_from,
                 placement=placement,
                 num_items=data.num_items,
                 resume=work.resume,
@@ -75,6 +79,10 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         )
         if isinstance(adapted, SequentialRecommender):
             merge_adapters(adapted)
+        if config.item_dim is not None:
+            narrow.follow_texts(inputs, student, data.counts, work.path)
+        if config.keep_heads and isinstance(task, Distillation):
+            task.save_heads(work.path)
         trained_on = TrainedOn.of(teachers[0].artefact).with_backbone(config)
         return seal_model(
             work,

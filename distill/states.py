@@ -88,6 +88,8 @@ def compute(
     Raises:
         BrokenRunError: A state is not finite.
     """
+    if not blocks and not queries:
+        return TeacherStates(blocks=None, queries=None, unit=1.0, mean_square=None)
     key = {
         "teacher": digest,
         "rows": hashlib.sha256(rows.item_ids.tobytes() + rows.segments.tobytes()).hexdigest(),

@@ -1,15 +1,20 @@
 """The training task of a distillation: the student's cross-entropy and the distillation terms."""
 
+from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slmc.distill import losses
+from slmc.distill import losses, ranking
 from slmc.distill.config import OF_STATES, DistillConfig
+from slmc.distill.narrow import ItemScores
 from slmc.distill.student import OUTPUT_STD
 from slmc.distill.teachers import TeacherSignals
 from slmc.errors import UsageError
+from slmc.model import exit_heads
 from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
 from slmc.training import catalogue
@@ -18,20 +23,26 @@ from slmc.training.types import Batch
 
 
 class Distillation(nn.Module):
-    """The student's cross-entropy and the distillation terms of SLMRec."""
+    """The student's cross-entropy and the distillation terms."""
 
     def __init__(
-        self, config: DistillConfig, student: Recommender, signals: TeacherSignals
+        self,
+        config: DistillConfig,
+        student: Recommender,
+        signals: TeacherSignals,
+        counts: NDArray[np.int64],
     ) -> None:
-        """Create the heads that the terms need; they are discarded after training.
+        """Create the heads that the terms need; they are no part of the student.
 
         Args:
-            config: Its blocks, losses, scale and temperature are used.
+            config: The settings of its loss terms are used.
             student: The model to train.
             signals: The states of the teachers.
+            counts: ``[V + 1]`` training interactions of the items.
 
         Raises:
-            UsageError: A term needs the blocks of an LLM, and the student is a SASRec.
+            UsageError: A term needs the blocks of an LLM, and the student is a SASRec; or a term
+                needs a trained item table, and the student's is frozen.
         """
         super().__init__()
         self.config, self.model, self.signals = config, student, signals
@@ -42,11 +53,13 @@ class Distillation(nn.Module):
         if on_blocks and not isinstance(student, SequentialRecommender):
             raise UsageError(
                 f"losses.{on_blocks[0]}: the student is a SASRec, which has no blocks of an LLM.",
-                "Use losses.logits only, or a student on an LLM.",
+                "Use losses.logits, ranking or items, or a student on an LLM.",
             )
         if on_blocks:
             self._add_heads(cast(SequentialRecommender, student))
         self.teacher_items = signals.item_vectors()
+        if "items" in self.weights:
+            self.item_scores = ItemScores.of(student, self.teacher_items[0], counts)
 
     def _add_heads(self, student: SequentialRecommender) -> None:
         blocks = self.config.blocks
@@ -68,7 +81,7 @@ class Distillation(nn.Module):
         queries = self.model.head(final)
         items = self.model.item_vectors()
         terms = {"ce": catalogue.cross_entropy(queries, items, targets)}
-        for name, weight in self.weights.items():
+        for name, weight in self.config.losses.at(batch.done).items():
             terms[name] = weight * self._term(name, batch, has_target, queries, blocks, targets)
         return terms | {"total": torch.stack(list(terms.values())).sum()}
 
@@ -95,15 +108,20 @@ class Distillation(nn.Module):
         items = self.model.item_vectors()
         if name == "supervise":
             return losses.supervision_loss(self._through("supervise", blocks), items, targets)
+        if name == "items":
+            return cast(Tensor, self.item_scores(self.model))
         if name == "logits":
-            vectors = self.signals.user_vectors(batch.packing, batch.index, has_target)
-            teachers = [
-                (query, table.to(query.device))
-                for query, table in zip(vectors, self.teacher_items, strict=True)
-            ]
             return catalogue.divergence(
-                queries, items, teachers, temperature=self.config.temperature
+                queries,
+                items,
+                self._teachers(batch, has_target),
+                temperature=self.config.temperature,
             )
+        if name == "ranking":
+            teachers, k = self._teachers(batch, has_target), self.config.ranking_k
+            order = ranking.top_items(teachers, targets, k)
+            ranks = ranking.rank_weights(order.shape[1], self.config.ranking_decay, order.device)
+            return ranking.ranking_loss(queries, items, order, targets, ranks)
         if "project" in self.heads:
             blocks = self._through("project", blocks)
         teacher = self.signals.packings[batch.packing][0]
@@ -114,6 +132,19 @@ class Distillation(nn.Module):
         if self.config.scale == "teacher" and teacher.mean_square is not None:
             mean_square = torch.from_numpy(teacher.mean_square).to(blocks.device)
         return losses.norm_loss(blocks, teacher_blocks, mean_square)
+
+    def _teachers(self, batch: Batch, has_target: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return user vectors ``[N, e]`` and item vectors ``[V + 1, e]`` of every teacher."""
+        vectors = self.signals.user_vectors(batch.packing, batch.index, has_target)
+        return [
+            (query, table.to(query.device))
+            for query, table in zip(vectors, self.teacher_items, strict=True)
+        ]
+
+    def save_heads(self, folder: Path) -> None:
+        """Write the heads of the blocks into the folder of the student."""
+        heads = list(cast(nn.ModuleList, self.heads["supervise"]))
+        exit_heads.save(heads, self.ends, folder)
 
     def _through(self, name: str, blocks: Tensor) -> Tensor:
         """Apply each block's own head to its states."""

@@ -62,14 +62,14 @@ def load_teachers(
     if len(teachers) > 1 and not OF_SCORES & set(weights):
         raise UsageError(
             "distill: several teachers are averaged by their scores, but no loss term uses scores.",
-            "Set losses.logits, or name one teacher.",
+            "Set losses.logits or losses.ranking, or name one teacher.",
         )
     on_states = sorted(OF_STATES & set(weights))
     if on_states and not isinstance(teachers[0].model, SequentialRecommender):
         raise UsageError(
             f"losses.{on_states[0]}: {teachers[0].artefact.path} is a SASRec, which has no blocks "
             "of an LLM to compare.",
-            "Use losses.logits, or name a teacher on an LLM first.",
+            "Use losses.logits or losses.ranking, or name a teacher on an LLM first.",
         )
     return teachers
 

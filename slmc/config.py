@@ -15,6 +15,9 @@ from pydantic import (
 
 OUTSIDE_KEY: dict[str, JsonValue] = {"key": False}
 """Marks a field that cannot change a stage's result and is not part of the step's key."""
+IN_KEY_IF_SET: dict[str, JsonValue] = {"key": "unless default"}
+"""Marks a field that came later and whose default changes no result: the step's key holds it only
+if it has another value, so that the keys of earlier recipes stay the same."""
 LARGEST = 2**32 - 1
 """Largest number in a config: the largest seed of a random generator, more than any size."""
 SHOWN_DIGITS = 40

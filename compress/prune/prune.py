@@ -17,6 +17,7 @@ from slmc.artefact import Artefact, draft
 from slmc.compress.calibration import histories
 from slmc.compress.config import PruneConfig
 from slmc.compress.prune import depth, importance, width
+from slmc.compress.prune.exits import early_exit
 from slmc.compress.prune.importance import Calibration
 from slmc.compress.prune.sizes import Kept, Sizes, target_sizes
 from slmc.compress.prune.width import FIND
@@ -63,12 +64,15 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
     for field in FIND:
         if getattr(config, field) is not None:
             width.check_cuttable(model.backbone, field)
-    target = target_sizes(config, model.config)
     before, parameters = Sizes.of(model.config.backbone_config), count(model)
     with draft(out) as work:
         on = Calibration(
             histories(data, count=config.calibration, seed=config.seed), seed=config.seed
         )
+        if config.exit_block is not None:
+            ids = torch.from_numpy(pad_left(on.histories[-CHECKED:])).to(placement.device)
+            model = early_exit(model, inputs["model"], config.exit_block, ids)
+        target = target_sizes(config, model.config)
         layers, numbers = _layers(config, target, model, data, on, placement)
         kept, listed = _units(config, target, model, layers, on)
         ids = torch.from_numpy(pad_left(on.histories[-CHECKED:])).to(placement.device)

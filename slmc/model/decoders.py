@@ -106,6 +106,22 @@ def check_length(config: Any, longest: int, label: str) -> None:
             )
 
 
+def drop_final_norm(model: PreTrainedModel) -> None:
+    """Let a decoder return the hidden states after its last layer as they are.
+
+    Raises:
+        UsageError: It has no norm after the last layer, or several modules that may be it.
+    """
+    norms = [name for name, _ in model.named_children() if "norm" in name]
+    if len(norms) != 1:
+        raise UsageError(
+            f"{model.config.model_type}: the norm after its last layer is not known "
+            f"({', '.join(norms) or 'none'}).",
+            "Use a decoder with one final norm, such as Llama, Qwen, Gemma, Mistral or Phi.",
+        )
+    setattr(model, norms[0], nn.Identity())
+
+
 def needed_layers(model: PreTrainedModel) -> int:
     """Return how many of the first layers contain one of each kind; at least two."""
     seen: dict[Any, int] = {}

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from slmc.model import packing
+from slmc.model import decoders, packing
 from slmc.model.packing import Packing, Prefix
 from slmc.model.quantized_table import QuantizedTable
 
@@ -29,6 +29,10 @@ class RecommenderConfig(PreTrainedConfig):
     """Config of a :class:`SequentialRecommender`; ``backbone_config`` is that of its decoder."""
 
     model_type = "slmc"
+    final_norm: bool = True
+    """Whether the decoder's norm follows its last layer; not after an early exit
+    (:mod:`slmc.model.exit_heads`), whose head was trained on the states before any norm. It is
+    stored only if it is false."""
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
 
     def __init__(
@@ -43,6 +47,7 @@ class RecommenderConfig(PreTrainedConfig):
         residual_dropout: float = 0.0,
         attention_dropout: float = 0.0,
         item_bits: int | None = None,
+        final_norm: bool = True,
         **kwargs: Any,
     ) -> None:
         """Store the fields; ``backbone_config`` as a ``dict`` needs a ``model_type``.
@@ -64,6 +69,8 @@ class RecommenderConfig(PreTrainedConfig):
         self.residual_dropout = residual_dropout
         self.attention_dropout = attention_dropout
         self.item_bits = item_bits
+        if not final_norm:
+            self.final_norm = False
         super().__init__(**kwargs)
 
 
@@ -91,6 +98,8 @@ class SequentialRecommender(PreTrainedModel):
         self.backbone = (
             AutoModel.from_config(backbone) if decoder is None else _marked_as_loaded(decoder)
         )
+        if not config.final_norm:
+            decoders.drop_final_norm(self.backbone)
         self.backbone.set_attn_implementation(packing.IMPLEMENTATION)
         # Its token table has one unused row: the inputs are items, not tokens.
         self.backbone.get_input_embeddings().requires_grad_(False)

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pydantic.fields import FieldInfo
+
 from slmc.artefact import canonical, versions
-from slmc.config import OUTSIDE_KEY, Placed, StageConfig
+from slmc.config import IN_KEY_IF_SET, OUTSIDE_KEY, Placed, StageConfig
 from slmc.stages import STAGES, Stage, resolve
 
 Config = TypeVar("Config", bound=StageConfig)
@@ -91,15 +93,22 @@ def key_of(name: str, config: StageConfig, inputs: Mapping[str, str], outside: O
 def _settings(config: StageConfig) -> dict[str, Any]:
     """The settings on which the result depends, also those of nested configs, as JSON data.
 
-    Settings marked with :data:`OUTSIDE_KEY`, such as the device, are left out.
+    Settings marked with :data:`OUTSIDE_KEY`, such as the device, are left out, and so are those
+    marked with :data:`IN_KEY_IF_SET` that have their default.
     """
     dumped = config.model_dump(mode="json")
     kept = {}
     for name, known in type(config).model_fields.items():
-        extra, value = known.json_schema_extra, getattr(config, name)
-        if not (isinstance(extra, dict) and OUTSIDE_KEY.items() <= extra.items()):
+        value = getattr(config, name)
+        is_default = value == known.get_default(call_default_factory=True)
+        if not _marked(known, OUTSIDE_KEY) and not (_marked(known, IN_KEY_IF_SET) and is_default):
             kept[name] = _settings(value) if isinstance(value, StageConfig) else dumped[name]
     return kept
+
+
+def _marked(field: FieldInfo, mark: Mapping[str, Any]) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and mark.items() <= extra.items()
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

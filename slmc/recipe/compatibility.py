@@ -22,6 +22,8 @@ from slmc.training.config import SasrecConfig
 
 EVERY = "*"
 """Pattern of ``assign`` that matches every layer of every model."""
+Conflict = tuple[str, str]
+"""Key of a setting that cannot work, and why."""
 AROUND = frozenset(["input_proj", "output_proj"])
 """Linear layers outside of the decoder."""
 
@@ -42,10 +44,10 @@ def check_compatibility(document: Document, faults: Faults, steps: Sequence[Step
             faults.add(document.place(at), f"{step_id}.{key}", what)
 
 
-def _conflicts(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
+def _conflicts(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
     """The settings of a step that cannot work: key and message of each."""
     config, inputs = step.config, step.inputs
-    conflicts: list[tuple[str, str] | None] = [*_of_sasrec(step, known)]
+    conflicts: list[Conflict | None] = [*_of_sasrec(step, known)]
     if isinstance(config, DistillConfig):
         conflicts += _of_teachers(step, known)
     if isinstance(config, DistillConfig) and "student" not in inputs:
@@ -57,6 +59,7 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
         conflicts.append(_without_texts(config, known[inputs["data"]].config))
     elif isinstance(config, PruneConfig):
         conflicts.append(_too_deep("layers", config.layers, inputs["model"], known))
+        conflicts.append(_without_head(config, inputs["model"], known))
     elif isinstance(config, ExportConfig):
         of = inputs["model"]
         for one in impossible(config, sources(of, known), repr(of)):
@@ -64,7 +67,7 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
     return [one for one in conflicts if one is not None]
 
 
-def _without_texts(config: SasrecConfig, data: StageConfig) -> tuple[str, str] | None:
+def _without_texts(config: SasrecConfig, data: StageConfig) -> Conflict | None:
     """Item embeddings from texts that the dataset does not have."""
     if config.item_embeddings == "ids" or (isinstance(data, PrepareConfig) and data.items):
         return None
@@ -72,7 +75,7 @@ def _without_texts(config: SasrecConfig, data: StageConfig) -> tuple[str, str] |
     return "item_embeddings", what
 
 
-def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
+def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
     """Inputs that are a SASRec, in a stage that needs a recommender on an LLM."""
     if not isinstance(step.config, (PruneConfig, QuantizeConfig)):
         return []
@@ -94,33 +97,63 @@ def is_sasrec(name: str, known: Mapping[str, Step]) -> bool:
     )
 
 
-def _of_teachers(step: Step, known: Mapping[str, Step]) -> list[tuple[str, str]]:
+def _of_teachers(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
     """Loss terms of a distillation that its teachers or its student do not support."""
     config, inputs = step.config, step.inputs
     assert isinstance(config, DistillConfig)
     terms = config.losses.weights()
     conflicts = []
     if "teacher2" in inputs and not OF_SCORES & set(terms) and not step.is_control:
-        what = "several teachers are averaged by their scores. Set losses.logits, or name one."
+        what = "several teachers are averaged by their scores. Set losses.logits or ranking, or "
+        what += "name one."
         conflicts.append(("teachers", what))
     student = inputs.get("student")
     to_sasrec = student is not None and is_sasrec(student, known)
     for term in terms:
         if term in OF_STATES and is_sasrec(inputs["teacher"], known):
             what = f"the teacher {inputs['teacher']!r} is a SASRec, without blocks of an LLM"
-            conflicts.append((f"losses.{term}", f"{what}. Use losses.logits."))
+            conflicts.append((f"losses.{term}", f"{what}. Use losses.logits or ranking."))
         elif term in (*OF_STATES, "supervise") and to_sasrec:
             what = f"the student {student!r} is a SASRec, without blocks of an LLM"
-            conflicts.append((f"losses.{term}", f"{what}. Use losses.logits."))
+            conflicts.append((f"losses.{term}", f"{what}. Use losses.logits or ranking."))
     if student is None and is_sasrec(inputs["teacher"], known) and config.backbone is None:
         what = f"the teacher {inputs['teacher']!r} has no LLM for the student. Name one."
         conflicts.append(("backbone", what))
+    if to_sasrec and config.item_dim is not None:
+        what = f"the student {student!r} is a SASRec; its layers have that width"
+        conflicts.append(("item_dim", f"{what}. Leave it out."))
+    frozen = not to_sasrec and config.item_dim is None
+    if "items" in terms and frozen and _freezes_items(inputs["teacher"], known):
+        what = f"the item table is frozen, as that of {inputs['teacher']!r}. Set item_dim."
+        conflicts.append(("losses.items", what))
     return conflicts
+
+
+def _freezes_items(teacher: str, known: Mapping[str, Step]) -> bool:
+    """Whether the item table of a student of ``teacher`` is frozen, unless it sets item_dim."""
+    step = known[teacher]
+    if isinstance(step.config, DistillConfig):
+        return _freezes_items(step.inputs["teacher"], known)
+    return step.config.freeze_items if isinstance(step.config, TeachConfig) else True
+
+
+def _without_head(config: PruneConfig, model: str, known: Mapping[str, Step]) -> Conflict | None:
+    """An early exit after a block that has no head."""
+    block, made_by = config.exit_block, known[model].config
+    if block is None:
+        return None
+    if not isinstance(made_by, DistillConfig) or not made_by.keep_heads:
+        what = f"{model!r} has no heads of its blocks. Distil it with keep_heads: true."
+        return "exit_block", what
+    if block < made_by.blocks:
+        return None
+    what = f"{block} is more than the {made_by.blocks - 1} blocks of {model!r} that have a head"
+    return "exit_block", what
 
 
 def _too_deep(
     field: str, number: int | None, other: str, known: Mapping[str, Step]
-) -> tuple[str, str] | None:
+) -> Conflict | None:
     depth = depth_of(other, known)
     if number is None or depth is None or number <= depth:
         return None
@@ -137,8 +170,18 @@ def depth_of(name: str, known: Mapping[str, Step]) -> int | None:
         return step.config.layers
     if isinstance(step.config, PruneConfig) and step.config.layers is not None:
         return step.config.layers
+    if isinstance(step.config, PruneConfig) and step.config.exit_block is not None:
+        return _depth_of_exit(step.config.exit_block, step.inputs["model"], known)
     before = step.inputs.get("student", step.inputs.get("model"))
     return depth_of(before, known) if before is not None else None
+
+
+def _depth_of_exit(block: int, model: str, known: Mapping[str, Step]) -> int | None:
+    """Layers up to the end of a block; blocks differ by at most one layer."""
+    config, depth = known[model].config, depth_of(model, known)
+    if depth is None or not isinstance(config, DistillConfig):
+        return None
+    return block * depth // config.blocks
 
 
 def impossible(config: ExportConfig, source: Sequence[Source], name: str) -> list[Refusal]:

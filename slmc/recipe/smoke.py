@@ -74,6 +74,7 @@ def _prune(config: PruneConfig) -> dict[str, Any]:
     # The small backbone has few units: each share must remove some and keep some.
     return {
         "layers": config.layers and min(config.layers, LAYERS),
+        "exit_block": config.exit_block and 1,
         "heads": config.heads and max(config.heads, LEAST_SHARE),
         "ffn": config.ffn and max(config.ffn, LEAST_SHARE),
         "round_to": min(config.round_to, ROUND_TO),

@@ -294,7 +294,7 @@ def with_control(step: Step) -> list[Step]:
         return [step]
     alone = config.model_copy(update={"control": False})
     control = alone.model_copy(
-        update={"losses": Losses()}
+        update={"losses": Losses(), "keep_heads": False}
         if isinstance(alone, DistillConfig)
         else {"init": "random", "must_beat": None}
     )

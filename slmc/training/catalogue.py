@@ -55,7 +55,7 @@ def divergence(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-        fused = _Fused(ctx, queries, items)
+        fused = Fused(ctx, queries, items)
         for part in fused.chunks():
             logits = fused.logits(part)
             log_p = logits.log_softmax(dim=1)
@@ -68,7 +68,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: Any) -> Any:
-        return (*_scaled(ctx, grad[0]), None)
+        return (*scaled(ctx, grad[0]), None)
 
 
 class _Divergence(torch.autograd.Function):
@@ -80,11 +80,11 @@ class _Divergence(torch.autograd.Function):
         teachers: list[tuple[Tensor, Tensor]],
         temperature: float,
     ) -> Tensor:
-        fused = _Fused(ctx, student, items)
+        fused = Fused(ctx, student, items)
         rows = [(queries, table[1:].float()) for queries, table in teachers]
         for part in fused.chunks():
             log_q = (fused.logits(part) / temperature).log_softmax(dim=1)
-            log_p = _log_mean([(q[part].float() @ t.T / temperature) for q, t in rows])
+            log_p = log_mean([(q[part].float() @ t.T / temperature) for q, t in rows])
             p = log_p.exp()
             fused.loss += temperature**2 * (p * (log_p - log_q)).double().sum()
             fused.add_gradient(part, (log_q.exp_() - p) * temperature)
@@ -92,10 +92,10 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: Any) -> Any:
-        return (*_scaled(ctx, grad[0]), None, None)
+        return (*scaled(ctx, grad[0]), None, None)
 
 
-def _log_mean(logits: list[Tensor]) -> Tensor:
+def log_mean(logits: list[Tensor]) -> Tensor:
     """Return the logarithm ``[N, V]`` of the mean of the softmax distributions of some logits."""
     mean = logits[0].log_softmax(dim=1)
     for other in logits[1:]:
@@ -103,10 +103,11 @@ def _log_mean(logits: list[Tensor]) -> Tensor:
     return mean - math.log(len(logits)) if len(logits) > 1 else mean
 
 
-class _Fused:
+class Fused:
     """Loss and gradients, accumulated chunk by chunk in the forward pass."""
 
     def __init__(self, ctx: Any, queries: Tensor, items: Tensor) -> None:
+        """Start sums of zero; ``ctx`` is that of the autograd function."""
         self.ctx = ctx
         self.queries = queries.detach().float()
         self.items = items.detach()[1:].float()
@@ -117,14 +118,16 @@ class _Fused:
         ctx.types = (queries.dtype, items.dtype)
 
     def chunks(self) -> list[slice]:
-        size = max(1, CHUNK_SCORES // max(1, len(self.items)))
-        return [slice(i, i + size) for i in range(0, len(self.queries), size)]
+        """Return the chunks of positions."""
+        return chunks(len(self.queries), len(self.items))
 
     def logits(self, part: slice) -> Tensor:
+        """Return the scores ``[n, V]`` of a chunk."""
         with torch.autocast(self.queries.device.type, enabled=False):
             return self.queries[part] @ self.items.T
 
     def add_gradient(self, part: slice, logit_grad: Tensor) -> None:
+        """Add the gradients of queries and items, from those of a chunk's scores ``[n, V]``."""
         with torch.autocast(self.queries.device.type, enabled=False):
             if self.query_grad is not None:
                 self.query_grad[part] = logit_grad @ self.items
@@ -132,13 +135,21 @@ class _Fused:
                 self.item_grad[1:] += logit_grad.T @ self.queries[part]
 
     def finish(self) -> Tensor:
+        """Keep the gradients of the mean over positions for the backward pass, and return it."""
         count = len(self.queries)
         for name, grad in (("query_grad", self.query_grad), ("item_grad", self.item_grad)):
             setattr(self.ctx, name, None if grad is None else grad / count)
         return (self.loss / count).float()
 
 
-def _scaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def chunks(positions: int, items: int) -> list[slice]:
+    """Return chunks of positions whose scores of all items are at most :data:`CHUNK_SCORES`."""
+    size = max(1, CHUNK_SCORES // max(1, items))
+    return [slice(i, i + size) for i in range(0, positions, size)]
+
+
+def scaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the kept gradients of queries and items, times that of the loss."""
     pair = zip((ctx.query_grad, ctx.item_grad), ctx.types, strict=True)
     queries, items = [None if g is None else (g * grad).to(t) for g, t in pair]
     return queries, items

@@ -9,7 +9,7 @@ each step, on the same file system, with the result of one process.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,7 +123,8 @@ class _Run:
         end = min(step for step in ends if step > progress.step)
         self.task.train()
         while progress.step < end and not self._out_of_time():
-            terms = self._step(self.data.batch(*divmod(progress.step, self.data.steps)))
+            batch = self.data.batch(*divmod(progress.step, self.data.steps))
+            terms = self._step(replace(batch, done=progress.step / self.total))
             self._log_step(terms)
             if self.clock.checkpoint_due():
                 self._save()
@@ -187,7 +188,7 @@ class _Run:
                 self._begin_decay(like, "like")
             return
         left = self.total - step
-        if schedule.plateau(self._curve(), self.config.patience):
+        if schedule.plateau(self._curve_of_constant_loss(), self.config.patience):
             most = self.clock.affordable(left, step)
             useful = self.progress.best_step
             decay = schedule.after(step, useful, least=self.shortest_decay, most=most)
@@ -255,6 +256,12 @@ class _Run:
         metric = self.config.select_by
         sign = -1 if metric in LOWER_IS_BETTER else 1
         return [sign * entry[f"valid_{metric}"] for entry in self.progress.history]
+
+    def _curve_of_constant_loss(self) -> list[float]:
+        """Return the part of that curve in which the loss no longer changed."""
+        start = self.setup.constant_from * self.total
+        steps = (round(entry["epoch"] * self.data.steps) for entry in self.progress.history)
+        return self._curve()[sum(step <= start for step in steps) if start else 0 :]
 
     def _constant_phase(self) -> list[float]:
         """Return the part of that curve before the decay."""

@@ -31,6 +31,8 @@ class Batch:
     """Number of the packing that the rows come from."""
     weight: float = 1.0
     """Weight of the losses of this part of a batch that several processes divide."""
+    done: float = 0.0
+    """Steps before this one, as a share of the run's largest number of steps."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class TrainSetup:
     resume: Path
     """Folder of the checkpoint. A killed run continues from it, with the same bits on the same
     machine and number of threads."""
+    constant_from: float = 0.0
+    """Share of the largest number of steps from which on the loss no longer changes; early
+    stopping only looks at validations after it."""
     like: Decay | None = None
     """Decay of the run that this control run is compared with: it trains for as many steps."""
 

@@ -50,7 +50,9 @@ def test_the_term_is_that_of_the_mean_of_the_distributions(
     teachers = load_teachers(config, inputs | {"teacher2": sasrec}, data)
     epochs = training_rows(config, data, packings=1)
     student = load_recommender(inputs["teacher"]).eval()
-    task = Distillation(config, student, compute_signals(config, teachers, epochs, CPU))
+    task = Distillation(
+        config, student, compute_signals(config, teachers, epochs, CPU), data.counts
+    )
     rows = epochs.pack(0)
     index = np.arange(4)
     tensors = [torch.from_numpy(a[index]) for a in (rows.item_ids, rows.segments, rows.positions)]

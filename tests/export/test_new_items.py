@@ -9,13 +9,17 @@ import polars as pl
 import pytest
 import text_encoders
 import torch
+from safetensors import safe_open
 
 from slmc.artefact import Artefact
 from slmc.compress.config import QuantizeConfig
 from slmc.compress.quantize.quantize import quantize
 from slmc.data.config import ItemTable, PrepareConfig
+from slmc.data.dataset import Dataset
 from slmc.data.prepare import prepare
-from slmc.distill.config import TeachConfig
+from slmc.distill.config import DistillConfig, TeachConfig
+from slmc.distill.distill import distill
+from slmc.distill.narrow import follow_texts
 from slmc.distill.teach import teach
 from slmc.errors import UsageError
 from slmc.evaluation.config import EvaluateConfig
@@ -26,7 +30,7 @@ from slmc.export.fingerprint import fingerprint
 from slmc.export.runtime.engine import Engine
 from slmc.export.vocabulary import FILE, Vocabulary
 from slmc.model.loading import load_model
-from slmc.model.text_map import TextMap
+from slmc.model.text_map import Projection, TextMap, digest_of_table
 from slmc.training.config import SasrecConfig
 from slmc.training.pretrain import sasrec
 
@@ -118,6 +122,80 @@ def test_a_quantized_table_gets_rounded_rows(
     with torch.inference_mode():
         users = load_model(made).user_vectors(torch.tensor([[1, 2, 3]]))
     assert torch.allclose(torch.from_numpy(scores[:, -2:]), users @ rounded.T, atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def narrow_student(data: Artefact, teacher: Artefact, folder: Path) -> Artefact:
+    """Half the width of its teacher's item table, which is trained along."""
+    losses = {"logits": 1.0, "items": 5.0}
+    settings = {"layers": 1, "blocks": 1, "losses": losses, "item_dim": 4, **SMALL}
+    config = DistillConfig.model_validate(settings)
+    return distill(config, {"data": data, "teacher": teacher}, folder / "narrow")
+
+
+def test_a_student_with_a_narrower_table_takes_them_in(
+    data: Artefact, teacher: Artefact, narrow_student: Artefact, folder: Path, tmp_path: Path
+) -> None:
+    config = ExportConfig(top_k=5, items=str(folder / "new.csv"))
+    made = export(config, {"data": data, "model": narrow_student}, tmp_path / "engine")
+    scores = Engine.open(made, scores=True).scores(HISTORIES)
+    text_map, model = TextMap.open(narrow_student), load_model(narrow_student)
+    vectors = text_map.vectors(["red soap", "blue nail"])
+    assert vectors.shape == (2, 4) and text_map.projection is not None
+    with torch.inference_mode():
+        users = model.user_vectors(torch.tensor([[1, 2, 3], [0, 0, 4]]))
+    assert torch.allclose(torch.from_numpy(scores[:, -2:]), users @ vectors.T, atol=1e-4)
+    # The map gives known items nearly the vectors that training gave them.
+    before, after = load_model(teacher).item_vectors()[1:], model.item_vectors()[1:]
+    error = text_map.projection(before) - after
+    assert error.square().sum() < 0.1 * (after - after.mean(dim=0)).square().sum()
+
+
+def test_items_without_interactions_follow_their_texts(
+    data: Artefact, teacher: Artefact, narrow_student: Artefact, tmp_path: Path
+) -> None:
+    model, counts = load_model(narrow_student), Dataset.open(data).counts.copy()
+    counts[[3, 8]] = 0
+    before = model.item_vectors().detach().clone()
+    follow_texts({"teacher": teacher}, model, counts, tmp_path)
+    after = model.item_vectors().detach()
+    changed = (before != after).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [3, 8] and not after[0].any()
+    with safe_open(tmp_path / "text_items.safetensors", framework="pt") as file:
+        assert file.metadata()["table"] == digest_of_table(after)
+        matrix, offset = (file.get_tensor(f"projection.{name}") for name in ("matrix", "offset"))
+    expected = load_model(teacher).item_vectors()[[3, 8]] @ matrix + offset
+    assert torch.allclose(after[[3, 8]], expected, atol=1e-6)
+
+
+def test_a_table_that_was_trained_before_is_refused(
+    data: Artefact, base: Artefact, folder: Path, tmp_path: Path
+) -> None:
+    free = TeachConfig.model_validate(
+        {"backbone": BACKBONE, "must_beat": None, "freeze_items": False, **SMALL}
+    )
+    trained = teach(free, {"data": data, "sasrec": base}, tmp_path / "teacher")
+    settings = {"layers": 1, "blocks": 1, "losses": {"logits": 1.0}, "item_dim": 4, **SMALL}
+    inputs = {"data": data, "teacher": trained}
+    student = distill(DistillConfig.model_validate(settings), inputs, tmp_path / "student")
+    config = ExportConfig(items=str(folder / "new.csv"))
+    with pytest.raises(UsageError) as caught:
+        export(config, {"data": data, "model": student}, tmp_path / "engine")
+    assert "was trained further after it came from texts" in caught.value.what
+
+
+def test_a_projection_is_the_affine_map_between_two_tables() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(40, 8, generator=generator)
+    matrix, offset = torch.randn(8, 3, generator=generator), torch.tensor([1.0, -2.0, 0.5])
+    weights = torch.rand(40, generator=generator)
+    exact, explained = Projection.fit(before, before @ matrix + offset, weights / weights.sum())
+    assert torch.allclose(exact.matrix, matrix, atol=1e-5)
+    assert torch.allclose(exact.offset, offset, atol=1e-5) and explained > 1 - 1e-9
+    second = Projection(torch.randn(3, 2, generator=generator), torch.tensor([0.1, 0.2]))
+    both = second.after(exact)
+    assert torch.allclose(both(before), second(exact(before)), atol=1e-5)
+    assert second.after(None) is second
 
 
 def test_what_is_left_out_is_counted(

@@ -90,17 +90,43 @@ def recipe(steps: list[str]) -> str:
                 "blocks: 2, losses: {logits: 1, norm: 1}}"
             ],
             "distill.losses.norm: the teacher 'sasrec' is a SASRec, without blocks of an LLM. Use "
-            "losses.logits.",
+            "losses.logits or ranking.",
         ),
         (
             ["distill: {student: sasrec, blocks: 2, losses: {logits: 1, supervise: 1}}"],
             "distill.losses.supervise: the student 'sasrec' is a SASRec, without blocks of an LLM. "
-            "Use losses.logits.",
+            "Use losses.logits or ranking.",
+        ),
+        (
+            ["distill: {student: sasrec, losses: {logits: 1}, item_dim: 8}"],
+            "distill.item_dim: the student 'sasrec' is a SASRec; its layers have that width. Leave "
+            "it out.",
+        ),
+        (
+            ["distill: {layers: 2, blocks: 2, losses: {items: {from: 0, to: 1, over: 0.1}}}"],
+            "distill.losses.items: the item table is frozen, as that of 'teach'. Set item_dim.",
+        ),
+        (
+            ["distill: {layers: 2, blocks: 2}", "prune: {exit_block: 1}"],
+            "prune.exit_block: 'distill' has no heads of its blocks. Distil it with keep_heads: "
+            "true.",
+        ),
+        (
+            ["distill: {layers: 2, blocks: 2, keep_heads: true}", "prune: {exit_block: 2}"],
+            "prune.exit_block: 2 is more than the 1 blocks of 'distill' that have a head",
+        ),
+        (
+            [
+                "distill: {layers: 4, blocks: 3, keep_heads: true}",
+                "prune: {exit_block: 2}",
+                "distill: {id: recover, student: prune, blocks: 3}",
+            ],
+            "recover.blocks: 3 blocks are more than the 2 layers of 'prune'",
         ),
         (
             ["distill: {teachers: [teach, sasrec], layers: 2, blocks: 2, losses: {cosine: 1}}"],
-            "distill.teachers: several teachers are averaged by their scores. Set losses.logits, "
-            "or name one.",
+            "distill.teachers: several teachers are averaged by their scores. Set losses.logits "
+            "or ranking, or name one.",
         ),
         (
             [

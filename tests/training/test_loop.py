@@ -70,6 +70,7 @@ def setup(
     *,
     tokens: int = 10**6,
     like: Decay | None = None,
+    constant_from: float = 0.0,
 ) -> TrainSetup:
     return TrainSetup(
         config=config,
@@ -79,6 +80,7 @@ def setup(
         placement=CPU,
         num_items=ITEMS,
         resume=resume,
+        constant_from=constant_from,
         like=like,
     )
 
@@ -90,6 +92,7 @@ def run(
     *,
     tokens: int = 10**6,
     like: Decay | None = None,
+    constant_from: float = 0.0,
     **settings: object,
 ) -> Outcome:
     resume.mkdir(exist_ok=True)
@@ -100,7 +103,14 @@ def run(
     return train(
         task,
         [{"params": list(task.parameters()), "lr": config.lr}],
-        setup(config, lambda: {"ndcg": measure(), "ce": 2.0}, resume, tokens=tokens, like=like),
+        setup(
+            config,
+            lambda: {"ndcg": measure(), "ce": 2.0},
+            resume,
+            tokens=tokens,
+            like=like,
+            constant_from=constant_from,
+        ),
     )
 
 
@@ -154,6 +164,28 @@ def test_the_rate_decays_from_the_best_weights_once_ranking_stops_improving(tmp_
     assert [one["lr"] for one in outcome.epochs[:5]] == [1.0] * 5
     assert outcome.epochs[-1]["lr"] == pytest.approx(1 / 10)
     assert outcome.best_epoch == 6 and torch.equal(task.table.weight, seen[5])
+
+
+def test_early_stopping_looks_only_at_validations_of_a_loss_that_no_longer_changes(
+    tmp_path: Path,
+) -> None:
+    """The loss changes in the first 4 of 20 epochs; a plateau of these counts for nothing."""
+    values = itertools.chain([0.1] * 6, itertools.repeat(0.05)).__next__
+    outcome = run(Bigram(), tmp_path, values, epochs=20, patience=2, constant_from=0.2)
+    # Validations 5 and 6 are .1, validations 7 and 8 are .05.
+    assert outcome.stopped == "plateau" and outcome.decay["start"] == 8 * STEPS
+
+
+def test_a_batch_knows_its_share_of_the_run(tmp_path: Path) -> None:
+    class Recorder(Bigram):
+        done: list[float] = []  # noqa: RUF012 - one instance
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            self.done.append(batch.done)
+            return super().forward(batch)
+
+    run(Recorder(), tmp_path, itertools.count().__next__, epochs=3)
+    assert Recorder.done == [step / (3 * STEPS) for step in range(3 * STEPS)]
 
 
 @pytest.mark.parametrize(
