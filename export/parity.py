@@ -6,8 +6,8 @@ activations are quantized, a difference in the last bit can move a code to its n
 differences are allowed.
 
 Real histories are compared at several shapes: all requested histories one at a time (with one item,
-and the longest) and in batches of mixed lengths; fewer at the other shapes. Histories without items are
-compared too, alone and in a batch with others.
+and the longest) and in batches of mixed lengths; fewer at the other shapes. Histories without items
+are compared too, alone and in a batch with others.
 Letters: B histories, k returned items, V items.
 """
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import polars as pl
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -76,6 +77,8 @@ def by_hand(tmp_path: Path, top_k: int) -> Artefact:
         entries = [{"row": row, "item": item} for row, item in enumerate("abcd", start=1)]
         lines = [json.dumps(entry | TITLES.get(entry["item"], {})) for entry in entries]
         (work.path / "items.jsonl").write_text("\n".join(lines) + "\n")
+        counts = {"row": [1, 2, 3, 4], "item": list("abcd"), "count": [5, 9, 5, 0]}
+        pl.DataFrame(counts).write_parquet(work.path / "items.parquet")
         return work.seal(kind="engine", stage="export", config=Seeded(), inputs={})
 
 
@@ -103,11 +106,41 @@ def test_unknown_ids_are_skipped_and_named(
 
 
 @pytest.mark.parametrize(("ids", "told"), [(["x", "y"], "x, y"), ([], "the list is empty")])
-def test_no_known_id(ids: list[str], told: str, engine: Artefact) -> None:
-    with pytest.raises(UsageError) as caught:
-        recommend(engine, ids, k=2)
-    assert str(caught.value) == f"none of the ids is in the vocabulary: {told}."
-    assert caught.value.remedy == "Use the ids of the log, for example a, b, c."
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_without_a_known_id_the_most_popular_items_are_returned(
+    ids: list[str],
+    told: str,
+    exclude_seen: bool,
+    engine: Artefact,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "slmc.recommend"):
+        found = recommend(engine, ids, k=3, exclude_seen=exclude_seen)
+    assert found == [
+        Recommendation(2, "b", None, 9.0),
+        Recommendation(1, "a", "Alien", 5.0),
+        Recommendation(3, "c", "Überfahrt", 5.0),
+    ]
+    assert caplog.messages == [
+        f"none of the ids is in the vocabulary: {told}; these are the most popular items. "
+        "Ids of the log are, for example, a, b, c"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["missing", "not Parquet", "no counts"])
+def test_an_engine_without_counts_says_so(tmp_path: Path, damage: str) -> None:
+    folder = by_hand(tmp_path, top_k=3).path
+    file = folder / "items.parquet"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "not Parquet":
+        file.write_bytes(b"PAR1")
+    else:
+        pl.DataFrame({"row": [1], "item": ["a"]}).write_parquet(file)
+    with pytest.raises(ArtefactError) as caught:
+        recommend(Engine(folder), ["x"], k=2)
+    assert str(caught.value) == f"{file}: the training interactions of each item cannot be read."
+    assert caught.value.remedy == "Run `slmc export` again."
 
 
 def test_items_of_the_history_are_left_out_if_asked(
@@ -143,11 +176,13 @@ def test_an_edited_engine_is_refused(engine: Artefact) -> None:
     assert str(caught.value) == f"{file} has changed since it was sealed."
 
 
-def test_a_path_may_be_text_and_ids_whole_numbers(engine: Artefact) -> None:
+def test_a_path_may_be_text_and_ids_whole_numbers(
+    engine: Artefact, caplog: pytest.LogCaptureFixture
+) -> None:
     assert recommend(str(engine.path), ["a"], 3) == recommend(engine, ["a"], 3)
-    with pytest.raises(UsageError) as caught:
+    with caplog.at_level(logging.WARNING, "slmc.recommend"):
         recommend(str(engine.path), [1, np.int64(2)], 3)  # type: ignore[list-item]
-    assert caught.value.what == "none of the ids is in the vocabulary: 1, 2."
+    assert caplog.messages[0].startswith("none of the ids is in the vocabulary: 1, 2; ")
 
 
 @pytest.mark.parametrize(
