@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmc import __version__
 from slmc.config import StageConfig
-from slmc.errors import ArtefactError, UsageError
-from slmc.system import folder_made, put_folder, refuse_existing, unwritable
+from slmc.errors import ArtefactError
+from slmc.system import check_parent, folder_made, put_folder, refuse_existing, unwritable
 
 SCHEMA = 1
 MANIFEST = "slmc.json"
@@ -264,16 +264,7 @@ def check_free(out: Path, *, force: bool = False) -> None:
             "Remove the link, or name another --out.",
         )
     _refuse_existing(out, force=force)
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise UsageError(
-            f"{out} cannot be written: {above} is not a folder.", "Name another --out."
-        )
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"{out} cannot be written: no permission to write to the folder {above}.",
-            "Name another --out.",
-        )
+    check_parent(out)
 
 
 def _refuse_existing(out: Path, *, force: bool = False) -> None:

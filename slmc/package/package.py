@@ -17,7 +17,7 @@ from slmc.artefact import Artefact, sha256
 from slmc.errors import ArtefactError, MissingError, UsageError
 from slmc.export.runtime.engine import MASKED, Description, read_description
 from slmc.export.vocabulary import FILE, popularity
-from slmc.system import folder_made, put_folder, refuse_existing, unwritable
+from slmc.system import check_parent, folder_made, put_folder, refuse_existing, unwritable
 
 ABOUT = "package.json"
 FORMAT = "slmc-package-1"
@@ -92,7 +92,8 @@ def check_free(engine: Artefact, out: Path, *, force: bool = False) -> None:
     """Check that a package of ``engine`` can be written to ``out``.
 
     Raises:
-        UsageError: ``out`` exists and is not a package that may be replaced, or lies in the engine.
+        UsageError: ``out`` cannot be written, is not a package that may be replaced, or lies in
+            the engine.
     """
     remedy = "Name another --out, or pass --force to replace a package."
     if out.is_symlink():
@@ -102,6 +103,7 @@ def check_free(engine: Artefact, out: Path, *, force: bool = False) -> None:
             f"{out} lies inside the engine, which never changes.", "Name another --out."
         )
     refuse_existing(out, UsageError, ours=_is_package(out), replace=force, remedy=remedy)
+    check_parent(out)
 
 
 def requirements(engine: Artefact) -> list[str]:
@@ -168,18 +170,16 @@ def standalone(code: str) -> str:
 def _write_items(engine: Artefact, file: Path) -> None:
     """Write the vocabulary of the engine with the training interactions of each item."""
     counts = popularity(engine.file("items.parquet")).sort("row")["count"]
-    written = 0
-    with engine.file(FILE).open(encoding="utf-8") as lines, file.open("w", encoding="utf-8") as out:
-        for line, count in zip(lines, counts, strict=False):
-            entry = json.loads(line) | {"count": count}
-            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            written += 1
-        rest = next(lines, None)
-    if rest is not None or written != counts.len():
+    try:
+        with engine.file(FILE).open("rb") as lines, file.open("w", encoding="utf-8") as out:
+            for line, count in zip(lines, counts, strict=True):
+                entry = json.loads(line) | {"count": count}
+                out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    except ValueError:
         raise ArtefactError(
             f"{engine.path}: items.jsonl and items.parquet do not have the same items.",
             "Run `slmc export` again.",
-        )
+        ) from None
 
 
 def _readme(folder: Path, about: dict[str, Any], python: str, left_out: list[str]) -> str:
