@@ -185,10 +185,13 @@ def _write_items(engine: Artefact, file: Path) -> None:
 def _readme(folder: Path, about: dict[str, Any], python: str, left_out: list[str]) -> str:
     with (folder / FILE).open(encoding="utf-8") as lines:
         ids = [json.loads(line)["item"] for line, _ in zip(lines, range(2), strict=False)]
-    asked = json.dumps({"history": ids, "k": 3, "exclude_seen": True}, ensure_ascii=False)
+    shown = min(3, about["top_k"])
+    asked = json.dumps({"history": ids, "k": shown, "exclude_seen": True}, ensure_ascii=False)
     values = about | {
         "engine": about["engine"][:12],
         "python": python,
+        "shown": shown,
+        "default_k": min(10, about["top_k"]),
         "request": asked.replace("'", "'\\''"),
         "python_history": repr(ids),
         "left_out": "".join(f"\n{text}\n" for text in left_out),
