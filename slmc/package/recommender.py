@@ -151,7 +151,7 @@ class Recommender:
     def recommend(self, request: Request) -> dict[str, Any]:
         """Return the best items for a request, as JSON data.
 
-        ``source`` is ``engine``, or ``popularity`` for a user without a known item: then the score
+        ``by`` is ``model``, or ``popular`` for a user without a known item: then the score
         is the number of training interactions of the item.
 
         Raises:
@@ -173,7 +173,7 @@ class Recommender:
                 {"item": self.ids[row - 1], "title": self.titles[row - 1], "score": score}
                 for row, score in best[:k]
             ],
-            "source": "engine" if rows else "popularity",
+            "by": "model" if rows else "popular",
             "unknown": list(dict.fromkeys(i for i in request.history if i not in self.row_of)),
         }
 

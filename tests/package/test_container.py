@@ -147,7 +147,7 @@ def test_every_instruction_of_the_dockerfile_works(packed: Package, tmp_path: Pa
     assert subprocess.run(health, **run).returncode == 0
     status, reply = server.ask("POST", "/recommend", {"history": ["b"], "k": 1})
     assert (status, reply["items"][0]["item"]) == (200, "d")
-    assert server.ask("POST", "/recommend", {"history": []})[1]["source"] == "popularity"
+    assert server.ask("POST", "/recommend", {"history": []})[1]["by"] == "popular"
     assert server.stop()[0] == 0
     assert subprocess.run(health, **run).returncode == 1
     assert snapshot(clean) == before, "nothing is written: the root file system may be read-only"

@@ -45,7 +45,7 @@ def items(*expected: tuple[str, float]) -> list[dict[str, Any]]:
 def test_known_answers(
     running: Running, body: object, expected: list[dict[str, Any]], unknown: list[str]
 ) -> None:
-    reply = {"items": expected, "source": "engine", "unknown": unknown}
+    reply = {"items": expected, "by": "model", "unknown": unknown}
     assert running.ask("POST", "/recommend", body) == (200, reply)
 
 
@@ -63,7 +63,7 @@ def test_known_answers(
 def test_without_a_known_item_the_most_popular_ones_are_returned(
     running: Running, body: object, expected: list[dict[str, Any]], unknown: list[str]
 ) -> None:
-    reply = {"items": expected, "source": "popularity", "unknown": unknown}
+    reply = {"items": expected, "by": "popular", "unknown": unknown}
     assert running.ask("POST", "/recommend", body) == (200, reply)
 
 
@@ -154,7 +154,7 @@ def test_a_client_that_stops_sending_gets_an_answer(running: Running) -> None:
     assert b" 400 " in reply and b"the body has ended after 1 of 10 bytes" in reply
     whole = b'{"history": []}'
     reply = raw(running, POST + b"Content-Length: 15\r\n\r\n" + whole, end=True)
-    assert b" 200 " in reply and b'"popularity"' in reply
+    assert b" 200 " in reply and b'"popular"' in reply
 
 
 def test_a_large_body_is_refused_and_can_be_read(running: Running) -> None:
