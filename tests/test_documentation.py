@@ -45,6 +45,7 @@ PAGES = (
     "docs/recipes.md",
     "docs/ci.md",
     "docs/deploy.md",
+    "docs/package.md",
     "docs/troubleshooting.md",
     "docs/reference.md",
     "docs/glossary.md",

@@ -54,7 +54,9 @@ COMMANDS = {
         "Print the best items for one history.", USE, "slmc.commands.recommend"
     ),
     "package": Subcommand(
-        "Write a folder that serves an engine without slmc.", USE, "slmc.commands.package"
+        "Write a folder that serves an engine over HTTP without slmc, also as a container.",
+        USE,
+        "slmc.commands.package",
     ),
     "show": Subcommand(
         "Show what artefacts are and how they were made.", USE, "slmc.commands.show"

@@ -67,6 +67,8 @@ def package(engine: Artefact, out: Path, *, force: bool = False) -> Package:
             "Export again with --precision fp32 or int8, or serve it with Triton on a GPU.",
         )
     engine.file(MASKED)  # raises if it is missing
+    if described.precision == "fp16":
+        log.warning("precision fp16: the server runs on processors, which compute fp32 faster")
     left_out = [
         text
         for at, text in LEFT_OUT.items()

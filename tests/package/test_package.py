@@ -173,6 +173,15 @@ def test_an_engine_for_gpus_only_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_engine_of_16_bits_is_packaged_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    package(by_hand(tmp_path, top_k=3, precision="fp16"), tmp_path / "out")
+    assert caplog.messages == [
+        "precision fp16: the server runs on processors, which compute fp32 faster"
+    ]
+
+
 @pytest.mark.parametrize("rows", [3, 5])
 def test_a_vocabulary_of_another_length_is_refused(rows: int, tmp_path: Path) -> None:
     engine = by_hand(tmp_path, top_k=3)
