@@ -123,3 +123,6 @@ class BenchConfig(Seeded):
     spinning: bool = False
     """Whether engine threads spin while they compute an answer: lower latency on dedicated cores,
     much higher latency on shared ones."""
+    price_per_hour: float | None = Field(None, gt=0, json_schema_extra=OUTSIDE_KEY)
+    """Price of an hour of these cores, in any currency: the tables then show what a million
+    requests of one history cost at the measured throughput."""

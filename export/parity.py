@@ -6,7 +6,8 @@ activations are quantized, a difference in the last bit can move a code to its n
 differences are allowed.
 
 Real histories are compared at several shapes: all requested histories one at a time (with one item,
-and the longest) and in batches of mixed lengths; fewer at the other shapes.
+and the longest) and in batches of mixed lengths; fewer at the other shapes. Histories without items
+are compared too, alone and in a batch with others.
 Letters: B histories, k returned items, V items.
 """
 
@@ -34,6 +35,8 @@ FEW = 64
 """Histories (at least one batch) to compare at the shapes that do not get all histories."""
 CHUNK = 64
 """Histories per batch of the PyTorch model."""
+EMPTY = ("empty", "half empty")
+"""Kinds of :attr:`Shape.lengths` with histories without items."""
 
 ROUNDED = ParityConfig(max_error=0.1, min_overlap=0.98)
 """Limits if activations are rounded to 8 or 16 bits, unless the config allows more."""
@@ -58,7 +61,7 @@ class Shape:
     batch: int
     lengths: str
     """one: only the last item of each history; mixed: whole histories; longest: the longest whole
-    histories."""
+    histories; empty: no items; half empty: every second history without items."""
     columns: int
     """Length to which the histories are padded."""
     histories: int = 0
@@ -66,6 +69,11 @@ class Shape:
     """Largest difference of a score, in standard deviations of the model's scores."""
     overlap: float = 1.0
     """Mean share of the engine's items that are among the model's best; ties count as equal."""
+
+    def __str__(self) -> str:
+        """The shape in words, for messages."""
+        noun = "histories" if self.lengths in EMPTY else "length"
+        return f"batch {self.batch}, {self.lengths} {noun} ({self.columns})"
 
     def quota(self, available: int) -> int:
         """How many of the available histories to compare at this shape."""
@@ -128,11 +136,13 @@ def check(
 def check_masks(folder: Path, histories: Histories) -> None:
     """Check that the graph with masks gives the engine's answers and applies ``exclude_seen``.
 
+    A history without items is among those that are compared.
+
     Raises:
         VerdictError: It does not.
     """
     try:
-        engine, sample = Engine(folder), histories[:FEW]
+        engine, sample = Engine(folder), [*histories[:FEW], histories[0][:0]]
         all_allowed = np.ones((1, engine.description.num_items + 1), dtype=bool)
         plain, masked = engine.top(sample), engine.top(sample, allowed=all_allowed)
         same = np.array_equal(plain[0], masked[0]) and np.array_equal(plain[1], masked[1])
@@ -167,6 +177,8 @@ def check_answers(
     """As :func:`check`, for an open engine of any kind."""
     limits = _limits(config.parity, rounded)
     shapes = compare(engine, model, histories, limits, config.seed)
+    for shape in compare_empty(engine, model, histories):
+        _check_limits(shape, limits)
     report = {
         "max_error": _digits(max(shape.max_error for shape in shapes)),
         "overlap": _digits(min(shape.overlap for shape in shapes)),
@@ -214,6 +226,26 @@ def compare(
             log.debug("progress", extra={"progress": done | {"unit": "histories"}})
         all_shapes += shapes
     return all_shapes
+
+
+def compare_empty(engine: Answers, model: Recommender, histories: Histories) -> list[Shape]:
+    """Measure how far engine and model differ on histories without items, which are padding only.
+
+    They are not part of ``parity.json``: a model was never trained on them, so their differences
+    say nothing about the ranking of users with a history.
+    """
+    none = histories[0][:0]
+    half = [none if place % 2 else rows for place, rows in enumerate(histories[:FEW])]
+    shapes = []
+    for lengths, batch in zip(EMPTY, ([none, none], [*half, none]), strict=True):
+        for columns in sorted({1, model.config.history}):
+            part = pad_left(batch, columns)
+            with torch.inference_mode():
+                scores = model(torch.from_numpy(part))[:, 1:].numpy()
+            for size in (1, len(batch)):
+                shapes.append(Shape(size, lengths, columns))
+                _compare(engine, part, scores, shapes[-1])
+    return shapes
 
 
 def overlap(
@@ -270,17 +302,16 @@ def _inputs(histories: Histories, number: int, seed: int) -> dict[str, Histories
 
 
 def _check_limits(shape: Shape, limits: ParityConfig) -> None:
-    at = f"batch {shape.batch}, {shape.lengths} length ({shape.columns})"
     # These comparisons are false for NaN, so that it fails.
     if not shape.max_error <= limits.max_error:
         raise VerdictError(
-            f"parity: the engine was withheld: at {at} a score differs by "
+            f"parity: the engine was withheld: at {shape} a score differs by "
             f"{shape.max_error:.3g} of the scores' spread; the limit is {limits.max_error:g}.",
             REMEDY,
         )
     if not shape.overlap >= limits.min_overlap:
         raise VerdictError(
-            f"parity: the engine was withheld: at {at} it shares {shape.overlap:.2%} of the top "
+            f"parity: the engine was withheld: at {shape} it shares {shape.overlap:.2%} of the top "
             f"items with the model; the limit is {limits.min_overlap:.2%}.",
             REMEDY,
         )

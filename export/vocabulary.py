@@ -47,6 +47,25 @@ class Vocabulary:
         return {item: row for row, item in enumerate(self.items, start=1)}
 
 
+def popularity(parquet: Path) -> pl.DataFrame:
+    """Read ``row`` and ``count`` of an ``items.parquet``, the most popular item first.
+
+    The count is the number of interactions in the training part; of equal counts the smaller row is
+    first, as in the baseline ``popularity``.
+
+    Raises:
+        ArtefactError: The file cannot be read, or has no counts.
+    """
+    try:
+        items = pl.read_parquet(parquet, columns=["row", "count"])
+    except (OSError, pl.exceptions.PolarsError):
+        raise ArtefactError(
+            f"{parquet}: the training interactions of each item cannot be read.",
+            "Run `slmc export` again.",
+        ) from None
+    return items.sort(["count", "row"], descending=[True, False])
+
+
 def write(parquet: Path, file: Path) -> None:
     """Write ``items.jsonl`` from an ``items.parquet``."""
     items = pl.read_parquet(parquet, columns=["row", "item", "title"])

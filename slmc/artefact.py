@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmc import __version__
 from slmc.config import StageConfig
-from slmc.errors import ArtefactError, UsageError
-from slmc.system import folder_made, refuse_existing, unwritable
+from slmc.errors import ArtefactError
+from slmc.system import check_parent, folder_made, put_folder, refuse_existing, unwritable
 
 SCHEMA = 1
 MANIFEST = "slmc.json"
@@ -242,7 +242,7 @@ def copy(artefact: Artefact, out: Path, *, force: bool = False) -> Artefact:
             try:
                 shutil.rmtree(staged, ignore_errors=True)
                 _copy_files(artefact.path, staged)
-                _put(staged, out)
+                put_folder(staged, out)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)  # no longer there after success
     except OSError as error:
@@ -264,16 +264,7 @@ def check_free(out: Path, *, force: bool = False) -> None:
             "Remove the link, or name another --out.",
         )
     _refuse_existing(out, force=force)
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise UsageError(
-            f"{out} cannot be written: {above} is not a folder.", "Name another --out."
-        )
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"{out} cannot be written: no permission to write to the folder {above}.",
-            "Name another --out.",
-        )
+    check_parent(out)
 
 
 def _refuse_existing(out: Path, *, force: bool = False) -> None:
@@ -288,24 +279,6 @@ def _copy_files(source: Path, target: Path) -> None:
             copied = target / file.relative_to(source)
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copied)
-
-
-def _put(staged: Path, out: Path) -> None:
-    """Rename the folder ``staged`` to ``out``; an artefact or link at ``out`` is replaced."""
-    if not out.exists():
-        os.replace(staged, out)
-        return
-    old = out.parent / f".{out.name}.old-{os.getpid()}"
-    os.replace(out, old)
-    try:
-        os.replace(staged, out)
-    except OSError:
-        os.replace(old, out)
-        raise
-    if old.is_symlink():
-        old.unlink()  # keep the target of the link
-    else:
-        shutil.rmtree(old)
 
 
 def is_key(name: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from slmc.artefact import Artefact
 from slmc.errors import ArtefactError, UsageError
 from slmc.export.runtime.engine import Engine
-from slmc.export.vocabulary import FILE, Vocabulary
+from slmc.export.vocabulary import FILE, Vocabulary, popularity
 
 log = logging.getLogger("slmc.recommend")
 
@@ -29,6 +29,8 @@ class Recommendation:
     """Original id."""
     title: str | None
     score: float
+    """The engine's score; the item's number of training interactions for a user without a history.
+    """
 
 
 def recommend(
@@ -37,17 +39,18 @@ def recommend(
     k: int = 10,
     exclude_seen: bool = False,
 ) -> list[Recommendation]:
-    """The k best items for a history.
+    """The k best items for a history; the most popular ones if it has no known item.
 
     Args:
         engine: A running engine, or its artefact or path.
         ids: Original ids, oldest first, as text or whole numbers. Ids that are not in the
-            vocabulary are skipped with a warning.
+            vocabulary are skipped with a warning. If none is left, the items with the most
+            interactions in the training part are returned.
         k: Number of items, at most the engine's ``top_k``.
         exclude_seen: Leave out the items of ``ids``. Fewer than k items may remain.
 
     Raises:
-        UsageError: No id is known, k is out of range, or an argument has a wrong type.
+        UsageError: k is out of range, or an argument has a wrong type.
         ArtefactError: ``engine`` is not an engine, or it is broken.
     """
     engine, ids, k = _engine(engine), _texts(ids), _whole(k)
@@ -59,6 +62,8 @@ def recommend(
             "Choose a number in this range, or export with a larger --top-k.",
         )
     rows = _rows(ids, vocabulary)
+    if not rows.size:
+        return _popular(engine, vocabulary, k)
     allowed = None
     if exclude_seen:  # also items that are too old for the model to read
         allowed = np.ones((1, engine.description.num_items + 1), dtype=bool)
@@ -128,15 +133,25 @@ def _rows(ids: Sequence[str], vocabulary: Vocabulary) -> np.ndarray[tuple[int], 
     """Rows of the known ids; unknown ids are skipped."""
     unknown = [item for item in ids if item not in vocabulary.row_of]
     if len(unknown) == len(ids):
-        example = ", ".join(vocabulary.items[:3])
-        raise UsageError(
-            f"none of the ids is in the vocabulary: {', '.join(unknown) or 'the list is empty'}.",
-            f"Use the ids of the log, for example {example}.",
+        log.warning(
+            "none of the ids is in the vocabulary: %s; these are the most popular items. "
+            "Ids of the log are, for example, %s",
+            ", ".join(unknown) or "the list is empty",
+            ", ".join(vocabulary.items[:3]),
         )
-    if unknown:
+    elif unknown:
         log.warning("skipped ids that are not in the vocabulary: %s", ", ".join(unknown))
     rows = [vocabulary.row_of[item] for item in ids if item in vocabulary.row_of]
     return np.array(rows, dtype=np.int32)
+
+
+def _popular(engine: Engine, vocabulary: Vocabulary, k: int) -> list[Recommendation]:
+    """The k most popular items, for a user without a history."""
+    best = popularity(engine.folder / "items.parquet").head(k)
+    return [
+        Recommendation(row, vocabulary.items[row - 1], vocabulary.titles[row - 1], float(count))
+        for row, count in best.select("row", "count").iter_rows()
+    ]
 
 
 class _Module(ModuleType):

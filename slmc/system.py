@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,42 @@ def refuse_existing(
     if path.exists() and not (ours and replace):
         why = "exists already" if ours else "exists and was not made by slmc"
         raise error(f"{path} {why}; it was not changed.", remedy)
+
+
+def check_parent(out: Path) -> None:
+    """Check that a folder ``out`` can be made where it is named.
+
+    Raises:
+        UsageError: The folder of ``out`` is a file or cannot be written to.
+    """
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UsageError(
+            f"{out} cannot be written: {above} is not a folder.", "Name another --out."
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{out} cannot be written: no permission to write to the folder {above}.",
+            "Name another --out.",
+        )
+
+
+def put_folder(staged: Path, out: Path) -> None:
+    """Rename the folder ``staged`` to ``out``; a folder or link at ``out`` is replaced."""
+    if not out.exists():
+        os.replace(staged, out)
+        return
+    old = out.parent / f".{out.name}.old-{os.getpid()}"
+    os.replace(out, old)
+    try:
+        os.replace(staged, out)
+    except OSError:
+        os.replace(old, out)
+        raise
+    if old.is_symlink():
+        old.unlink()  # keep the target of the link
+    else:
+        shutil.rmtree(old)
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -28,7 +28,7 @@ LAYERS: tuple[set[str], ...] = (
     {"stages"},
     {"recipe"},
     {"pipeline"},
-    {"report", "recommend"},
+    {"report", "recommend", "package"},
     {"commands"},
     {"__main__"},
 )

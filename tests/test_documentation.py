@@ -46,6 +46,7 @@ PAGES = (
     "docs/ci.md",
     "docs/deploy.md",
     "docs/distributed.md",
+    "docs/package.md",
     "docs/troubleshooting.md",
     "docs/reference.md",
     "docs/glossary.md",

@@ -1,82 +1,22 @@
-"""Answers of an engine made by hand: its scores are a table looked up by the newest item."""
+"""Answers of an engine made by hand."""
 
-import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
+import polars as pl
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from hand_engine import by_hand
 
-from slmc.artefact import Artefact, draft
-from slmc.config import Seeded
+from slmc.artefact import Artefact
 from slmc.errors import ArtefactError, UsageError
-from slmc.export.graph.histories import accept_all_lengths
-from slmc.export.graph.masks import add_masks, topk_choice
-from slmc.export.runtime.engine import GRAPH, MASKED, Engine
+from slmc.export.runtime.engine import Engine
 from slmc.recommend import Recommendation, recommend
-
-NOTHING = -np.inf
-NEXT = np.array(
-    [
-        [NOTHING, 0, 0, 0, 0],
-        [NOTHING, 9, 3, 2, 1],  # after a: a, b, c, d
-        [NOTHING, 1, 2, 3, 4],  # after b: d, c, b, a
-        [NOTHING, 5, 5, 1, 5],  # after c: a, b, d tied, then c
-        [NOTHING, 0, 1, 7, 0],
-    ],
-    dtype=np.float32,
-)
-TITLES = {"a": {"title": "Alien"}, "c": {"title": "Überfahrt"}}
-
-
-def graphs(top_k: int) -> Iterator[onnx.ModelProto]:
-    """Of histories alone, and with masks."""
-    constants = {"next": NEXT, "last": np.array(-1), "k": np.array([top_k])}
-    nodes = [
-        helper.make_node("Gather", ["item_ids", "last"], ["newest"], axis=1),
-        helper.make_node("Gather", ["next", "newest"], ["scores"]),
-        helper.make_node("TopK", ["scores", "k"], ["top_scores", "top_items"]),
-    ]
-    value = helper.make_tensor_value_info
-    made = helper.make_graph(
-        nodes,
-        "by-hand",
-        [value("item_ids", TensorProto.INT64, ["batch", "length"])],
-        [
-            value("top_items", TensorProto.INT64, ["batch", top_k]),
-            value("top_scores", TensorProto.FLOAT, ["batch", top_k]),
-        ],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    given = ir.from_proto(model)
-    accept_all_lengths(given.graph, history=2, items=4)
-    yield ir.to_proto(given)
-    add_masks(given.graph, topk_choice(given.graph))
-    yield ir.to_proto(given)
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Artefact:
     return by_hand(tmp_path, top_k=3)
-
-
-def by_hand(tmp_path: Path, top_k: int) -> Artefact:
-    with draft(tmp_path / "engine") as work:
-        (work.path / "onnx").mkdir()
-        for name, graph in zip((GRAPH, MASKED), graphs(top_k), strict=True):
-            (work.path / name).write_bytes(graph.SerializeToString())
-        described = {"layout": "padded", "top_k": top_k, "opset": 18, "precision": "fp32"}
-        described |= {"history": 2, "num_items": 4, "source": "by hand"}
-        (work.path / "engine.json").write_text(json.dumps(described))
-        entries = [{"row": row, "item": item} for row, item in enumerate("abcd", start=1)]
-        lines = [json.dumps(entry | TITLES.get(entry["item"], {})) for entry in entries]
-        (work.path / "items.jsonl").write_text("\n".join(lines) + "\n")
-        return work.seal(kind="engine", stage="export", config=Seeded(), inputs={})
 
 
 def test_known_answer(engine: Artefact) -> None:
@@ -103,11 +43,41 @@ def test_unknown_ids_are_skipped_and_named(
 
 
 @pytest.mark.parametrize(("ids", "told"), [(["x", "y"], "x, y"), ([], "the list is empty")])
-def test_no_known_id(ids: list[str], told: str, engine: Artefact) -> None:
-    with pytest.raises(UsageError) as caught:
-        recommend(engine, ids, k=2)
-    assert str(caught.value) == f"none of the ids is in the vocabulary: {told}."
-    assert caught.value.remedy == "Use the ids of the log, for example a, b, c."
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_without_a_known_id_the_most_popular_items_are_returned(
+    ids: list[str],
+    told: str,
+    exclude_seen: bool,
+    engine: Artefact,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "slmc.recommend"):
+        found = recommend(engine, ids, k=3, exclude_seen=exclude_seen)
+    assert found == [
+        Recommendation(2, "b", None, 9.0),
+        Recommendation(1, "a", "Alien", 5.0),
+        Recommendation(3, "c", "Überfahrt", 5.0),
+    ]
+    assert caplog.messages == [
+        f"none of the ids is in the vocabulary: {told}; these are the most popular items. "
+        "Ids of the log are, for example, a, b, c"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["missing", "not Parquet", "no counts"])
+def test_an_engine_without_counts_says_so(tmp_path: Path, damage: str) -> None:
+    folder = by_hand(tmp_path, top_k=3).path
+    file = folder / "items.parquet"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "not Parquet":
+        file.write_bytes(b"PAR1")
+    else:
+        pl.DataFrame({"row": [1], "item": ["a"]}).write_parquet(file)
+    with pytest.raises(ArtefactError) as caught:
+        recommend(Engine(folder), ["x"], k=2)
+    assert str(caught.value) == f"{file}: the training interactions of each item cannot be read."
+    assert caught.value.remedy == "Run `slmc export` again."
 
 
 def test_items_of_the_history_are_left_out_if_asked(
@@ -143,11 +113,13 @@ def test_an_edited_engine_is_refused(engine: Artefact) -> None:
     assert str(caught.value) == f"{file} has changed since it was sealed."
 
 
-def test_a_path_may_be_text_and_ids_whole_numbers(engine: Artefact) -> None:
+def test_a_path_may_be_text_and_ids_whole_numbers(
+    engine: Artefact, caplog: pytest.LogCaptureFixture
+) -> None:
     assert recommend(str(engine.path), ["a"], 3) == recommend(engine, ["a"], 3)
-    with pytest.raises(UsageError) as caught:
+    with caplog.at_level(logging.WARNING, "slmc.recommend"):
         recommend(str(engine.path), [1, np.int64(2)], 3)  # type: ignore[list-item]
-    assert caught.value.what == "none of the ids is in the vocabulary: 1, 2."
+    assert caplog.messages[0].startswith("none of the ids is in the vocabulary: 1, 2; ")
 
 
 @pytest.mark.parametrize(

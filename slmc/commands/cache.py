@@ -14,7 +14,7 @@ from slmc.commands.shared import Json, command
 from slmc.errors import UsageError
 
 if TYPE_CHECKING:
-    from slmc.pipeline.inventory import Garbage
+    from slmc.pipeline.inventory import Dangling, Garbage
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 MB = 10**6
@@ -29,10 +29,14 @@ def group() -> None:
 
 @command(app, "ls")
 def ls(json: Json = False) -> None:
-    """List the contents of the cache: artefacts, states, sources, backbones, text vectors."""
-    from slmc.pipeline.inventory import artefacts, parts, size
+    """List the contents of the cache: artefacts, states, sources, backbones, text vectors.
+
+    Links of runs whose artefacts are gone are listed with the command that makes them again.
+    """
+    from slmc.pipeline.inventory import artefacts, dangling, parts, size
 
     cached, others, total = artefacts(), parts(), size(cache.root())
+    broken = dangling(_run_folders(None))
     if json:
         console.result_json(
             {
@@ -42,6 +46,7 @@ def ls(json: Json = False) -> None:
                     {"what": part.name, "count": part.count, "bytes": part.bytes} for part in others
                 ],
                 "bytes": total,
+                "dangling": [_broken(one) for one in broken],
             }
         )
         return
@@ -54,6 +59,7 @@ def ls(json: Json = False) -> None:
             for part in others
         ),
         f"all of {cache.root()}: {_mb(total)}",
+        *_broken_lines(broken),
     ]:
         console.result(line)
 
@@ -73,11 +79,13 @@ def gc(
     """Remove artefacts that no run needs: neither linked by a run nor an input of a linked one.
 
     All runs that have used this cache count, in whatever folder they are. Runs whose folder no
-    longer exists do not count. The command lists what it would remove, and asks before it does.
+    longer exists do not count: if a run was moved, name its new place with --runs once. The command
+    lists what it would remove, and asks before it does.
     """
-    from slmc.pipeline.inventory import garbage, remove, size
+    from slmc.pipeline.inventory import dangling, garbage, remove, size
 
-    unused = garbage(_run_folders(runs))
+    folders = _run_folders(runs)
+    unused, broken = garbage(folders), dangling(folders)
     freed = sum(map(size, [*(one.path for one in unused.artefacts), *unused.states]))
     if not json:
         _list(unused)
@@ -95,6 +103,7 @@ def gc(
                 "dry_run": dry_run,
                 "runs": [str(folder) for folder in unused.runs],
                 "gone": [str(folder) for folder in unused.gone],
+                "dangling": [_broken(one) for one in broken],
             }
         )
         return
@@ -103,6 +112,8 @@ def gc(
         f"{_count(len(unused.artefacts), 'artefact')}, {_mb(freed)}: {verb}; "
         f"{unused.kept} kept for {_count(len(unused.runs), 'run')}"
     )
+    for line in _broken_lines(broken):
+        console.result(line)
 
 
 def _run_folders(named: list[Path] | None) -> list[Path]:
@@ -129,7 +140,23 @@ def _list(unused: "Garbage") -> None:
         megabytes = _mb(sum(map(size, unused.states)))
         console.result(f"teacher states: {len(unused.states)}, {megabytes}")
     for folder in unused.gone:
-        console.result(f"{folder} no longer exists: the artefacts of that run are not kept")
+        console.result(
+            f"{folder} no longer exists: the artefacts of that run are not kept. If it was moved, "
+            "name its new place with --runs."
+        )
+
+
+def _broken(one: "Dangling") -> dict[str, Any]:
+    return {"link": str(one.link), "again": one.again}
+
+
+def _broken_lines(broken: "Sequence[Dangling]") -> list[str]:
+    """Links of runs into nothing, and how to make their artefacts again."""
+    return [
+        f"{one.link}: the artefact is gone. "
+        + (f"Make it again with {one.again}." if one.again else "Run its recipe again.")
+        for one in broken
+    ]
 
 
 def _confirmed() -> bool:

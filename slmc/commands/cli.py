@@ -53,6 +53,11 @@ COMMANDS = {
     "recommend": Subcommand(
         "Print the best items for one history.", USE, "slmc.commands.recommend"
     ),
+    "package": Subcommand(
+        "Write a folder that serves an engine over HTTP without slmc, also as a container.",
+        USE,
+        "slmc.commands.package",
+    ),
     "show": Subcommand(
         "Show what artefacts are and how they were made.", USE, "slmc.commands.show"
     ),

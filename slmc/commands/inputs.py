@@ -15,9 +15,12 @@ def artefact_at(path: Path, kind: Kind | None = None) -> Artefact:
         ArtefactError: There is none. For a link of a run, the error has the command that makes the
             artefact again.
     """
-    if path.is_symlink() and not path.exists():
+    if path.is_symlink():
+        from slmc.pipeline.inventory import register_moved
         from slmc.pipeline.rundir import RunDir
 
+        register_moved(path.parent)
+    if path.is_symlink() and not path.exists():
         again = RunDir(path.parent).again(path.name)
         raise ArtefactError(
             f"{path} links to {path.readlink()}, which no longer exists.",

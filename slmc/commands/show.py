@@ -23,7 +23,10 @@ def show(
 ) -> None:
     """Show what artefacts are and how they were made."""
     from slmc.pipeline import saved_run
+    from slmc.pipeline.inventory import register_moved
 
+    for path in paths:
+        register_moved(path)
     contents = [
         saved_run.read(path) if saved_run.is_run(path) else inputs.artefact_at(path)
         for path in paths

@@ -18,12 +18,29 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def bench_table(report: Artefact) -> "Table":
-    """The table of a bench report."""
+ROLES = {"engine": "engine", "baseline": "baseline"}
+
+
+def bench_table(report: Artefact, config: StageConfig) -> "Table":
+    """The table of a bench report, with costs if the config has a price."""
     from slmc.report.tables import timings
     from slmc.report.terminal import timing_table
 
-    return timing_table(timings(report, {"engine": "engine", "baseline": "baseline"}))
+    return timing_table(timings(report, ROLES, getattr(config, "price_per_hour", None)))
+
+
+def bench_costs(report: Artefact, config: StageConfig) -> dict[str, Any]:
+    """Contender -> batch size -> cost of a million histories; empty without a price.
+
+    The price does not belong to the report, which is the same whatever an hour costs.
+    """
+    from slmc.report.tables import timings
+
+    costs: dict[str, dict[str, float]] = {}
+    for one in timings(report, ROLES, getattr(config, "price_per_hour", None)):
+        if one.per_million is not None:
+            costs.setdefault(one.who, {})[str(one.batch)] = one.per_million
+    return {"cost_per_million": costs} if costs else {}
 
 
 @dataclass(frozen=True)
@@ -34,8 +51,10 @@ class StageCommand:
     """Role of the positional argument; every other role is an option."""
     defaults: tuple[str, ...] = ()
     """Roles whose stage is run with its default settings if the option is left out."""
-    table: "Callable[[Artefact], Table] | None" = None
+    table: "Callable[[Artefact, StageConfig], Table] | None" = None
     """Makes the table that is shown in addition to the artefact's path."""
+    more: Callable[[Artefact, StageConfig], dict[str, Any]] = lambda *_: {}
+    """Makes further entries of the result in JSON."""
 
 
 STAGE_COMMANDS = {
@@ -44,7 +63,7 @@ STAGE_COMMANDS = {
     "prune": StageCommand(argument="model"),
     "quantize": StageCommand(argument="model"),
     "export": StageCommand(argument="model"),
-    "bench": StageCommand(argument="engine", table=bench_table),
+    "bench": StageCommand(argument="engine", table=bench_table, more=bench_costs),
 }
 """Stage -> its command."""
 
@@ -79,10 +98,17 @@ def stage_app(name: str, summary: str) -> typer.Typer:
             if role not in artefacts:
                 artefacts[role] = _by_default(role, artefacts)
         artefact = running.run(
-            name, config, artefacts, out=out, force=force, as_json=json, save_recipe=save_recipe
+            name,
+            config,
+            artefacts,
+            out=out,
+            force=force,
+            as_json=json,
+            save_recipe=save_recipe,
+            more=lambda made: own.more(made, config),
         )
         if own.table is not None and not json:
-            console.show(own.table(artefact), aside=True)
+            console.show(own.table(artefact, config), aside=True)
 
     run.__name__, run.__doc__ = name, summary
     settings = configured(stage.config, f"slmc {name}")

@@ -4,6 +4,7 @@ Every run records the path of its folder in a small file in ``$SLMC_CACHE/runs``
 that runs link to are known, in whatever folder the runs are.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from slmc import cache
 from slmc.artefact import Artefact, is_key, peek
-from slmc.errors import ArtefactError, UsageError
-from slmc.pipeline.rundir import RunDir
+from slmc.errors import ArtefactError, MissingError, UsageError
+from slmc.pipeline.rundir import LOCK, RunDir
 from slmc.pipeline.store import unwritable
 
 NAMES = {
@@ -54,6 +55,15 @@ class Garbage:
     """Recorded folders of runs that no longer exist."""
 
 
+@dataclass(frozen=True)
+class Dangling:
+    """A link in the folder of a run whose artefact is no longer there."""
+
+    link: Path
+    again: str | None
+    """The command that makes the artefact again; None if it is not known."""
+
+
 def register(folder: Path) -> None:
     """Record the folder of a run in the cache, so that its artefacts are kept.
 
@@ -69,6 +79,16 @@ def register(folder: Path) -> None:
         os.replace(staged, entry)
     except OSError as error:
         raise unwritable(error) from None
+
+
+def register_moved(folder: Path) -> None:
+    """Record the folder of a run that is used, in case it was moved or copied since it was made.
+
+    A cache that cannot be written is left alone: then nothing can be removed from it either.
+    """
+    if not _entry(folder.resolve()).exists() and (folder / LOCK).is_file():
+        with contextlib.suppress(MissingError):
+            register(folder)
 
 
 def registered() -> list[Path]:
@@ -132,11 +152,25 @@ def garbage(folders: Iterable[Path]) -> Garbage:
     )
 
 
+def dangling(folders: Iterable[Path]) -> list[Dangling]:
+    """Links of runs whose artefacts are gone, sorted by path.
+
+    Args:
+        folders: Folders of further runs, which may not be recorded.
+    """
+    runs = {*registered(), *(folder.resolve() for folder in folders)}
+    links = [link for folder in runs if folder.is_dir() for link in RunDir(folder).broken_links()]
+    return [Dangling(link, RunDir(link.parent).again(link.name)) for link in sorted(links)]
+
+
 def remove(unwanted: Garbage) -> None:
     """Remove unused artefacts and states, and the records of runs that no longer exist.
 
-    What a run has linked to since ``unwanted`` was computed is kept.
+    What a run has linked to since ``unwanted`` was computed is kept. All runs of ``unwanted`` are
+    recorded, so that they count the next time too.
     """
+    for folder in unwanted.runs:
+        register_moved(folder)
     now = garbage(unwanted.runs)
     unused = {one.path for one in now.artefacts}
     for one in unwanted.artefacts:

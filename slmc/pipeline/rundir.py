@@ -76,6 +76,11 @@ class RunDir:
         named += [str(step.get("key")) for step in self.locked().values()]
         return {name for name in named if is_key(name)}
 
+    def broken_links(self) -> list[Path]:
+        """Links to artefacts that are no longer there."""
+        links = (path for path in self.path.iterdir() if path.is_symlink())
+        return [link for link in links if LINK.fullmatch(link.name) and not link.exists()]
+
     def write_lock(
         self,
         recipe: str,

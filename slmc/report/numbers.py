@@ -56,6 +56,13 @@ def rate(number: float | None) -> str:
     return NONE if number is None else f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
+def cost(number: float | None) -> str:
+    """An amount of money to three digits: ``0.0123``, ``1,240``."""
+    if number is None:
+        return NONE
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+
+
 def plain(value: Any) -> str:
     """A value of a manifest as text."""
     if isinstance(value, float):

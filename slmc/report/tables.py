@@ -48,6 +48,8 @@ class Timing:
     """Mean length of the histories."""
     sessions: str
     """Sessions x threads, for latency and for throughput; empty for a model."""
+    per_million: float | None = None
+    """Cost of a million histories at this throughput; None if no price is known."""
 
 
 @dataclass(frozen=True)
@@ -255,12 +257,25 @@ def change_between(
         return None
 
 
-def timings(bench: Artefact, names: Mapping[str, str]) -> list[Timing]:
+def cost_per_million(price_per_hour: float, per_s: float) -> float:
+    """Cost of a million histories on cores that are busy all the time.
+
+    Args:
+        price_per_hour: Of all cores that reach the throughput.
+        per_s: Throughput, histories per second.
+    """
+    return price_per_hour / 3600 / per_s * 1e6
+
+
+def timings(
+    bench: Artefact, names: Mapping[str, str], price_per_hour: float | None = None
+) -> list[Timing]:
     """The timings of a bench report: of the engine, and of the baseline if there is one.
 
     Args:
         bench: The report.
         names: Role (``engine``, ``baseline``) -> id of its step.
+        price_per_hour: For the cost of a million histories.
     """
     batches = json.loads(bench.file("metrics.json").read_bytes())["batches"]
     return [
@@ -274,6 +289,9 @@ def timings(bench: Artefact, names: Mapping[str, str]) -> list[Timing]:
             calls=timed["calls"],
             mean_length=timed["mean_length"],
             sessions=" / ".join(timed["sessions"].values()) if role == "engine" else "",
+            per_million=None
+            if price_per_hour is None
+            else cost_per_million(price_per_hour, timed[role]["throughput"]),
         )
         for batch, timed in batches.items()
         for role in ("engine", "baseline")

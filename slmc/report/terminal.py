@@ -110,8 +110,9 @@ def verdict_table(verdicts: "Sequence[Verdict]") -> Table:
 def timing_table(timings: "Sequence[Timing]") -> Table:
     """A table with a row for each engine or model and batch size."""
     heads = ("what", "batch", "p50 ms", "p95 ms", "p99 ms", "histories per second", "calls")
+    priced = any(one.per_million is not None for one in timings)
     table = Table(pad_edge=False)
-    for heading in (*heads, "sessions x threads"):
+    for heading in (*heads, "sessions x threads", *["cost of a million"] * priced):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for one in timings:
         latency = (numbers.milliseconds(ms) for ms in (one.p50_ms, one.p95_ms, one.p99_ms))
@@ -122,6 +123,7 @@ def timing_table(timings: "Sequence[Timing]") -> Table:
             numbers.rate(one.per_s),
             numbers.count(one.calls),
             one.sessions or numbers.NONE,
+            *[numbers.cost(one.per_million)] * priced,
         )
     return table
 

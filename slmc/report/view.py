@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmc.artefact import Artefact
 from slmc.report.advice import advice
+from slmc.report.costs import costs, price_of
 from slmc.report.curves import Curves, curves_of
 from slmc.report.power import detectable
 from slmc.report.tables import (
@@ -142,7 +143,7 @@ def view_of(result: "RunResult") -> View:
     last_step = next(reversed(result.evaluations), "")
     benches = [step for step in recipe.steps if step.stage == "bench" and step.id in artefacts]
     bench = {step.id: _read(artefacts[step.id], "metrics.json") for step in benches}
-    times = {step.id: timings(artefacts[step.id], step.inputs) for step in benches}
+    times = {s.id: timings(artefacts[s.id], s.inputs, price_of(s)) for s in benches}
     judged = [Judged(v, i not in result.advisory) for i, v in enumerate(result.verdicts)]
     comparisons = compare_controls(result)
     rows = rows_of(result, metric=metric, teacher=teacher, timed=times)
@@ -172,7 +173,7 @@ def view_of(result: "RunResult") -> View:
         steps=[RanStep(s.id, s.stage, s.status, s.seconds, s.key.digest) for s in result.steps],
         curves=curves_of(result.run_dir / "log.jsonl"),
         detectable=detectable(result, teacher, rows),
-        notes=[*unfinished(result), *result.notes],
+        notes=[*costs(benches, times), *unfinished(result), *result.notes],
         ended=(ended.step, ended.error.what) if (ended := result.ended) is not None else None,
         last=artefacts.get(last_step),
         last_step=last_step,

@@ -86,7 +86,10 @@ def test_without_a_terminal_nothing_goes_unless_yes_is_said(
         "  Pass --yes to remove what is listed, or --dry-run only to list it.\n"
     )
     assert "distill" in out and "MB" in out
-    assert f"{projects[0]}/runs/x no longer exists: the artefacts of that run are not kept\n" in out
+    assert (
+        f"{projects[0]}/runs/x no longer exists: the artefacts of that run are not kept. If it was "
+        "moved, name its new place with --runs.\n"
+    ) in out
     assert cli.call(["cache", "gc", "--dry-run"]) == 0
     assert "would be removed" in capsys.readouterr().out
     assert keys(inventory.artefacts()) == before
@@ -117,6 +120,7 @@ def test_runs_that_were_not_entered_are_kept_where_they_are_named(
     elsewhere = str(projects[1] / "runs")
     assert cli.call(["cache", "gc", "--yes", "--runs", "runs", "--runs", elsewhere]) == 0
     assert "0 artefacts" in capsys.readouterr().out
+    assert inventory.registered() == [folder / "runs/x" for folder in projects]
     assert cli.call(["cache", "gc", "--yes", "--runs", "run"]) == 2
     assert capsys.readouterr().err == (
         "error: --runs run: this folder does not exist; nothing was removed.\n"
@@ -167,9 +171,10 @@ def test_states_go_with_their_teacher(projects: list[Path]) -> None:
 def test_ls_counts_all_of_the_cache(projects: list[Path], capsys: Captured) -> None:
     for name, count in {"states/x/blocks.npy": 7000, "downloads/y/log.csv": 5000,
                         "backbones/z/model.safetensors": 3000, "plans/p/model.plan": 2000,
+                        "texts/t.safetensors": 4000,
                         f"objects/.{'0' * 64}.partial/files/w": 1000}.items():  # fmt: skip
         file = cache.root() / name
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(bytes(count))
     assert cli.call(["cache", "ls", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -180,6 +185,7 @@ def test_ls_counts_all_of_the_cache(projects: list[Path], capsys: Captured) -> N
         "sources": (1, 5000),
         "backbones": (1, 3000),
         "plans": (1, 2000),
+        "text vectors": (1, 4000),
         "unfinished steps": (1, 1000),
     }
     files = [f for f in cache.root().rglob("*") if f.is_file() and not f.is_symlink()]
@@ -187,7 +193,9 @@ def test_ls_counts_all_of_the_cache(projects: list[Path], capsys: Captured) -> N
     parts = [*listed["artefacts"], *listed["others"]]
     assert listed["bytes"] == sum(part["bytes"] for part in parts)
     assert cli.call(["cache", "ls"]) == 0
-    assert "teacher states: 1, 0.0 MB\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for line in ("teacher states", "sources", "backbones", "text vectors", "unfinished steps"):
+        assert f"{line}: 1, 0.0 MB\n" in out
 
 
 def test_a_link_into_nothing_names_the_command_that_makes_it_again(
@@ -215,3 +223,59 @@ def test_the_command_names_the_folder_of_the_run(fakes: ModuleType, capsys: Capt
     shutil.rmtree(cache.root())
     assert cli.call(["show", "a run/04-teach"]) == 2
     assert "`slmc run r.yaml -o 'a run' --until teach`" in capsys.readouterr().err
+
+
+def test_a_run_that_was_moved_is_kept_once_it_was_used(
+    projects: list[Path], tmp_path: Path, capsys: Captured
+) -> None:
+    before = keys(inventory.artefacts())
+    by_run, by_link = tmp_path / "elsewhere/a run", tmp_path / "elsewhere/another"
+    by_run.parent.mkdir()
+    for folder, new in zip(projects, (by_run, by_link), strict=True):
+        (folder / "runs/x").rename(new)
+    assert cli.call(["show", str(by_run), str(by_link / "04-teach")]) == 0
+    assert inventory.registered() == sorted(
+        [by_run, by_link, *(folder / "runs/x" for folder in projects)]
+    )
+    capsys.readouterr()
+    assert cli.call(["cache", "gc", "--yes"]) == 0
+    assert keys(inventory.artefacts()) == before
+    assert inventory.registered() == [by_run, by_link]
+
+
+def test_the_use_of_a_link_outside_of_a_run_registers_nothing(
+    projects: list[Path], tmp_path: Path
+) -> None:
+    before = inventory.registered()
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / "mine/teacher"
+    link.symlink_to((projects[0] / "runs/x/04-teach").resolve())
+    assert cli.call(["show", str(link), str(tmp_path / "mine")]) == 2
+    assert cli.call(["show", str(link)]) == 0
+    assert inventory.registered() == before
+
+
+def test_links_into_nothing_are_listed_with_their_commands(
+    projects: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    one, two = (folder / "runs/x" for folder in projects)
+    shutil.rmtree((one / "04-teach").resolve())
+    (two / "recipe.lock").unlink()
+    (one / "mine").symlink_to("nowhere")
+    command = "slmc run r.yaml --set distill.layers=2 --until teach"
+    lines = (
+        f"{one}/04-teach: the artefact is gone. Make it again with `{command}` in {projects[0]}.\n"
+        f"{two}/04-teach: the artefact is gone. Run its recipe again.\n"
+    )
+    for asked in (["cache", "ls"], ["cache", "gc", "--yes"], ["cache", "gc", "--dry-run"]):
+        assert cli.call(asked) == 0
+        assert capsys.readouterr().out.endswith(lines)
+        assert cli.call([*asked, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["dangling"] == [
+            {"link": f"{one}/04-teach", "again": f"`{command}` in {projects[0]}"},
+            {"link": f"{two}/04-teach", "again": None},
+        ]
+    monkeypatch.chdir(projects[0])
+    made("distill.layers=2", until="teach")
+    assert cli.call(["cache", "ls"]) == 0
+    assert f"{one}/04-teach" not in capsys.readouterr().out

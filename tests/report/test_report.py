@@ -16,11 +16,13 @@ from slmc import report
 from slmc.commands import console
 from slmc.config import CROSS_ENTROPIES
 from slmc.evaluation.results import values
+from slmc.export.config import BenchConfig
 from slmc.pipeline import RunResult
-from slmc.report import junit, markdown
+from slmc.pipeline.keys import Outside, key_of
+from slmc.report import junit, markdown, numbers
 from slmc.report import model_card as card
 from slmc.report.html import interval, page
-from slmc.report.tables import Z
+from slmc.report.tables import Z, cost_per_million
 from slmc.report.terminal import cells, run_table, sentence_of
 from slmc.report.view import View, view_of
 
@@ -263,9 +265,70 @@ def test_bench_and_validate_have_tables(
     from slmc.pipeline.judging import summary_of
     from slmc.report.terminal import metric_table
 
-    console.show(bench_table(finished.artefacts()["bench"]))
-    assert "histories per second" in capsys.readouterr().out
+    bench = finished.artefacts()["bench"]
+    console.show(bench_table(bench, BenchConfig()))
+    out = capsys.readouterr().out
+    assert "histories per second" in out and "cost of a million" not in out
     summary = summary_of(finished.evaluations["export"])
     console.show(metric_table({"engine": summary}, ["ndcg@10", "hr@10"], None))
     out = capsys.readouterr().out
     assert out.index("ndcg@10") < out.index("hr@10") and "±" in out and "n = 80" in out
+
+
+def test_the_cost_of_a_million_by_hand() -> None:
+    """100 a second are 360,000 an hour, so a million takes 2.78 hours."""
+    assert cost_per_million(0.36, 100) == pytest.approx(1.0)
+    assert [numbers.cost(one) for one in (None, 0.012345, 12.345, 1234.5)] == [
+        "-", "0.0123", "12.3", "1,234",
+    ]  # fmt: skip
+
+
+def priced(finished: RunResult, price: float | None) -> RunResult:
+    """The same run, from a recipe with another price of an hour."""
+    steps = tuple(
+        replace(step, config=step.config.model_copy(update={"price_per_hour": price}))
+        if step.stage == "bench"
+        else step
+        for step in finished.recipe.steps
+    )
+    return replace(finished, recipe=replace(finished.recipe, steps=steps))
+
+
+def test_costs_are_of_the_recipe_and_not_of_the_cached_report(
+    finished: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from slmc.commands.stage_command import bench_costs, bench_table
+
+    report = finished.artefacts()["bench"]
+    timed = json.loads(report.file("metrics.json").read_bytes())["batches"]
+    assert "cost of a million" not in page(view_of(finished))
+    made = view_of(priced(finished, 0.5))
+    expected = {
+        (who, int(batch)): cost_per_million(0.5, one[role]["throughput"])
+        for batch, one in timed.items()
+        for role, who in (("engine", "export"), ("baseline", "teach"))
+    }
+    assert {(one.who, one.batch): one.per_million for one in made.timings["bench"]} == expected
+    cheapest = min(cost for (who, _), cost in expected.items() if who == "export")
+    (note,) = [note for note in made.notes if note.startswith("bench: ")]
+    assert note.startswith("bench: at 0.5 an hour, a million requests of one history cost ")
+    assert f"{numbers.cost(cheapest)} with export (batch " in note and " with teach (batch " in note
+    assert "<th>cost of a million</th>" in page(made) and note in page(made)
+    config = BenchConfig(price_per_hour=0.5)
+    console.show(bench_table(report, config))
+    assert "cost of a million" in capsys.readouterr().out
+    costs = bench_costs(report, config)["cost_per_million"]
+    assert costs["engine"] == {
+        str(b): cost for (who, b), cost in expected.items() if who == "export"
+    }
+    assert bench_costs(report, BenchConfig()) == {}
+
+
+def test_a_price_leaves_the_key_of_a_bench_as_it_is() -> None:
+    keys = [
+        key_of("bench", BenchConfig(price_per_hour=price), {}, Outside()).digest
+        for price in (None, 0.5)
+    ]
+    assert keys[0] == keys[1]
+    with pytest.raises(ValueError, match="greater than 0"):
+        BenchConfig(price_per_hour=0)
