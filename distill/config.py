@@ -213,8 +213,8 @@ class DistillConfig(Dropout, TrainConfig):
     width for the teacher's scores (PCA weighted by item counts) and is trained. null: the width of
     the teacher's table, trained only if the teacher's was."""
     keep_heads: bool = Field(False, json_schema_extra=IN_KEY_IF_SET)
-    """Store the heads of losses.supervise with the student, so that `slmc prune --exit-block K` can
-    end it after block K; without this they are discarded after training."""
+    """Store the heads of losses.supervise with the student, so that prune can end it after a block
+    (exit_block); without this they are discarded after training."""
     init: Literal["backbone", "teacher"] = "backbone"
     """Start from the first layers of the LLM (backbone) or of the trained teacher (teacher). A
     student artefact overrides this."""
