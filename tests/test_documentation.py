@@ -259,7 +259,8 @@ def test_the_reference_shows_type_default_and_bounds() -> None:
     lines = (ROOT / "docs/reference.md").read_text(encoding="utf-8").splitlines()
     assert sum(line.startswith("| `split.by` | `leave-one-out`, `time` |") for line in lines) == 1
     assert any(
-        line.startswith("| `losses.cosine` | number > 0 or null | `1.0` |") for line in lines
+        line.startswith("| `losses.cosine` | number > 0, mapping or null | `1.0` |")
+        for line in lines
     )
     assert any(line.startswith("| `backbone`° | text | required |") for line in lines)
 
