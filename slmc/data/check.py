@@ -40,10 +40,7 @@ def check(config: PrepareConfig) -> CheckResult:
         problem = error
     prepared = build(config, read_log)
     dataset = Dataset(prepared.items, prepared.users, config.history)
-    of_log = {
-        "log_users": read_log.frame["user"].n_unique(),
-        "log_items": read_log.frame["item"].n_unique(),
-    }
+    of_log = {f"log_{role}s": ids.used for role, ids in read_log.ids.items()}
     return CheckResult(
         prepared.metrics | of_log | _shape(dataset), read_log.malformed, problem, dataset
     )

@@ -29,6 +29,8 @@ from slmc.errors import DataError
 
 IDS = ("user", "item")
 """Roles whose texts are repeated often: they are kept as categories, 4 bytes per row."""
+PARQUET_ROWS = 1 << 18
+"""Rows of a Parquet file that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,28 @@ def read_table(path: Path, layout: Layout, columns: Mapping[str, str]) -> Table:
     Raises:
         DataError: The file as a whole cannot be read, or lacks a column.
     """
+    blocks = [*read_blocks(path, layout, columns)]
+    return Table(
+        pl.concat([block.frame for block in blocks]),
+        pl.concat([block.malformed for block in blocks]),
+    )
+
+
+def read_blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Iterator[Table]:
+    """Read one file block by block, an empty block first; arguments as :func:`read_table`.
+
+    Raises:
+        DataError: As :func:`read_table`, when the block with the error is read.
+    """
     if layout.format == "parquet":
-        return _parquet(path, columns)
+        yield from _parquet(path, columns)
+        return
     if layout.format == "sequences":
         columns = {"user": "the user", "item": "an item"}
     schema = pl.Schema({"line": pl.Int64()} | {role: _type(role) for role in columns})
-    frames, faults = [pl.DataFrame(schema=schema)], [pl.DataFrame(schema=MALFORMED)]
+    yield Table(pl.DataFrame(schema=schema), pl.DataFrame(schema=MALFORMED))
     for rows, malformed in _blocks(path, layout, columns):
-        frames.append(rows.cast(schema))
-        faults.append(malformed)
-    return Table(pl.concat(frames), pl.concat(faults))
+        yield Table(rows.cast(schema), malformed)
 
 
 def check_columns(path: Path, layout: Layout, columns: Mapping[str, str]) -> None:
@@ -170,14 +184,15 @@ def _objects(
                 bad.append((line, "json", "not a JSON object"))
 
 
-def _parquet(path: Path, columns: Mapping[str, str]) -> Table:
-    """Read the requested columns of a Parquet file."""
+def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Table]:
+    """Read the requested columns of a Parquet file by polars' streaming engine."""
+    ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
     with _parquet_errors(path):
         rows, selected = _selected(path, columns)
         refuse_inexact(path, rows, rows.collect_schema(), columns)
-        frame = rows.select(*selected).with_row_index("line", 1).collect()
-    ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
-    return Table(frame.with_columns(pl.col("line").cast(pl.Int64), ids), _faults([]))
+        rows = rows.select(*selected).with_row_index("line", 1)
+        for block in rows.collect_batches(chunk_size=PARQUET_ROWS, engine="streaming"):
+            yield Table(block.with_columns(pl.col("line").cast(pl.Int64), ids), _faults([]))
 
 
 def _selected(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, list[pl.Expr]]:

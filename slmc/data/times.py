@@ -58,9 +58,8 @@ def parse(column: pl.Series) -> Times:
             narrowed(column.cast(pl.Int128)) if _wide(column) else column.cast(pl.Int64)
         )
     if dtype.is_float():
-        largest = inexact_from(dtype)
-        _warn_if_inexact(column, largest)
-        if bool(((column == column.floor()) & (column.abs() < largest)).all()):
+        whole = (column == column.floor()) & (column.abs() < inexact_from(dtype))
+        if bool(whole.all()):
             return _without_trailing_zeros(column.cast(pl.Int64))
     return _parse_texts(column.cast(pl.String))
 
@@ -93,13 +92,22 @@ def _wide(column: pl.Series) -> bool:
     return column.dtype in (pl.UInt64, pl.Int128, pl.UInt128)
 
 
-def _warn_if_inexact(column: pl.Series, largest: int) -> None:
-    """Warn if floats are so large that different times may already have been rounded to one."""
-    if (column.is_finite() & (column.abs() >= largest)).any():
+def warn_if_inexact(column: pl.Series) -> bool:
+    """Warn if floats are so large that different times may already have been rounded to one.
+
+    Returns:
+        Whether there are such times.
+    """
+    if not column.dtype.is_float():
+        return False
+    largest = inexact_from(column.dtype)
+    inexact = bool((column.is_finite() & (column.abs() >= largest)).any())
+    if inexact:
         log.warning(
             "%s holds %s above %d, where different times are rounded to the same number. "
-            "Export this column as integers", column.name or "the time", column.dtype, largest,
+            "Export this column as integers", column.name, column.dtype, largest,
         )  # fmt: skip
+    return inexact
 
 
 def _without_trailing_zeros(values: pl.Series, digits: int = 0, *, dates: bool = False) -> Times:
