@@ -32,6 +32,8 @@ class Targets:
     """``[U]`` row of the item that was taken next."""
     seen: list[Rows]
     """Sorted rows of all different items before the target, older ones included."""
+    same_time: NDArray[np.bool_] | None = None
+    """``[U]`` whether the target has the time of the item before it; None if that is not known."""
 
     def sample(self, most: int, seed: int) -> "Targets":
         """Return a seeded sample of at most ``most`` users, in their order."""
@@ -44,6 +46,7 @@ class Targets:
             histories=[self.histories[user] for user in chosen],
             targets=self.targets[chosen],
             seen=[self.seen[user] for user in chosen],
+            same_time=None if self.same_time is None else self.same_time[chosen],
         )
 
 
@@ -54,7 +57,8 @@ class Dataset:
     items: pl.DataFrame
     """``row``, ``item`` (original id), ``count`` (in the training part), ``title``."""
     sequences: pl.DataFrame
-    """``user``, ``items`` (rows in time order), ``valid_from``, ``test_from``."""
+    """``user``, ``items`` (rows in time order), ``valid_from``, ``test_from``, ``valid_tied``,
+    ``test_tied``; see :attr:`slmc.data.prepare.Prepared.users`."""
     history: int
     """Length of the histories that a model sees."""
 
@@ -110,7 +114,15 @@ class Dataset:
             histories=[rows[-self.history :] for rows in before],
             targets=np.array([self._rows[user][cuts[user]] for user in chosen], dtype=np.int64),
             seen=[np.unique(rows) for rows in before],
+            same_time=self._same_time(f"{split}_tied", chosen),
         )
+
+    def _same_time(self, column: str, chosen: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return whether targets are tied; None without times, or in an older dataset."""
+        if column not in self.sequences.columns:
+            return None
+        tied = self.sequences[column].gather(chosen)
+        return None if tied.null_count() else tied.to_numpy()
 
     @cached_property
     def repeats(self) -> float:

@@ -6,6 +6,7 @@ ends. It lies in the cache, because ``/tmp`` is memory on many machines.
 
 import io
 import tempfile
+import weakref
 from collections.abc import Iterator
 from typing import IO
 
@@ -78,6 +79,7 @@ class Spool:
             scratch = cache.root() / "scratch"
             scratch.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115, it outlives this call
+            weakref.finalize(self, self._file.close)
         content = io.BytesIO()
         joined(self._recent).write_ipc(content, compression="uncompressed")
         self._file.seek(0, io.SEEK_END)

@@ -60,8 +60,8 @@ class Ascents:
 
     pairs: int = 0
     ascending: int = 0
-    variance: float = 0.0
-    """Variance of ``ascending`` if all orders of a run are equally likely."""
+    twelfths: int = 0
+    """12 times the variance of ``ascending`` if all orders of a run are equally likely."""
 
     @classmethod
     def of(cls, runs: Runs, ranks: NDArray[np.integer]) -> Self:
@@ -81,14 +81,14 @@ class Ascents:
         sizes = np.bincount(run)
         sizes = sizes[sizes > 1]
         above = rank[1:][inside] > rank[:-1][inside]
-        return cls(int(inside.sum()), int(above.sum()), float((sizes + 1).sum()) / 12)
+        return cls(int(inside.sum()), int(above.sum()), int((sizes + 1).sum()))
 
     def __add__(self, other: "Ascents") -> "Ascents":
         """Return the counts of both."""
         return Ascents(
             self.pairs + other.pairs,
             self.ascending + other.ascending,
-            self.variance + other.variance,
+            self.twelfths + other.twelfths,
         )
 
     @property
@@ -101,7 +101,7 @@ class Ascents:
         """Probability of such a share, or one farther from one half, in random orders."""
         if not self.pairs:
             return None
-        z = (self.ascending - self.pairs / 2) / math.sqrt(self.variance)
+        z = (self.ascending - self.pairs / 2) / math.sqrt(self.twelfths / 12)
         return math.erfc(abs(z) / math.sqrt(2))
 
     @property
