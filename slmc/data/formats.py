@@ -17,8 +17,10 @@ import polars as pl
 from slmc.data.columns import (
     json_text,
     listed_text,
+    member,
     missing_column,
     parquet_column,
+    parquet_field,
     refuse_inexact,
 )
 from slmc.data.config import TEXT
@@ -92,7 +94,7 @@ def check_columns(path: Path, layout: Layout, columns: Mapping[str, str]) -> Non
         with _parquet_errors(path):
             _selected(path, columns)
     elif layout.delimited:
-        column_places(path, layout, columns, head_lines(path)[0])
+        column_places(path, layout, columns, head_lines(path)[layout.skip])
 
 
 def _type(role: str) -> pl.DataType:
@@ -105,9 +107,9 @@ Blocks = Iterator[tuple[pl.DataFrame, pl.DataFrame]]
 
 def _blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
     if layout.format == "sequences":
-        return map(_sequences, line_blocks(path))
+        return map(_sequences, line_blocks(path, layout.skip))
     if layout.format == "jsonl":
-        return _jsonl(path, columns)
+        return _jsonl(path, layout, columns)
     return delimited_blocks(path, layout, columns)
 
 
@@ -132,20 +134,24 @@ def _sequences(lines: Lines) -> tuple[pl.DataFrame, pl.DataFrame]:
     return frame, _faults([*lines.malformed, *bad])
 
 
-def _jsonl(path: Path, columns: Mapping[str, str]) -> Blocks:
+def _jsonl(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
     """Read one JSON object per line."""
     names: dict[str, None] = {}
+    found: set[str] = set()
     schema = {"line": pl.Int64} | dict.fromkeys(columns, pl.String)
-    for lines in line_blocks(path):
+    for lines in line_blocks(path, layout.skip):
         bad, rows = [*lines.malformed], []
         for line, row in _objects(lines, bad):
             names.update(dict.fromkeys(row))
             try:
+                found.update(name for name in columns.values() if member(row, name) is not None)
+                values = [
+                    None if (one := member(row, name)) is None else one[0]
+                    for name in columns.values()
+                ]
                 texts = [
-                    listed_text(row.get(name))
-                    if role.startswith(TEXT)
-                    else json_text(row.get(name), name)
-                    for role, name in columns.items()
+                    listed_text(value) if role.startswith(TEXT) else json_text(value, name)
+                    for (role, name), value in zip(columns.items(), values, strict=True)
                 ]
                 for name, text in zip(columns.values(), texts, strict=True):
                     _check_characters(name, text)
@@ -154,7 +160,7 @@ def _jsonl(path: Path, columns: Mapping[str, str]) -> Blocks:
                 bad.append((line, "type", str(error)))
         yield pl.DataFrame(rows, schema=schema, orient="row"), _faults(bad)
     for column in columns.values():
-        if names and column not in names:
+        if names and column not in found:
             raise missing_column(path, column, [*names], columns)
 
 
@@ -189,23 +195,31 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Table]:
     ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
     with _parquet_errors(path):
         rows, selected = _selected(path, columns)
-        refuse_inexact(path, rows, rows.collect_schema(), columns)
-        rows = rows.select(*selected).with_row_index("line", 1)
+        refuse_inexact(path, rows, columns)
+        rows = (
+            rows.select(*selected)
+            .with_row_index("line", 1)
+            .with_columns(pl.col("line").cast(pl.Int64), ids)
+        )
+        yield Table(rows.head(0).collect(), _faults([]))
         for block in rows.collect_batches(chunk_size=PARQUET_ROWS, engine="streaming"):
-            yield Table(block.with_columns(pl.col("line").cast(pl.Int64), ids), _faults([]))
+            yield Table(block, _faults([]))
 
 
 def _selected(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, list[pl.Expr]]:
-    """Return a lazy frame of a Parquet file, and the column of each role."""
+    """Return a lazy frame with a column for each role, and the expression of each as text."""
     check_parquet(path)
     rows = pl.scan_parquet(rereadable(path), glob=False)
     schema = rows.collect_schema()
-    for column in columns.values():
-        if column not in schema:
+    fields = {}
+    for role, column in columns.items():
+        fields[role] = parquet_field(schema, column)
+        if fields[role] is None:
             raise missing_column(path, column, schema.names(), columns)
+    rows = rows.select(field.alias(role) for role, field in fields.items() if field is not None)
+    schema = rows.collect_schema()
     return rows, [
-        parquet_column(path, column, schema[column], role).alias(role)
-        for role, column in columns.items()
+        parquet_column(path, column, schema[role], role) for role, column in columns.items()
     ]
 
 

@@ -107,7 +107,7 @@ def read(
     if result.rows == 0:
         raise DataError(
             f"{paths[0]} has a header but no rows."
-            if format != "jsonl"
+            if format not in ("jsonl", "parquet")
             else f"{paths[0]} has no rows.",
             "Export the log again, or name another file.",
         )

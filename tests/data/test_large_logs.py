@@ -31,14 +31,13 @@ ROW = st.tuples(
 FORMATS = ("csv", "quoted", "jsonl", "parquet")
 
 
-def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def cut_small(monkeypatch: pytest.MonkeyPatch, rows: int = 4) -> None:
     """Read, spool and sort a few rows at a time."""
-    monkeypatch.setattr(files, "BLOCK_BYTES", 50)
-    monkeypatch.setattr(formats, "PARQUET_ROWS", 3)
-    monkeypatch.setattr(spool, "CHUNK_ROWS", 4)
-    monkeypatch.setattr(repeats, "CHUNK_ROWS", 4)
-    monkeypatch.setattr(buckets, "CHUNK_ROWS", 4)
-    monkeypatch.setattr(buckets, "BUCKET_ROWS", 5)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 15 * rows)
+    monkeypatch.setattr(formats, "PARQUET_ROWS", rows)
+    for module in (spool, repeats, buckets):
+        monkeypatch.setattr(module, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(buckets, "BUCKET_ROWS", rows)
     monkeypatch.setattr(dataset, "USERS_AT_ONCE", 2)
 
 
@@ -136,7 +135,7 @@ def test_a_plain_preparation_gives_the_same(
             for _ in range(900)]  # fmt: skip
     write([(u, i, str(t)) for u, i, t in rows], "csv", "log")
     if small:
-        cut_small(monkeypatch)
+        cut_small(monkeypatch, 100)
     config = PrepareConfig(source="log.csv", core=4)
     prepared: Prepared = build(config, fetch_log(config))
     items, histories = plainly(rows, 4, config.seed)
@@ -181,6 +180,6 @@ def test_the_disk_is_used_only_by_large_logs_and_is_left_empty(
     config = PrepareConfig(source=write(rows, "csv", "log"))
     build(config, fetch_log(config))
     assert not (cache / "scratch").exists()
-    cut_small(monkeypatch)
+    cut_small(monkeypatch, 50)
     build(config, fetch_log(config))
     assert [*(cache / "scratch").iterdir()] == []
