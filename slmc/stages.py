@@ -68,7 +68,7 @@ STAGES: dict[str, Stage] = {
         "dataset",
         PrepareConfig,
         "slmc.data.prepare:prepare",
-        schema=3,
+        schema=4,
         fingerprint="slmc.data.sources:fingerprint",
     ),
     "sasrec": Stage(
@@ -84,7 +84,7 @@ STAGES: dict[str, Stage] = {
         "report",
         BaselinesConfig,
         "slmc.evaluation.baselines:baselines",
-        schema=4,
+        schema=5,
     ),
     "teach": Stage(
         {"data": "dataset", "sasrec": "model", "baselines": "report", "like": "model"},
@@ -148,14 +148,14 @@ STAGES: dict[str, Stage] = {
         "report",
         EvaluateConfig,
         "slmc.evaluation.evaluate:evaluate",
-        schema=4,
+        schema=5,
     ),
     "evaluate_engine": Stage(
         {"data": "dataset", "engine": "engine"},
         "report",
         EvaluateEngineConfig,
         "slmc.export.evaluation:evaluate_engine",
-        schema=5,
+        schema=6,
         extras={"onnxruntime": "onnx", "onnx": "onnx"},
     ),
 }

@@ -51,11 +51,13 @@ def prepare(
 def check(source: Source, make: Make, json: Json = False) -> int:
     """Read a log as `prepare` does, write nothing, and report what its test set can detect."""
     from slmc.data.check import check as check_log
-    from slmc.data.check import repeats_line
+    from slmc.data.check import repeats_line, tie_lines
 
-    result = check_log(make(source=source))
+    config = make(source=source)
+    result = check_log(config)
     power = _power(result)
     repeats, problem = repeats_line(result.dataset.repeats), result.problem
+    ties = tie_lines(result.metrics, config.ties)
     if json:
         console.result_json(
             {
@@ -63,6 +65,7 @@ def check(source: Source, make: Make, json: Json = False) -> int:
                 "malformed": result.malformed.head(SHOWN_MALFORMED).to_dicts(),
                 "problem": problem.what if problem is not None else None,
                 "repeats": repeats,
+                "ties": ties,
                 "power": power,
             }
         )
@@ -70,7 +73,7 @@ def check(source: Source, make: Make, json: Json = False) -> int:
         print_values(result.metrics)
         for row in result.malformed.head(SHOWN_MALFORMED).iter_rows(named=True):
             console.result(f"{row['file']}:{row['line']}: {row['reason']}")
-        for line in (repeats, *power):
+        for line in (repeats, *ties, *power):
             console.result(line)
     if problem is not None:
         raise problem

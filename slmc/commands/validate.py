@@ -56,7 +56,8 @@ def validate(
         _gate(
             "--segment",
             "NAME",
-            "Users to count: all, cold-users, tail-items, long-histories or new-items.",
+            "Users to count: all, cold-users, tail-items, long-histories, new-items, same-time or "
+            "later.",
         ),
     ] = None,
     anomalous: Annotated[

@@ -7,9 +7,9 @@ milliseconds among seconds would lie in the year 55,000. Dates have no unit.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from typing import Self
 
 import polars as pl
 
@@ -73,50 +73,79 @@ class Clock:
         return f"numbers, {NAMES[self.unit]} since 1970"
 
 
+@dataclass
+class Tally:
+    """The times that were read so far, counted by unit."""
+
+    digits: int = 0
+    """Digits after the point of the finest time."""
+    numbers: Counter[str | None] = field(default_factory=Counter)
+    """Unit -> how many numbers have its size; None for numbers without a unit."""
+    dates: int = 0
+
+    def add(self, times: Times) -> None:
+        """Count the times of the next rows."""
+        self.digits = max(self.digits, times.digits)
+        self.dates += int((times.dates & times.values.is_not_null()).sum())
+        self.numbers.update(_count_units(times.values.filter(~times.dates), times.digits))
+
+    @property
+    def total(self) -> int:
+        """Times that could be read."""
+        return self.numbers.total() + self.dates
+
+
 @dataclass(frozen=True)
-class AlignedTimes:
-    """The times of all files on the same clock."""
+class Alignment:
+    """How all times of a log get on the same clock."""
 
     clock: Clock
-    values: list[pl.Series]
-    """For each file, the times as integers of the clock; null for an unreadable time."""
-    outside: list[pl.DataFrame]
-    """For each file, the malformed times: ``at`` (row of the file, from 0) and ``reason``."""
+    numbers: Clock
+    """Unit and scale of the numbers, before dates are scaled to it."""
+    unit: TimeUnit
+    """The setting ``columns.time_unit``."""
+    as_dates: bool | None
+    """Whether most times are dates; None if all times are numbers, or all dates."""
     timestamp_like: int
     """How many numbers look like time stamps in a log whose numbers have no unit."""
 
+    @classmethod
+    def of(cls, tally: Tally, unit: TimeUnit = "auto") -> Self:
+        """Choose the clock of the times of a log.
 
-def align(parts: Sequence[Times], unit: TimeUnit = "auto") -> AlignedTimes:
-    """Put the times of several files on the same clock.
+        Args:
+            tally: All its times.
+            unit: The unit of numbers; ``auto`` takes the most frequent one. Dates have no unit.
+        """
+        counts, digits = tally.numbers, tally.digits
+        chosen = _most_frequent(counts) if unit == "auto" else None if unit == "none" else unit
+        as_dates = tally.dates > counts.total()
+        mixed = min(tally.dates, counts.total()) > 0
+        # Dates among numbers get the unit of the numbers.
+        power = UNITS[chosen] if mixed and as_dates and chosen is not None else 0
+        unlike = chosen is None and unit == "auto"
+        return cls(
+            clock=Clock("date" if as_dates else chosen, digits + power),
+            numbers=Clock(chosen, digits),
+            unit=unit,
+            as_dates=as_dates if mixed else None,
+            timestamp_like=counts.total() - counts[None] if unlike else 0,
+        )
 
-    Args:
-        parts: The times of each file.
-        unit: The unit of numbers; ``auto`` takes the most frequent one. Dates have no unit.
-    """
-    digits = max((part.digits for part in parts), default=0)
-    values = [scaled(part.values, digits - part.digits) for part in parts]
-    counts: Counter[str | None] = Counter()
-    for part, times in zip(parts, values, strict=True):
-        counts.update(_count_units(times.filter(~part.dates), digits))
-    dates = sum(int((part.dates & part.values.is_not_null()).sum()) for part in parts)
-    chosen = _most_frequent(counts) if unit == "auto" else None if unit == "none" else unit
-    as_dates = dates > counts.total()
-    mixed = min(dates, counts.total()) > 0
-    outside = [
-        _outside(times, part.dates, Clock(chosen, digits), unit, as_dates if mixed else None)
-        for part, times in zip(parts, values, strict=True)
-    ]
-    if mixed and chosen is not None:  # dates get the unit of the numbers
-        power = UNITS[chosen]
-        values = [
-            times if not part.dates.any() else _with_dates(times, part.dates, power)
-            for part, times in zip(parts, values, strict=True)
-        ]
-        digits += power if as_dates else 0
-    timestamp_like = counts.total() - counts[None] if chosen is None and unit == "auto" else 0
-    return AlignedTimes(
-        Clock("date" if as_dates else chosen, digits), values, outside, timestamp_like
-    )
+    def align(self, times: Times) -> tuple[pl.Series, pl.DataFrame]:
+        """Return times as integers of the clock, and the malformed ones.
+
+        Returns:
+            ``[N]`` integers, null for unreadable and malformed times; and ``at`` (row, from 0)
+            and ``reason`` of the malformed ones.
+        """
+        values = scaled(times.values, self.numbers.digits - times.digits)
+        outside = _outside(values, times.dates, self.numbers, self.unit, self.as_dates)
+        if self.as_dates is not None and self.numbers.unit is not None and times.dates.any():
+            values = _with_dates(values, times.dates, UNITS[self.numbers.unit])
+        if not outside.is_empty():
+            values = values.scatter(outside["at"], None)
+        return values, outside
 
 
 def literal(time: int) -> pl.Expr:

@@ -97,15 +97,49 @@ def _decimal_text(value: Decimal) -> str:
     return str(value) if shortened else str(int(value))
 
 
+def member(row: Mapping[str, object], column: str) -> tuple[object] | None:
+    """Return the value of a column of a JSON object, in a tuple; None if it has no such column.
+
+    ``user.id`` is the member ``id`` of the object ``user``, unless there is a member ``user.id``.
+    """
+    if column in row:
+        return (row[column],)
+    outer, dot, inner = column.partition(".")
+    nested = row.get(outer)
+    return member(nested, inner) if dot and isinstance(nested, dict) else None
+
+
+def parquet_field(schema: pl.Schema, column: str) -> pl.Expr | None:
+    """Return a column of a Parquet file, or a field of a struct (``user.id``); None if missing."""
+    if column in schema:
+        return pl.col(column)
+    outer, *path = column.split(".")
+    dtype, value = schema.get(outer), pl.col(outer)
+    for name in path:
+        fields = {field.name: field.dtype for field in getattr(dtype, "fields", ())}
+        if name not in fields:
+            return None
+        dtype, value = fields[name], value.struct.field(name)
+    return value if path and dtype is not None else None
+
+
 def parquet_column(path: Path, column: str, dtype: pl.DataType, role: str) -> pl.Expr:
-    """Return a Parquet column as text; a time column of numbers or dates is not converted.
+    """Return the column of a role as text; a time column of numbers or dates is not converted.
+
+    Args:
+        path: The file, for messages.
+        column: Name of the column, for messages.
+        dtype: Its type.
+        role: Its role, the name of the expression's column.
 
     Raises:
         DataError: The column has another type.
     """
-    value = pl.col(column)
+    value = pl.col(role)
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return value.cast(pl.String).str.strip_chars()
+    if dtype == pl.Binary:  # texts of Hive and Impala, which leave out that they are UTF-8
+        return value.cast(pl.String, strict=False).str.strip_chars()
     if role == "time" and (dtype.is_numeric() or dtype in (pl.Date, pl.Datetime)):
         return value
     if dtype.is_integer():
@@ -124,21 +158,23 @@ def parquet_column(path: Path, column: str, dtype: pl.DataType, role: str) -> pl
     kinds = {"time": "time stamps", "title": "titles", "user": "ids", "item": "ids"}
     wanted = kinds.get(role, "texts")
     fit = "numbers or dates" if role == "time" else "texts or integers"
+    remedy = f"a column of {fit}"
+    if isinstance(dtype, pl.Struct) and dtype.fields:
+        remedy = f"one of its fields, such as {column}.{dtype.fields[0].name}"
     raise DataError(
         f"Column {column!r} of {path} has the type {dtype}, which cannot hold {wanted}.",
-        f"Set {KEYS.get(role, 'items.columns')} to a column of {fit}.",
+        f"Set {KEYS.get(role, 'items.columns')} to {remedy}.",
     )
 
 
-def refuse_inexact(
-    path: Path, rows: pl.LazyFrame, schema: pl.Schema, columns: Mapping[str, str]
-) -> None:
+def refuse_inexact(path: Path, rows: pl.LazyFrame, columns: Mapping[str, str]) -> None:
     """Raise :class:`DataError` if a Parquet column of ids holds floats that may be rounded."""
+    schema = rows.collect_schema()
     for role, column in columns.items():
-        dtype = schema[column]
+        dtype = schema[role]
         if role not in ("user", "item") or not dtype.is_float():
             continue
-        value, limit = pl.col(column), inexact_from(dtype)
+        value, limit = pl.col(role), inexact_from(dtype)
         finite = rows.select(value.filter(value.is_finite()).abs().max()).collect().item()
         if finite is not None and finite >= limit:
             raise DataError(

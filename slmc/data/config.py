@@ -215,6 +215,10 @@ class PrepareConfig(Seeded):
     repeats: Literal["keep", "drop"] = "keep"
     """Exact duplicates: rows with the same user, item and time as another (without times: the same
     user and item as the user's row before). They are counted and reported; drop keeps the first."""
+    ties: Literal["shuffle", "keep"] = "shuffle"
+    """Order of a user's interactions at the same time: shuffle sorts them by a hash of the seed,
+    keep leaves them in the order of the log, which often follows the ids of the items. Without
+    times, rows always keep the order of the log."""
     terms: Terms | None = None
     """Terms of use of the data: shown when it is read, saved with the dataset as TERMS.txt. A text
     alone belongs to any source."""

@@ -17,6 +17,9 @@ Rows = NDArray[np.int32]
 RARE_REPEATS = 0.01
 """Seen items are excluded if fewer validation targets than this share are repeats."""
 
+USERS_AT_ONCE = 1 << 16
+"""Users whose histories are searched for repeats at once."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -29,6 +32,8 @@ class Targets:
     """``[U]`` row of the item that was taken next."""
     seen: list[Rows]
     """Sorted rows of all different items before the target, older ones included."""
+    same_time: NDArray[np.bool_] | None = None
+    """``[U]`` whether the target has the time of the item before it; None if that is not known."""
 
     def sample(self, most: int, seed: int) -> "Targets":
         """Return a seeded sample of at most ``most`` users, in their order."""
@@ -41,6 +46,7 @@ class Targets:
             histories=[self.histories[user] for user in chosen],
             targets=self.targets[chosen],
             seen=[self.seen[user] for user in chosen],
+            same_time=None if self.same_time is None else self.same_time[chosen],
         )
 
 
@@ -51,7 +57,8 @@ class Dataset:
     items: pl.DataFrame
     """``row``, ``item`` (original id), ``count`` (in the training part), ``title``."""
     sequences: pl.DataFrame
-    """``user``, ``items`` (rows in time order), ``valid_from``, ``test_from``."""
+    """``user``, ``items`` (rows in time order), ``valid_from``, ``test_from``, ``valid_tied``,
+    ``test_tied``; see :attr:`slmc.data.prepare.Prepared.users`."""
     history: int
     """Length of the histories that a model sees."""
 
@@ -107,21 +114,34 @@ class Dataset:
             histories=[rows[-self.history :] for rows in before],
             targets=np.array([self._rows[user][cuts[user]] for user in chosen], dtype=np.int64),
             seen=[np.unique(rows) for rows in before],
+            same_time=self._same_time(f"{split}_tied", chosen),
         )
+
+    def _same_time(self, column: str, chosen: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return whether targets are tied; None without times, or in an older dataset."""
+        if column not in self.sequences.columns:
+            return None
+        tied = self.sequences[column].gather(chosen)
+        return None if tied.null_count() else tied.to_numpy()
 
     @cached_property
     def repeats(self) -> float:
         """Share of validation targets that the user has taken before; 0 without targets."""
-        cuts, ends = (self.sequences[name].to_numpy() for name in ("valid_from", "test_from"))
         lengths = self.sequences["items"].list.len().to_numpy().astype(np.int64)
-        flat, starts = self._flat, np.cumsum(lengths) - lengths
+        cuts, ends = (
+            self.sequences[name].to_numpy().astype(np.int64) for name in ("valid_from", "test_from")
+        )
+        starts = np.cumsum(lengths) - lengths
         chosen = (cuts > 0) & (cuts < ends)
-        target = np.zeros_like(lengths)  # row 0 is not an item
-        target[chosen] = flat[starts[chosen] + cuts[chosen]]
-        place = np.arange(flat.size) - np.repeat(starts, lengths)
-        again = (place < np.repeat(cuts, lengths)) & (flat == np.repeat(target, lengths))
-        users = np.unique(np.repeat(np.arange(lengths.size), lengths)[again])
-        return users.size / int(chosen.sum()) if chosen.any() else 0.0
+        again = 0
+        for begin in range(0, lengths.size, USERS_AT_ONCE):
+            part = np.flatnonzero(chosen[begin : begin + USERS_AT_ONCE]) + begin
+            target = self._flat[starts[part] + cuts[part]]
+            user = np.repeat(np.arange(part.size), cuts[part])
+            place = np.arange(user.size) - np.repeat(np.cumsum(cuts[part]) - cuts[part], cuts[part])
+            seen = self._flat[starts[part][user] + place] == target[user]
+            again += np.unique(user[seen]).size
+        return again / int(chosen.sum()) if chosen.any() else 0.0
 
     def excludes_seen(self, setting: bool | Literal["auto"]) -> bool:
         """Return whether a setting of ``exclude_seen`` excludes seen items on this data."""
@@ -132,7 +152,7 @@ class Dataset:
         """The rows of each user, as views of one array."""
         return np.split(self._flat, np.cumsum(self.sequences["items"].list.len().to_numpy())[:-1])
 
-    @property
+    @cached_property
     def _flat(self) -> Rows:
         """The rows of all users, concatenated."""
         flat = self.sequences["items"].explode(empty_as_null=False)

@@ -1,7 +1,7 @@
 """Read tables with a separator (CSV, TSV, RecBole's atomic files) block by block."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -11,8 +11,12 @@ from slmc.data.columns import missing_column
 from slmc.data.config import BLANKS
 from slmc.data.files import MALFORMED, Lines, line_blocks
 from slmc.data.layout import Layout
+from slmc.data.preamble import uncommented
 from slmc.data.quotes import QuotedRows, uneven
 from slmc.errors import DataError
+
+REPEATED = "repeats the header, as where files were joined"
+"""Reason of a malformed row."""
 
 
 def delimited_blocks(
@@ -31,13 +35,14 @@ def delimited_blocks(
     Raises:
         DataError: A column is missing, or a quote is never closed.
     """
-    blocks, first_number, first = _first_line(line_blocks(path))
+    blocks, first_number, first = _first_line(line_blocks(path, layout.skip))
     width, places = column_places(path, layout, columns, first)
     quoted = QuotedRows(path, layout, width, places)
     for lines in blocks:
         rows, faults = lines.frame, [pl.DataFrame(lines.malformed, MALFORMED, orient="row")]
         if layout.header:
-            rows = rows.filter(pl.col("line") > first_number)
+            rows, again = _without_header(rows, first_number, first)
+            faults.append(again)
         records = []
         if layout.quoted:
             apart = quoted.separate(rows)
@@ -69,7 +74,7 @@ def column_places(
     Raises:
         DataError: A column is missing, or occurs twice.
     """
-    names = _names(path, layout, first)
+    names = _names(path, layout, first, columns.values())
     if layout.format == "recbole":
         columns = {role: name.partition(":")[0] for role, name in columns.items()}
     for column in columns.values():
@@ -89,7 +94,17 @@ def _first_line(blocks: Iterator[Lines]) -> tuple[Iterator[Lines], int, str]:
     return iter(passed), 0, ""
 
 
-def _names(path: Path, layout: Layout, first: str) -> list[str]:
+def _without_header(
+    lines: pl.DataFrame, number: int, header: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the lines after the header, and malformed rows for lines that repeat it."""
+    rows = lines.filter(pl.col("line") > number)
+    same = pl.col("text").str.strip_chars_start("\ufeff") == header
+    again = rows.filter(same).select("line", fault=pl.lit("header"), reason=pl.lit(REPEATED))
+    return (rows.filter(~same) if again.height else rows), again
+
+
+def _names(path: Path, layout: Layout, first: str, wanted: Collection[str]) -> list[str]:
     """Return the columns: the names of the header, or numbers from 1 without a header."""
     try:
         fields = layout.fields(first)
@@ -102,6 +117,7 @@ def _names(path: Path, layout: Layout, first: str) -> list[str]:
     if not layout.header:
         return [str(number) for number in range(1, len(fields) + 1)]
     names = [field.strip() for field in fields]
+    names[0] = names[0] if names[0] in wanted else uncommented(names[0])
     return [name.partition(":")[0] for name in names] if layout.format == "recbole" else names
 
 

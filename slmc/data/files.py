@@ -53,8 +53,12 @@ class Lines:
         return self.frame.filter(pl.col("text").str.strip_chars() != "")
 
 
-def line_blocks(path: Path) -> Iterator[Lines]:
+def line_blocks(path: Path, skip: int = 0) -> Iterator[Lines]:
     """Read the lines of a text file, gzipped or not, block by block.
+
+    Args:
+        path: A local file.
+        skip: First lines to leave out; blank ones are not counted.
 
     Raises:
         DataError: The file is empty, unreadable, not text, or a broken gzip stream.
@@ -67,13 +71,25 @@ def line_blocks(path: Path) -> Iterator[Lines]:
         parts.append(whole if newline else cut)
         if newline:
             data = b"".join(parts)
-            yield _lines(data, number)
+            lines, skip = _without_first(_lines(data, number), skip)
+            yield lines
             number += data.count(b"\n") + 1
             parts = [cut]
     if last := b"".join(parts):
-        yield _lines(last, number)
+        yield _without_first(_lines(last, number), skip)[0]
     if blank:
         raise _empty(path)
+
+
+def _without_first(lines: Lines, skip: int) -> tuple[Lines, int]:
+    """Leave out the first filled lines; return the others, and how many are still to be skipped."""
+    if not skip:
+        return lines, 0
+    numbers = lines.filled["line"].head(skip)
+    if numbers.is_empty():
+        return lines, skip
+    rest = lines.frame.filter(pl.col("line") > numbers[-1])
+    return Lines(rest, lines.malformed), skip - numbers.len()
 
 
 def _lines(data: bytes, number: int) -> Lines:

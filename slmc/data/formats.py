@@ -17,8 +17,10 @@ import polars as pl
 from slmc.data.columns import (
     json_text,
     listed_text,
+    member,
     missing_column,
     parquet_column,
+    parquet_field,
     refuse_inexact,
 )
 from slmc.data.config import TEXT
@@ -29,6 +31,8 @@ from slmc.errors import DataError
 
 IDS = ("user", "item")
 """Roles whose texts are repeated often: they are kept as categories, 4 bytes per row."""
+PARQUET_ROWS = 1 << 18
+"""Rows of a Parquet file that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,28 @@ def read_table(path: Path, layout: Layout, columns: Mapping[str, str]) -> Table:
     Raises:
         DataError: The file as a whole cannot be read, or lacks a column.
     """
+    blocks = [*read_blocks(path, layout, columns)]
+    return Table(
+        pl.concat([block.frame for block in blocks]),
+        pl.concat([block.malformed for block in blocks]),
+    )
+
+
+def read_blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Iterator[Table]:
+    """Read one file block by block, an empty block first; arguments as :func:`read_table`.
+
+    Raises:
+        DataError: As :func:`read_table`, when the block with the error is read.
+    """
     if layout.format == "parquet":
-        return _parquet(path, columns)
+        yield from _parquet(path, columns)
+        return
     if layout.format == "sequences":
         columns = {"user": "the user", "item": "an item"}
     schema = pl.Schema({"line": pl.Int64()} | {role: _type(role) for role in columns})
-    frames, faults = [pl.DataFrame(schema=schema)], [pl.DataFrame(schema=MALFORMED)]
+    yield Table(pl.DataFrame(schema=schema), pl.DataFrame(schema=MALFORMED))
     for rows, malformed in _blocks(path, layout, columns):
-        frames.append(rows.cast(schema))
-        faults.append(malformed)
-    return Table(pl.concat(frames), pl.concat(faults))
+        yield Table(rows.cast(schema), malformed)
 
 
 def check_columns(path: Path, layout: Layout, columns: Mapping[str, str]) -> None:
@@ -78,7 +94,7 @@ def check_columns(path: Path, layout: Layout, columns: Mapping[str, str]) -> Non
         with _parquet_errors(path):
             _selected(path, columns)
     elif layout.delimited:
-        column_places(path, layout, columns, head_lines(path)[0])
+        column_places(path, layout, columns, head_lines(path)[layout.skip])
 
 
 def _type(role: str) -> pl.DataType:
@@ -91,9 +107,9 @@ Blocks = Iterator[tuple[pl.DataFrame, pl.DataFrame]]
 
 def _blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
     if layout.format == "sequences":
-        return map(_sequences, line_blocks(path))
+        return map(_sequences, line_blocks(path, layout.skip))
     if layout.format == "jsonl":
-        return _jsonl(path, columns)
+        return _jsonl(path, layout, columns)
     return delimited_blocks(path, layout, columns)
 
 
@@ -118,20 +134,24 @@ def _sequences(lines: Lines) -> tuple[pl.DataFrame, pl.DataFrame]:
     return frame, _faults([*lines.malformed, *bad])
 
 
-def _jsonl(path: Path, columns: Mapping[str, str]) -> Blocks:
+def _jsonl(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
     """Read one JSON object per line."""
     names: dict[str, None] = {}
+    found: set[str] = set()
     schema = {"line": pl.Int64} | dict.fromkeys(columns, pl.String)
-    for lines in line_blocks(path):
+    for lines in line_blocks(path, layout.skip):
         bad, rows = [*lines.malformed], []
         for line, row in _objects(lines, bad):
             names.update(dict.fromkeys(row))
             try:
+                found.update(name for name in columns.values() if member(row, name) is not None)
+                values = [
+                    None if (one := member(row, name)) is None else one[0]
+                    for name in columns.values()
+                ]
                 texts = [
-                    listed_text(row.get(name))
-                    if role.startswith(TEXT)
-                    else json_text(row.get(name), name)
-                    for role, name in columns.items()
+                    listed_text(value) if role.startswith(TEXT) else json_text(value, name)
+                    for (role, name), value in zip(columns.items(), values, strict=True)
                 ]
                 for name, text in zip(columns.values(), texts, strict=True):
                     _check_characters(name, text)
@@ -140,7 +160,7 @@ def _jsonl(path: Path, columns: Mapping[str, str]) -> Blocks:
                 bad.append((line, "type", str(error)))
         yield pl.DataFrame(rows, schema=schema, orient="row"), _faults(bad)
     for column in columns.values():
-        if names and column not in names:
+        if names and column not in found:
             raise missing_column(path, column, [*names], columns)
 
 
@@ -170,27 +190,36 @@ def _objects(
                 bad.append((line, "json", "not a JSON object"))
 
 
-def _parquet(path: Path, columns: Mapping[str, str]) -> Table:
-    """Read the requested columns of a Parquet file."""
+def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Table]:
+    """Read the requested columns of a Parquet file by polars' streaming engine."""
+    ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
     with _parquet_errors(path):
         rows, selected = _selected(path, columns)
-        refuse_inexact(path, rows, rows.collect_schema(), columns)
-        frame = rows.select(*selected).with_row_index("line", 1).collect()
-    ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
-    return Table(frame.with_columns(pl.col("line").cast(pl.Int64), ids), _faults([]))
+        refuse_inexact(path, rows, columns)
+        rows = (
+            rows.select(*selected)
+            .with_row_index("line", 1)
+            .with_columns(pl.col("line").cast(pl.Int64), ids)
+        )
+        yield Table(rows.head(0).collect(), _faults([]))
+        for block in rows.collect_batches(chunk_size=PARQUET_ROWS, engine="streaming"):
+            yield Table(block, _faults([]))
 
 
 def _selected(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, list[pl.Expr]]:
-    """Return a lazy frame of a Parquet file, and the column of each role."""
+    """Return a lazy frame with a column for each role, and the expression of each as text."""
     check_parquet(path)
     rows = pl.scan_parquet(rereadable(path), glob=False)
     schema = rows.collect_schema()
-    for column in columns.values():
-        if column not in schema:
+    fields = {}
+    for role, column in columns.items():
+        fields[role] = parquet_field(schema, column)
+        if fields[role] is None:
             raise missing_column(path, column, schema.names(), columns)
+    rows = rows.select(field.alias(role) for role, field in fields.items() if field is not None)
+    schema = rows.collect_schema()
     return rows, [
-        parquet_column(path, column, schema[column], role).alias(role)
-        for role, column in columns.items()
+        parquet_column(path, column, schema[role], role) for role, column in columns.items()
     ]
 
 

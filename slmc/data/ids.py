@@ -4,8 +4,11 @@ An id is a text. Each different id of a column is checked once.
 """
 
 import logging
+from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 log = logging.getLogger("slmc.data")
 
@@ -21,6 +24,80 @@ LOOKALIKES = 3
 """Least number of ids that look like a missing value for it to be read as an id itself."""
 SHORTENED = r"^[+-]?(?:[0-9]\.[0-9]+[eE]\+?|[0-9][eE]\+)(?:1[6-9]|[2-9][0-9]|[0-9]{3,})$"
 """A number of 17 digits or more as a float prints it: its last digits are lost."""
+
+
+class Ids:
+    """The different ids of a column: their texts, and how many good rows each has.
+
+    Rows hold the physical codes of polars' categories, 4 bytes each.
+    """
+
+    def __init__(self) -> None:
+        """Start without ids."""
+        self.rows = np.zeros(0, dtype=np.int64)
+        """Code -> good rows."""
+        self._known = np.zeros(0, dtype=np.bool_)
+        self._categories: list[pl.Series] = []
+
+    def add(self, column: pl.Series) -> pl.Series:
+        """Add the categories of a column; return their codes, ``[N]`` UInt32, null for null."""
+        codes = column.to_physical()
+        different = column.unique().drop_nulls()
+        numbers = different.to_physical().to_numpy()
+        self._known = _grown(self._known, int(numbers.max(initial=0)) + 1)
+        new = ~self._known[numbers]
+        if new.any():
+            self._known[numbers] = True
+            self._categories.append(different.filter(pl.Series(new)))
+        return codes
+
+    def count(self, codes: pl.Series) -> None:
+        """Count good rows."""
+        counted = np.bincount(codes.to_numpy())
+        self.rows = _grown(self.rows, counted.size)
+        self.rows[: counted.size] += counted
+
+    @property
+    def used(self) -> int:
+        """Number of ids with good rows."""
+        return int(np.count_nonzero(self.rows))
+
+    def texts(self) -> pl.Series:
+        """Return the texts of all ids."""
+        return self._all().cast(pl.String)
+
+    def codes_of(self, reasons: dict[str, str]) -> dict[int, str]:
+        """Return the codes of some ids, each with what ``reasons`` says of it."""
+        everything = self._all()
+        chosen = everything.filter(everything.cast(pl.String).is_in([*reasons]))
+        return {
+            code: reasons[text]
+            for code, text in zip(chosen.to_physical(), chosen.cast(pl.String), strict=True)
+        }
+
+    def sorted(self) -> tuple[NDArray[np.uint32], pl.Series]:
+        """Return code -> place, and the texts of ids with good rows, sorted by code points."""
+        everything = self._all()
+        codes = everything.to_physical().to_numpy()
+        size = int(codes.max(initial=0)) + 1
+        used = codes[_grown(self.rows, size)[codes] > 0]
+        texts = pl.Series(used).cat.to(pl.Categorical()).cast(pl.String)
+        order = texts.arg_sort()
+        places = np.zeros(size, dtype=np.uint32)
+        places[used[order.to_numpy()]] = np.arange(used.size, dtype=np.uint32)
+        return places, texts.gather(order)
+
+    def _all(self) -> pl.Series:
+        return pl.concat([pl.Series([], dtype=pl.Categorical()), *self._categories])
+
+
+def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:
+    """Return an array of at least ``size`` entries, with zeros at the end."""
+    if size <= array.size:
+        return array
+    grown = np.zeros(max(size, array.size * 2), dtype=array.dtype)
+    grown[: array.size] = array
+    return grown
 
 
 def invalid(ids: pl.Series, name: str) -> dict[str, str]:

@@ -25,6 +25,8 @@ class Layout:
     format: Format
     separator: str = ","
     header: bool = True
+    skip: int = 0
+    """Lines before the table, blank ones not counted (see :mod:`slmc.data.preamble`)."""
 
     @property
     def delimited(self) -> bool:

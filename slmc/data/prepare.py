@@ -28,21 +28,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact, draft
-from slmc.data.clock import Clock, literal
+from slmc.data import buckets
+from slmc.data.clock import Clock
 from slmc.data.config import PrepareConfig
 from slmc.data.dataset import Dataset
+from slmc.data.histories import Bucket, Mask, Splitter
 from slmc.data.item_texts import read_texts, texts_for
 from slmc.data.readers import Log, read, read_titles, refuse_malformed, warn_malformed
-from slmc.data.repeats import find_repeats, warn_of_repeats
 from slmc.data.sources import digest, fetch, log_file_order
-from slmc.data.split import by_time, id_keys, k_core, leave_one_out, tie_keys
-from slmc.data.times import bounds
+from slmc.data.split import id_keys
+from slmc.data.ties import Ascents
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
-
-ROWS_AT_ONCE = 1 << 20
-"""Rows whose tie keys are computed at once, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,9 @@ class Prepared:
     items: pl.DataFrame
     """``row`` (Int32, from 1), ``item``, ``count`` (Int32, in the training part), ``title``."""
     users: pl.DataFrame
-    """``user``, ``items`` (list of Int32 rows in time order), ``valid_from``, ``test_from``."""
+    """``user``, ``items`` (list of Int32 rows in time order), ``valid_from``, ``test_from``, and
+    ``valid_tied``, ``test_tied``: whether the target has the time of the item before it (null
+    without times, and for users without such a target)."""
     texts: pl.DataFrame | None
     """``row`` and ``text`` (null without one) of each item; None without a table of items."""
     metrics: dict[str, Any]
@@ -107,38 +107,29 @@ def fetch_log(config: PrepareConfig) -> Log:
 
 
 def build(config: PrepareConfig, read_log: Log) -> Prepared:
-    """Build the dataset of a log in memory.
+    """Build the dataset of a log; the log is used up.
 
     Raises:
         DataError: The core leaves fewer than two users, or the split leaves no test target (a
             temporal split: no validation target).
     """
-    frame, repeats = _without_repeats(config, read_log)
-    frame, user_ids, item_ids = _coded(_core(config, frame))
-    frame, user_ids = _sampled(frame, user_ids, config)
-    frame = _ordered(frame, user_ids, item_ids, read_log.clock, config.seed)
-    lengths = frame.group_by("user", maintain_order=True).len()["len"].cast(pl.Int64).to_numpy()
-    valid_from, test_from = _split(config, read_log.clock, frame, lengths)
-    starts = np.cumsum(lengths) - lengths
-    place = np.arange(frame.height) - np.repeat(starts, lengths)
-    frame = frame.with_columns(train=pl.Series(place < np.repeat(valid_from, lengths)))
-    items, rows = _vocabulary(frame, item_ids, config)
+    if config.split.by == "time":
+        _check_dated(config, read_log.clock)
+    rows = buckets.sort(config, read_log)
+    users, kept = buckets.core(config, rows)
+    splitter = Splitter(config, read_log.clock, rows.item_ids.len())
+    parts = [*splitter.split(rows, _sampled(users, rows.user_ids, config), kept)]
+    rows.rows.close()
+    _check_targets(config, read_log.clock, splitter, parts)
+    items, item_rows = _vocabulary(splitter, rows.item_ids, config)
     items, texts = _with_texts(items, config)
-    sequences = (
-        frame.select("user", items=pl.Series(rows[frame["item"].to_numpy()]))
-        .group_by("user", maintain_order=True)
-        .agg("items")
-        .with_columns(
-            user_ids.gather(pl.Series(frame["user"].to_numpy()[starts])).alias("user"),
-            pl.Series("valid_from", valid_from, dtype=pl.Int32),
-            pl.Series("test_from", test_from, dtype=pl.Int32),
-        )
-    )
-    tied = _tied_targets(frame, starts, lengths, test_from) if read_log.timed else None
-    metrics = _metrics(config, read_log, frame, items, sequences)
+    sequences = _sequences(parts, item_rows, rows.user_ids)
+    metrics = _metrics(config, read_log, items, sequences)
     if texts is not None:
         metrics["texts"] = texts.height - texts["text"].null_count()
-    metrics |= {"duplicates": repeats, "test_users_tied": tied}
+    metrics |= {"duplicates": rows.repeats} | _tie_metrics(
+        config, splitter, rows.ascents, metrics, sequences
+    )
     metrics["valid_repeats"] = Dataset(items, sequences, config.history).repeats
     log.info(
         "%d users, %d items, %d interactions; %d test users",
@@ -147,104 +138,32 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     return Prepared(items, sequences, texts, metrics)
 
 
-def _without_repeats(config: PrepareConfig, read_log: Log) -> tuple[pl.DataFrame, int]:
-    """Return the rows that ``config.repeats`` keeps, and the number of exact duplicates."""
-    repeats = find_repeats(read_log.frame, read_log.timed, read_log.copies)
-    count = int(repeats.sum())
-    kept = config.repeats == "keep"
-    if count:
-        warn_of_repeats(repeats.len(), count, read_log.timed, read_log.copies, kept)
-    return read_log.frame if kept or not count else read_log.frame.filter(~repeats), count
+def _sampled(users: Mask, user_ids: pl.Series, config: PrepareConfig) -> Mask:
+    """Return ``config.users`` of the users: those with the smallest seeded keys."""
+    inside = np.flatnonzero(users)
+    if config.users is None or config.users >= inside.size:
+        return users
+    order = np.argsort(id_keys(user_ids.gather(inside), config.seed), kind="stable")
+    chosen = np.zeros_like(users)
+    chosen[inside[order[: config.users]]] = True
+    return chosen
 
 
-def _core(config: PrepareConfig, frame: pl.DataFrame) -> pl.DataFrame:
-    if frame["user"].n_unique() < 2:
-        users = f"only one user ({frame['user'][0]})" if frame.height else "no user"
-        raise DataError(
-            f"{config.source} has {users}; a recommender needs many.",
-            "Check columns.user, or name a log with more users.",
-        )
-    user_codes, item_codes = (_dense(frame[name])[0] for name in ("user", "item"))
-    kept = frame.filter(pl.Series(k_core(user_codes, item_codes, config.core)))
-    left = kept["user"].n_unique()
-    if left < 2:
-        what = "drops all" if left == 0 else "leaves one user of the"
-        raise DataError(
-            f"{config.source}: the {config.core}-core {what} {frame.height} interactions by "
-            f"{frame['user'].n_unique()} users.",
-            "Lower core (1 keeps all), or name a larger log.",
-        )
-    return kept
-
-
-def _dense(ids: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
-    """Return the code of each id, ``[N]``, and the different ids, sorted by code points."""
-    different = ids.unique()
-    texts = different.cast(pl.String)
-    order = texts.arg_sort()
-    physical = different.to_physical().gather(order).to_numpy()
-    places = np.zeros(int(physical.max()) + 1 if physical.size else 0, dtype=np.int64)
-    places[physical] = np.arange(physical.size, dtype=np.int64)
-    return places[ids.to_physical().to_numpy()], texts.gather(order)
-
-
-def _coded(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
-    """Return the log with integer codes for ids, and the sorted ids of users and items."""
-    users, user_ids = _dense(frame["user"])
-    items, item_ids = _dense(frame["item"])
-    codes = [pl.Series("user", users, dtype=pl.UInt32), pl.Series("item", items, dtype=pl.UInt32)]
-    return frame.select(*codes, "time", "order"), user_ids, item_ids
-
-
-def _sampled(
-    frame: pl.DataFrame, user_ids: pl.Series, config: PrepareConfig
-) -> tuple[pl.DataFrame, pl.Series]:
-    """Keep the interactions of the ``config.users`` users with the smallest seeded keys."""
-    if config.users is None or config.users >= user_ids.len():
-        return frame, user_ids
-    order = np.argsort(id_keys(user_ids, config.seed), kind="stable")
-    chosen = np.zeros(user_ids.len(), dtype=np.bool_)
-    chosen[order[: config.users]] = True
-    return frame.filter(pl.Series(chosen[frame["user"].to_numpy()])), user_ids
-
-
-def _ordered(
-    frame: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series, clock: Clock | None, seed: int
-) -> pl.DataFrame:
-    """Sort by user and time."""
-    if clock is None:
-        return frame.sort("user", "order")
-    user_keys, item_keys = id_keys(user_ids, seed), id_keys(item_ids, seed)
-    tie = np.empty(frame.height, dtype=np.uint64)
-    for start in range(0, frame.height, ROWS_AT_ONCE):
-        part = frame[start : start + ROWS_AT_ONCE]
-        users, items = (part[name].to_numpy() for name in ("user", "item"))
-        numbers = clock.numbers(part["time"]).to_numpy()
-        tie[start : start + part.height] = tie_keys(user_keys[users], item_keys[items], numbers)
-    frame = frame.drop("order").with_columns(tie=pl.Series(tie))
-    return frame.sort("user", "time", "tie").drop("tie")
-
-
-def _split(
-    config: PrepareConfig, clock: Clock | None, frame: pl.DataFrame, lengths: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return valid_from and test_from; raises :class:`DataError` if nobody has a test target."""
+def _check_targets(
+    config: PrepareConfig, clock: Clock | None, splitter: Splitter, parts: list[Bucket]
+) -> None:
+    """Raise :class:`DataError` if nobody has a test target (by time: a validation target)."""
     split = config.split
     if split.by == "leave-one-out":
-        valid_from, test_from = leave_one_out(lengths)
         what = "no user has two interactions, so leave-one-out has no test target"
         remedy = "Name a log with several interactions per user, or raise core to 2."
     else:
-        clock = _dated(config, clock)
-        starts = [literal(clock.at(day)) for day in (split.valid, split.test)]
-        before = [frame.select(pl.col("time") < start).to_series().to_numpy() for start in starts]
-        valid_from, test_from = by_time(before[0], before[1], lengths)
-        span = " to ".join(clock.text(time) for time in bounds(frame["time"]))
+        span = " to ".join(_span(clock, splitter) or ())
         what = f"no user has interactions both before and from {split.test} on"
         remedy = f"Set split.test to a day within the log, which covers {span}."
-    if not ((test_from < lengths) & (test_from > 0)).any():
+    if not any(part.tested.any() for part in parts):
         raise DataError(f"{config.source}: {what}.", remedy)
-    if not ((valid_from < test_from) & (valid_from > 0)).any():
+    if not any(part.validated.any() for part in parts):
         if split.by == "time":
             raise DataError(
                 f"{config.source}: no user has interactions both before {split.valid} and from "
@@ -252,11 +171,10 @@ def _split(
                 f"Set split.valid and split.test to other days of the log, which covers {span}.",
             )
         log.warning("No user has three interactions: there are no validation targets")
-    return valid_from, test_from
 
 
-def _dated(config: PrepareConfig, clock: Clock | None) -> Clock:
-    """Return the clock for a split by days; raises :class:`DataError` if it has no dates."""
+def _check_dated(config: PrepareConfig, clock: Clock | None) -> None:
+    """Raise :class:`DataError` if a split by days has no dates."""
     if clock is None or clock.unit is None:
         raise DataError(
             f"{config.source}: the times in {config.columns.time} are numbers without a unit, "
@@ -264,23 +182,33 @@ def _dated(config: PrepareConfig, clock: Clock | None) -> Clock:
             "Set columns.time to a column of dates, columns.time_unit to the unit of the numbers, "
             "or split: {by: leave-one-out}.",
         )
-    return clock
+
+
+def _sequences(
+    parts: list[Bucket], item_rows: NDArray[np.int32], user_ids: pl.Series
+) -> pl.DataFrame:
+    """Return the table of users, in one piece; ``parts`` are used up."""
+    frames = []
+    while parts:
+        frames.append(parts.pop(0).frame(item_rows, user_ids))
+    return pl.concat(frames, rechunk=True)
 
 
 def _vocabulary(
-    frame: pl.DataFrame, item_ids: pl.Series, config: PrepareConfig
+    splitter: Splitter, item_ids: pl.Series, config: PrepareConfig
 ) -> tuple[pl.DataFrame, NDArray[np.int32]]:
     """Return the items, and the row of each of ``item_ids`` (0 for a dropped item)."""
-    counts = (
-        frame.group_by("item")
-        .agg(pl.col("train").sum().cast(pl.Int32).alias("count"))
-        .sort(["count", "item"], descending=[True, False])
-        .with_row_index("row", 1)
-    )
+    taken = np.flatnonzero(splitter.taken)
+    taken = taken[np.argsort(-splitter.trained[taken], kind="stable")]
     rows = np.zeros(item_ids.len(), dtype=np.int32)
-    rows[counts["item"].to_numpy()] = counts["row"].to_numpy()
-    names = item_ids.gather(counts["item"]).alias("item")
-    items = counts.select(pl.col("row").cast(pl.Int32), names, "count")
+    rows[taken] = np.arange(1, taken.size + 1, dtype=np.int32)
+    items = pl.DataFrame(
+        {
+            "row": rows[taken],
+            "item": item_ids.gather(taken),
+            "count": splitter.trained[taken].astype(np.int32),
+        }
+    )
     if config.titles is None:
         return items.with_columns(pl.lit(None, pl.String).alias("title")), rows
     titles = read_titles(fetch(config.titles.source), config.titles)
@@ -304,13 +232,14 @@ def _with_texts(
 
 
 def _metrics(
-    config: PrepareConfig, read_log: Log, frame: pl.DataFrame, items: pl.DataFrame,
-    sequences: pl.DataFrame,
-) -> dict[str, Any]:  # fmt: skip
+    config: PrepareConfig, read_log: Log, items: pl.DataFrame, sequences: pl.DataFrame
+) -> dict[str, Any]:
     """Return the metrics of the manifest."""
     length, valid, test = pl.col("items").list.len(), pl.col("valid_from"), pl.col("test_from")
     counted = sequences.select(
-        valid=((valid > 0) & (valid < test)).sum(), test=((test > 0) & (test < length)).sum()
+        all=length.cast(pl.Int64).sum(),
+        valid=((valid > 0) & (valid < test)).sum(),
+        test=((test > 0) & (test < length)).sum(),
     )
     faults = read_log.malformed["fault"].value_counts().sort("fault")
     fingerprint = {"source": digest(fetch(config.source))}
@@ -321,7 +250,7 @@ def _metrics(
     return {
         "users": sequences.height,
         "items": items.height,
-        "interactions": frame.height,
+        "interactions": counted["all"].item(),
         "train_interactions": int(items["count"].sum()),
         "valid_users": counted["valid"].item(),
         "test_users": counted["test"].item(),
@@ -329,38 +258,43 @@ def _metrics(
         "rows": read_log.rows,
         "malformed": {"rows": read_log.malformed.height, **dict(faults.iter_rows())},
         "fingerprint": fingerprint,
-    } | _time_metrics(frame, read_log.clock)
+    }
 
 
-def _time_metrics(frame: pl.DataFrame, clock: Clock | None) -> dict[str, Any]:
-    """Return unit and span of the times, and the share of interactions with tied times."""
-    if clock is None:
-        return {"time_unit": None, "time_span": None, "tied_share": None}
-    moments = frame.select("user", "time")  # sorted: equal times are adjacent
-    same = moments.select(
-        ((pl.col("user") == pl.col("user").shift()) & (pl.col("time") == pl.col("time").shift()))
-        .fill_null(False)
-        .alias("before")
-    ).with_columns(after=pl.col("before").shift(-1, fill_value=False))
-    tied = int(same.select((pl.col("before") | pl.col("after")).sum()).item())
-    if tied:
+def _span(clock: Clock | None, splitter: Splitter) -> list[str] | None:
+    """Return the first and the last day (or number) of the interactions."""
+    if clock is None or splitter.span is None:
+        return None
+    return [clock.text(time) for time in splitter.span]
+
+
+def _tie_metrics(
+    config: PrepareConfig, splitter: Splitter, ascents: Ascents, metrics: dict[str, Any],
+    sequences: pl.DataFrame,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what is known of times and ties, for the manifest."""
+    order = {"pairs": ascents.pairs, "ascending": ascents.share, "p_value": ascents.p_value}
+    clock, total = splitter.clock, metrics["interactions"]
+    if clock is None or splitter.resolution is None:
+        known = ("time_unit", "time_span", "time_resolution", "tied_share", "tied_before")
+        return dict.fromkeys([*known, "test_users_tied"]) | {"order_of_ids": order}
+    if splitter.tied:
         log.info(
-            "%d of %d interactions (%.0f %%) share a time stamp with another of the same user; "
-            "they are sorted by a seeded hash", tied, frame.height, 100 * tied / frame.height,
+            "%d of %d interactions (%.0f %%) share a time stamp with another of the same user; %s",
+            splitter.tied, total, 100 * splitter.tied / total,
+            "they are sorted by a seeded hash"
+            if config.ties == "shuffle"
+            else "they stay in the order of the log (ties: keep)",
         )  # fmt: skip
-    span = [clock.text(time) for time in bounds(frame["time"])]
-    return {"time_unit": clock.unit, "time_span": span, "tied_share": tied / frame.height}
-
-
-def _tied_targets(
-    frame: pl.DataFrame, starts: NDArray[np.int64], lengths: NDArray[np.int64],
-    test_from: NDArray[np.int64],
-) -> int:  # fmt: skip
-    """Count test users whose target has the time stamp of the interaction before it."""
-    tested = (test_from > 0) & (test_from < lengths)
-    target = pl.Series((starts + test_from)[tested])
-    times = frame["time"]
-    return int((times.gather(target) == times.gather(target - 1)).sum())
+    return {
+        "time_unit": clock.unit,
+        "time_span": _span(clock, splitter),
+        "time_resolution": splitter.resolution.name,
+        "tied_share": splitter.tied / total,
+        "tied_before": splitter.tied_before / total,
+        "test_users_tied": int(sequences["test_tied"].sum()),
+        "order_of_ids": order,
+    }
 
 
 def _write_json(file: Path, value: object) -> None:

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
+
+from slmc.data.spool import CHUNK_ROWS, Spool
+from slmc.data.ties import Runs, as_before
 
 log = logging.getLogger("slmc.data")
 
@@ -28,49 +32,69 @@ class Copy:
     """The row after its last one."""
 
 
-def find_copies(
-    files: Sequence[str], frame: pl.DataFrame, heights: Sequence[int]
-) -> tuple[Copy, ...]:
+def find_copies(files: Sequence[str], rows: Spool, heights: Sequence[int]) -> tuple[Copy, ...]:
     """Find files with the same rows as an earlier one; in a single file, two equal halves.
 
     Args:
         files: Names of the files of a log.
-        frame: ``user``, ``item`` and ``time`` of all rows, file after file.
+        rows: ``user``, ``item`` and ``time`` of all rows, file after file.
         heights: Rows of each file.
     """
-    rows = frame.select("user", "item", "time")
     if len(files) == 1:
         half = rows.height // 2
-        twice = rows.height > 2 and rows.height % 2 == 0 and rows[:half].equals(rows[half:])
+        twice = rows.height > 2 and rows.height % 2 == 0 and _equal(rows, 0, half, half)
         names = f"the second half of {files[0]}", "the first"
         return (Copy(*names, half, rows.height),) if twice else ()
     copied: list[Copy] = []
     seen: dict[tuple[int, int], str] = {}
     start = 0
     for file, height in zip(files, heights, strict=True):
-        key = (height, int(rows[start : start + height].hash_rows().sum()))
-        if height and key in seen:
-            copied.append(Copy(file, seen[key], start, start + height))
-        seen.setdefault(key, file)
+        if height and heights.count(height) > 1:
+            key = (height, _hash(rows, start, start + height))
+            if key in seen:
+                copied.append(Copy(file, seen[key], start, start + height))
+            seen.setdefault(key, file)
         start += height
     return tuple(copied)
 
 
-def find_repeats(frame: pl.DataFrame, timed: bool, parts: Sequence[Copy]) -> pl.Series:
-    """Return which rows of a log's frame are exact duplicates, ``[N]``."""
-    codes = frame.select(pl.col("user", "item").to_physical(), "time", "order")
-    keys = ["user", "item", "time"] if timed else ["user"]
-    codes = codes.sort([*keys, "order"])
-    same = pl.all_horizontal(
-        pl.col(name) == pl.col(name).shift() for name in (keys if timed else ["user", "item"])
-    )
-    again = codes.select(same.fill_null(False)).to_series().to_numpy()
-    marked = np.zeros(frame.height, dtype=np.bool_)
-    marked[codes["order"].to_numpy()] = again
+def _equal(rows: Spool, first: int, second: int, height: int) -> bool:
+    """Return whether ``height`` rows from ``first`` and from ``second`` on are the same."""
+    for start in range(0, height, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, height)
+        one, other = (rows.rows(begin + start, begin + stop) for begin in (first, second))
+        wide = pl.col("time").cast(pl.Int128)
+        if not one.with_columns(wide).equals(other.with_columns(wide)):
+            return False
+    return True
+
+
+def _hash(rows: Spool, start: int, stop: int) -> int:
+    """Return a hash of rows that does not depend on their order."""
+    total = 0
+    for begin in range(start, stop, CHUNK_ROWS):
+        part = rows.rows(begin, min(begin + CHUNK_ROWS, stop))
+        short = pl.col("time").cast(pl.Int64, strict=False)  # the type must not change the hash
+        total += int(part.with_columns(short).hash_rows().to_numpy().sum(dtype=np.uint64))
+    return total % 2**64
+
+
+def find_repeats(frame: pl.DataFrame, timed: bool) -> NDArray[np.bool_]:
+    """Return which rows are exact duplicates, ``[N]``.
+
+    Args:
+        frame: ``user``, ``item`` and ``time``, sorted by user and time (without time stamps: by
+            user), rows of the same time in the order of the log. ``copied`` marks the rows of
+            :func:`find_copies`, if there are any.
+        timed: Whether the rows have time stamps.
+    """
     if not timed:
-        for part in parts:
-            marked[part.start : part.stop] = True
-    return pl.Series(marked)
+        again = as_before(frame, "user", "item")
+        return again | frame["copied"].to_numpy() if "copied" in frame.columns else again
+    runs = Runs.of(as_before(frame, "user", "time"))
+    again = np.zeros(frame.height, dtype=np.bool_)
+    again[runs.rows[runs.later_of_equals(frame["item"].to_numpy()[runs.rows])]] = True
+    return again
 
 
 def warn_of_repeats(rows: int, count: int, timed: bool, parts: Sequence[Copy], kept: bool) -> None:

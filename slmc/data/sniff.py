@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from slmc.data.columns import KEYS
 from slmc.data.config import BLANKS, Format
 from slmc.data.files import has_parquet_magic, head_lines
 from slmc.data.layout import DEFAULT_SEPARATORS, SEPARATORS, Layout
+from slmc.data.preamble import preamble, uncommented
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
@@ -64,6 +65,9 @@ def detect_layouts(
         layout, warning = detect_layout(path, columns, format, separator, header)
         layouts.append(layout)
         kinds.setdefault(str(layout), []).append(path)
+        if layout.skip:
+            what = "1 line" if layout.skip == 1 else f"{layout.skip} lines"
+            log.info("%s: %s before the table skipped", path, what)
         if warning is not None:
             warnings.setdefault(warning, []).append(path)
         if layout.format != layouts[0].format:
@@ -104,11 +108,26 @@ def detect_layout(
     if format == "parquet":
         return Layout("parquet"), None  # reading it raises the error
     try:
-        head = Head(head_lines(path), columns)
+        lines = head_lines(path)
     except DataError:
         if named == "parquet":
             return Layout("parquet"), None
         raise
+    before = preamble(lines, () if header is False else columns.values())
+    head = Head(lines[before.lines :], columns)
+    layout, warning = _layout(path, head, named, format, separator or before.separator, header)
+    return replace(layout, skip=before.lines), warning
+
+
+def _layout(
+    path: Path,
+    head: "Head",
+    named: Format | None,
+    format: Format,
+    separator: str | None,
+    header: Header,
+) -> tuple[Layout, str | None]:
+    """Return the layout of a text file and a warning; see :func:`detect_layout`."""
     if format in ("auto", "jsonl"):
         _refuse_document(path, head)
     if (
@@ -342,4 +361,6 @@ def _names(layout: Layout, line: str) -> list[str]:
         names = [name.strip() for name in layout.fields(line)]
     except csv.Error:
         return []
-    return names + [name.partition(":")[0] for name in names if TYPED_NAME.fullmatch(name)]
+    untyped = [name.partition(":")[0] for name in names if TYPED_NAME.fullmatch(name)]
+    bare = uncommented(names[0])
+    return names + untyped + [bare] * (bare != names[0])

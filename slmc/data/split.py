@@ -6,35 +6,52 @@ the validation target is ``items[valid_from]`` if ``valid_from < test_from``; th
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Keys = NDArray[np.uint64]
+Codes = NDArray[np.integer]
 
 
-def k_core(users: Ints, items: Ints, core: int) -> NDArray[np.bool_]:
-    """Return which interactions stay if rare users and items are dropped repeatedly.
+def k_core(
+    parts: Callable[[], Iterable[tuple[Codes, Codes]]], users: int, items: int, core: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which users and items stay if rare ones are dropped repeatedly.
+
+    Memory grows with users and items, not with interactions: an interaction stays if both its user
+    and its item do.
 
     Args:
-        users: ``[N]`` user of each interaction, from 0.
-        items: ``[N]`` item of each interaction, from 0.
+        parts: Returns user and item of each interaction (``[N]``, from 0), part by part; it is
+            called several times. A part is sorted by user, and holds all interactions of the
+            users between its first and its last.
+        users: Number of users.
+        items: Number of items.
         core: Least number of interactions of a user and of an item; repeats count.
 
     Returns:
-        ``[N]`` the largest subset in which every user and item has at least ``core``.
+        ``[users]`` and ``[items]``: the largest subset in which every user and item with an
+        interaction has at least ``core``.
     """
-    kept = np.ones(users.size, dtype=np.bool_)
+    user_stays, item_stays = np.ones(users, dtype=np.bool_), np.ones(items, dtype=np.bool_)
     while True:
-        enough = np.bincount(users[kept], minlength=1 + users.max(initial=0)) >= core
-        stays = kept & enough[users]
-        enough = np.bincount(items[stays], minlength=1 + items.max(initial=0)) >= core
-        stays &= enough[items]
-        if stays.sum() == kept.sum():
-            return kept
-        kept = stays
+        item_rows = np.zeros(items, dtype=np.int64)
+        for user, item in parts():
+            if not user.size:
+                continue
+            stays = user_stays[user] & item_stays[item]
+            first, last = int(user[0]), int(user[-1])
+            rows = np.bincount(user[stays] - first, minlength=last - first + 1)
+            user_stays[first : last + 1] = rows >= core
+            stays &= user_stays[user]
+            item_rows += np.bincount(item[stays], minlength=items)
+        before = int(item_stays.sum())
+        item_stays &= item_rows >= core
+        if item_stays.sum() == before:
+            return user_stays, item_stays
 
 
 def id_keys(ids: Iterable[str], seed: int) -> Keys:

@@ -27,6 +27,12 @@ DIGITS = 18
 """Largest number of digits after the point; a number with more is malformed."""
 WIDEST = 37
 """Largest number of digits in all: those that Int128 holds."""
+DECIMAL_COMMA = r"^[+-]?[0-9]{5,},[0-9]+$"
+"""A number with a decimal comma; after five digits, it cannot be a comma between thousands."""
+SLASHES = r"^[0-9]{4}/[0-9]{2}/[0-9]{2}(?:[Tt ]|$)"
+"""The beginning of a date with slashes; with the year last, the month cannot be known."""
+COMPACT = 19_000_000_000_000, 22_000_000_000_000
+"""Integers between them are dates such as 20231114223000: as milliseconds, they are after 2570."""
 PIECE = 1 << 17
 """Rows whose texts are parsed at once."""
 PARTS_OF_A_SECOND = {"ms": 3, "us": 6, "ns": 9}
@@ -54,13 +60,12 @@ def parse(column: pl.Series) -> Times:
     if dtype == pl.Date:
         return _without_trailing_zeros(column.to_physical().cast(pl.Int64) * 86400, 0, dates=True)
     if dtype.is_integer():
-        return _without_trailing_zeros(
-            narrowed(column.cast(pl.Int128)) if _wide(column) else column.cast(pl.Int64)
-        )
+        values = narrowed(column.cast(pl.Int128)) if _wide(column) else column.cast(pl.Int64)
+        values, are_dates = _compact_dates(values)
+        return Times(values, 0, are_dates)
     if dtype.is_float():
-        largest = inexact_from(dtype)
-        _warn_if_inexact(column, largest)
-        if bool(((column == column.floor()) & (column.abs() < largest)).all()):
+        whole = (column == column.floor()) & (column.abs() < inexact_from(dtype))
+        if bool(whole.all()):
             return _without_trailing_zeros(column.cast(pl.Int64))
     return _parse_texts(column.cast(pl.String))
 
@@ -93,13 +98,22 @@ def _wide(column: pl.Series) -> bool:
     return column.dtype in (pl.UInt64, pl.Int128, pl.UInt128)
 
 
-def _warn_if_inexact(column: pl.Series, largest: int) -> None:
-    """Warn if floats are so large that different times may already have been rounded to one."""
-    if (column.is_finite() & (column.abs() >= largest)).any():
+def warn_if_inexact(column: pl.Series) -> bool:
+    """Warn if floats are so large that different times may already have been rounded to one.
+
+    Returns:
+        Whether there are such times.
+    """
+    if not column.dtype.is_float():
+        return False
+    largest = inexact_from(column.dtype)
+    inexact = bool((column.is_finite() & (column.abs() >= largest)).any())
+    if inexact:
         log.warning(
             "%s holds %s above %d, where different times are rounded to the same number. "
-            "Export this column as integers", column.name or "the time", column.dtype, largest,
+            "Export this column as integers", column.name, column.dtype, largest,
         )  # fmt: skip
+    return inexact
 
 
 def _without_trailing_zeros(values: pl.Series, digits: int = 0, *, dates: bool = False) -> Times:
@@ -128,12 +142,18 @@ def concatenated(values: Sequence[pl.Series]) -> pl.Series:
 
 def _parse_piece(texts: pl.Series) -> Times:
     """Parse plain integers first, then numbers with a point or an exponent, then dates."""
-    values = texts.cast(pl.Int64, strict=False)
-    dates = pl.repeat(False, texts.len(), dtype=pl.Boolean, eager=True)
+    values, dates = _compact_dates(texts.cast(pl.Int64, strict=False))
     left = (values.is_null() & texts.is_not_null()).arg_true()
     if left.is_empty():
         return Times(values, 0, dates)
-    rest = pl.DataFrame({"at": left, "text": texts.gather(left)})
+    text = pl.col("text")
+    rest = pl.DataFrame({"at": left, "text": texts.gather(left)}).with_columns(
+        pl.when(text.str.contains(DECIMAL_COMMA))
+        .then(text.str.replace(",", ".", literal=True))
+        .when(text.str.contains(SLASHES))
+        .then(text.str.replace_all("/", "-", literal=True))
+        .otherwise(text)
+    )
     is_number = pl.col("text").str.contains(NUMBER)
     number = _number_parts(rest.filter(is_number))
     moment = _date_parts(rest.filter(~is_number))
@@ -143,6 +163,19 @@ def _parse_piece(texts: pl.Series) -> Times:
     if pl.Int128 in (whole.dtype, others.dtype):
         whole, others = whole.cast(pl.Int128), others.cast(pl.Int128)
     return Times(whole.scatter(parsed["at"], others), digits, dates.scatter(moment["at"], True))
+
+
+def _compact_dates(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Return integers with dates such as 20231114223000 as seconds, and which they are."""
+    dates = pl.repeat(False, values.len(), dtype=pl.Boolean, eager=True)
+    inside = values.is_between(*COMPACT).fill_null(False)
+    if not inside.any():
+        return values, dates
+    at = inside.arg_true()
+    moments = values.gather(at).cast(pl.String).str.to_datetime("%Y%m%d%H%M%S", strict=False)
+    seconds = moments.dt.epoch("s")
+    at, seconds = at.filter(seconds.is_not_null()), seconds.drop_nulls()
+    return values.scatter(at, seconds.cast(values.dtype)), dates.scatter(at, True)
 
 
 def _number_parts(rows: pl.DataFrame) -> pl.DataFrame:

@@ -306,4 +306,7 @@ def _with_users(ranked: pl.DataFrame, targets: Targets, counts: NDArray[np.int64
         pl.Series("count", target_counts, dtype=pl.Int32),
         pl.Series("tail", target_counts <= tail_limit(counts), dtype=pl.Boolean),
         pl.Series("new", target_counts == 0, dtype=pl.Boolean),
+        pl.lit(None, pl.Boolean).alias("same_time")
+        if targets.same_time is None
+        else pl.Series("same_time", targets.same_time),
     ).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())

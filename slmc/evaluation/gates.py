@@ -15,7 +15,9 @@ OVERLAP = re.compile(r"overlap@([1-9]\d*)")
 LONGEST = 20
 """Length of the top lists that an evaluation stores: the largest K of overlap@K."""
 
-Segment = Literal["all", "cold-users", "tail-items", "long-histories", "new-items"]
+Segment = Literal[
+    "all", "cold-users", "tail-items", "long-histories", "new-items", "same-time", "later"
+]
 
 
 class Gate(StageConfig):
@@ -41,7 +43,8 @@ class Gate(StageConfig):
     segment: Segment = "all"
     """Users to evaluate: all; cold-users, the quarter with the shortest histories; long-histories,
     the quarter with the longest; tail-items, users whose target is in the least popular 80 % of
-    the catalogue; new-items, users whose target has no training interactions."""
+    the catalogue; new-items, users whose target has no training interactions; same-time, users
+    whose target has the time of the item before it; later, the other users of a log with times."""
     anomalous: Literal["warn", "fail"] = "warn"
     """Whether to warn or fail if an engine, or a pruned or quantized model, is more than 5 % better
     than the baseline, and the baseline is the model that it was made from."""

@@ -83,9 +83,14 @@ def _segment(gate: Gate, candidate: Evaluation) -> NDArray[np.bool_]:
     )
     if not users.any():
         where = "" if gate.segment == "all" else f" in the segment {gate.segment}"
+        remedy = "Evaluate on a split with users; `slmc data check` shows the users of each split."
+        if gate.segment in ("same-time", "later"):
+            remedy = (
+                "Choose another segment: same-time and later need a log with times, and no target "
+                "of a temporal split has the time of the item before it."
+            )
         raise UndecidedError(
-            f"gate {gate.metric} on {candidate.name}: there are no users{where}.",
-            "Evaluate on a split with users; `slmc data check` shows the users of each split.",
+            f"gate {gate.metric} on {candidate.name}: there are no users{where}.", remedy
         )
     return users
 

@@ -37,6 +37,7 @@ SCHEMA: dict[str, Any] = {
     "count": pl.Int32,  # training interactions of the target
     "tail": pl.Boolean,  # whether the target is a tail item (see tail_limit)
     "new": pl.Boolean,  # whether the target has no training interactions
+    "same_time": pl.Boolean,  # whether it has the time of the item before it; null if not known
     "top_items": pl.List(pl.Int32),  # rows of the best items, best first
     "top_scores": pl.List(pl.Float32),
 }
@@ -227,6 +228,9 @@ def segment_mask(per_user: pl.DataFrame, segment: Segment) -> NDArray[np.bool_]:
         return per_user["tail"].to_numpy()
     if segment == "new-items":
         return per_user["new"].to_numpy()
+    if segment in ("same-time", "later"):
+        same = per_user["same_time"] == (segment == "same-time")
+        return same.fill_null(False).to_numpy()
     return np.ones(per_user.height, dtype=bool)
 
 

@@ -30,6 +30,9 @@ def summary(view: View) -> str:
         lines += [f"- **{one.label}** {escape(one.verdict.sentence)}" for one in view.judged]
     if view.comparisons:
         lines += ["", "### Controls", "", CONTROLS, "", *comparison_table(view)]
+    if view.tied is not None:
+        lines += ["", "### Same-time and later targets", ""]
+        lines += [*table(view.tied.headings, view.tied.cells), "", escape(view.tied.caption)]
     notes = [*view.detectable, *view.notes]
     if notes:
         lines += ["", "### What the numbers can show", "", *(f"- {escape(one)}" for one in notes)]

@@ -63,6 +63,13 @@ def run_table(view: "View") -> RenderableType:
         table.add_row(*shown[:-1], Text(shown[-1], style=COLOURS.get(row.gate, "")))
     lines: list[RenderableType] = [Text(line, style="bold yellow") for line in view.advice]
     lines += [table, Text(view.caption, style="dim")]
+    if view.tied is not None:
+        tied = Table(pad_edge=False)
+        for i, heading in enumerate(view.tied.headings):
+            tied.add_column(heading, justify="right" if i else "left")
+        for cells_ in view.tied.cells:
+            tied.add_row(*cells_)
+        lines += [tied, Text(view.tied.caption, style="dim")]
     lines += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]

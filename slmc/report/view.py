@@ -10,6 +10,7 @@ from slmc.report.advice import advice
 from slmc.report.costs import costs, price_of
 from slmc.report.curves import Curves, curves_of
 from slmc.report.power import detectable
+from slmc.report.same_time import TiedTargets, tied_targets
 from slmc.report.tables import (
     Comparison,
     Row,
@@ -83,6 +84,8 @@ class View:
     versions: dict[str, str]
     steps: list[RanStep]
     curves: list[Curves]
+    tied: TiedTargets | None
+    """The metric on targets with the time of the item before, and on later ones; None without."""
     detectable: list[str]
     """Sentences on the smallest loss that the test set can detect."""
     notes: list[str] = field(default_factory=list)
@@ -171,6 +174,7 @@ def view_of(result: "RunResult") -> View:
         data=_data(result),
         versions=_versions(result),
         steps=[RanStep(s.id, s.stage, s.status, s.seconds, s.key.digest) for s in result.steps],
+        tied=tied_targets(result, metric, [row.step for row in rows]),
         curves=curves_of(result.run_dir / "log.jsonl"),
         detectable=detectable(result, teacher, rows),
         notes=[*costs(benches, times), *unfinished(result), *result.notes],

@@ -54,7 +54,8 @@ def test_known_answer(folder: Path) -> None:
     # Training parts: a: x, b: x, c: y. x counts 2, y 1, z only tests.
     assert dataset.items.rows() == [(1, "x", 2, 'The "X"'), (2, "y", 1, None), (3, "z", 0, None)]
     assert dataset.sequences.rows() == [
-        ("a", [1, 2, 2], 1, 2), ("b", [1, 2, 3], 1, 2), ("c", [2, 2], 1, 1),
+        ("a", [1, 2, 2], 1, 2, False, False), ("b", [1, 2, 3], 1, 2, False, False),
+        ("c", [2, 2], 1, 1, None, True),
     ]  # fmt: skip
     assert (dataset.history, dataset.num_items) == (2, 3)
     assert dataset.counts.tolist() == [0, 2, 1, 0]

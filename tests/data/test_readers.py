@@ -79,8 +79,8 @@ def test_a_gap_in_a_parquet_column_is_one_malformed_row(folder: Path) -> None:
 def test_sequences_in_the_order_of_the_file(folder: Path) -> None:
     Path("log.txt").write_text("b 3 1  2\na 9\n\nb 1\n")
     log = read([Path("log.txt")], columns=Columns(user="nothing", item="of", time="this"))
-    assert log.frame.select("user", "item", "order").rows() == [
-        ("b", "3", 0), ("b", "1", 1), ("b", "2", 2), ("a", "9", 3), ("b", "1", 4),
+    assert log.frame.select("user", "item").rows() == [
+        ("b", "3"), ("b", "1"), ("b", "2"), ("a", "9"), ("b", "1"),
     ]  # fmt: skip
     assert not log.timed
 
@@ -89,7 +89,7 @@ def test_files_are_concatenated_in_order(folder: Path) -> None:
     for name, item in (("b.csv", 1), ("a.csv", 2)):
         Path(name).write_text(f"user_id,item_id\n5,{item}\n")
     log = read([Path("a.csv"), Path("b.csv")], columns=Columns(time=None))
-    assert log.frame.rows() == [("5", "2", None, 0), ("5", "1", None, 1)]
+    assert log.frame.rows() == [("5", "2", None), ("5", "1", None)]
 
 
 def test_quotes_separators_and_newlines_inside_a_field(folder: Path) -> None:

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from slmc.data.split import by_time, id_keys, k_core, leave_one_out, tie_keys
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60), st.integers(1, 4))
-def test_the_core_is_the_plain_one(pairs: list[tuple[int, int]], core: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60),
+    st.integers(1, 4),
+    st.sets(st.integers(0, 7)),
+)
+def test_the_core_is_the_plain_one(
+    pairs: list[tuple[int, int]], core: int, firsts: set[int]
+) -> None:
     left = list(enumerate(pairs))
     while True:
         users, items = (Counter(pair[side] for _, pair in left) for side in (0, 1))
@@ -18,8 +24,12 @@ def test_the_core_is_the_plain_one(pairs: list[tuple[int, int]], core: int) -> N
         if len(stays) == len(left):
             break
         left = stays
-    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    assert np.flatnonzero(k_core(array[:, 0], array[:, 1], core)).tolist() == [n for n, _ in left]
+    array = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+    cuts = [int(np.searchsorted(array[:, 0], first)) for first in sorted({*firsts, 0})]
+    parts = [(part[:, 0], part[:, 1]) for part in np.split(array, cuts)]
+    user_stays, item_stays = k_core(lambda: parts, 7, 7, core)
+    stays = [pair for pair in pairs if user_stays[pair[0]] and item_stays[pair[1]]]
+    assert stays == [pair for _, pair in left]
 
 
 def test_leave_one_out_by_length() -> None:

@@ -2,6 +2,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +128,17 @@ def test_columns_of_users_and_targets() -> None:
     assert table["history"].to_list() == lengths
     assert table["tail"].to_list() == [COUNTS[t] <= tail_limit(COUNTS) for t in targets.targets]
     assert table["new"].to_list() == [COUNTS[t] == 0 for t in targets.targets]
+    assert table["same_time"].null_count() == table.height
+
+
+def test_the_table_says_which_targets_are_tied() -> None:
+    same = np.arange(37) % 3 == 0
+    targets = replace(some_targets(), same_time=same)
+    table = rank(TableScorer(), targets, COUNTS, EvaluateConfig(batch=8))
+    assert table["same_time"].to_list() == same.tolist()
+    few = targets.sample(9, 1)
+    assert few.same_time is not None
+    assert few.same_time.tolist() == [int(user[1:]) % 3 == 0 for user in few.users]
 
 
 class SeenScorer:

@@ -190,7 +190,12 @@ def test_overlap_in_a_catalogue_that_is_too_small() -> None:
 
 def test_segments() -> None:
     per_user = pl.DataFrame(
-        {"history": [1, 2, 2, 3, 4, 5, 6, 7], "tail": [True, False] * 4, "new": [False, True] * 4}
+        {
+            "history": [1, 2, 2, 3, 4, 5, 6, 7],
+            "tail": [True, False] * 4,
+            "new": [False, True] * 4,
+            "same_time": [True, False, False, None] * 2,
+        }
     )
     marked = {segment: segment_mask(per_user, segment) for segment in get_args(Segment)}
     assert marked["all"].tolist() == [True] * 8
@@ -198,6 +203,8 @@ def test_segments() -> None:
     assert marked["long-histories"].tolist() == [False] * 6 + [True] * 2
     assert marked["tail-items"].tolist() == [True, False] * 4
     assert marked["new-items"].tolist() == [False, True] * 4
+    assert marked["same-time"].tolist() == [True, False, False, False] * 2
+    assert marked["later"].tolist() == [False, True, True, False] * 2
 
 
 def test_a_drop_in_a_segment_alone() -> None:
@@ -289,6 +296,17 @@ def test_no_user() -> None:
     popular = Evaluation("x", popular.per_user.with_columns(tail=pl.lit(False)), FULL, 1.0)
     with pytest.raises(UndecidedError, match="there are no users in the segment tail-items"):
         judge(Gate(metric="mrr", min=0.1, segment="tail-items"), popular, seed=1)
+    untimed = popular.per_user.with_columns(same_time=pl.lit(None, pl.Boolean))
+    with pytest.raises(UndecidedError, match="no users in the segment later") as caught:
+        judge(
+            Gate(metric="mrr", min=0.1, segment="later"),
+            Evaluation("x", untimed, FULL, 1.0),
+            seed=1,
+        )
+    assert caught.value.remedy == (
+        "Choose another segment: same-time and later need a log with times, and no target of a "
+        "temporal split has the time of the item before it."
+    )
 
 
 def sentence(gate: Gate, candidate: Evaluation, baseline: Evaluation | None = None) -> str:

@@ -109,6 +109,7 @@ def _measure(path: Path, *, worse: float) -> None:
             "count": [7] * USERS,
             "tail": [False] * USERS,
             "new": [False] * USERS,
+            "same_time": [user % 4 == 0 for user in rows],
             "top_items": [list(range(1, 21))] * USERS,
             "top_scores": [[float(-i) for i in range(20)]] * USERS,
         },
