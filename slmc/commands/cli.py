@@ -147,13 +147,18 @@ def call(arguments: Sequence[str]) -> int:
         code = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
         return _other(error)
+    except BaseException as error:
+        # A panic of a library in Rust, such as polars, is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        return _other(error)
     if code in (130, 143):
         what = "interrupted." if code == 130 else "terminated."
         console.error(SlmcError(what, "Run the same command again: it resumes from there."))
     return code if isinstance(code, int) else 0
 
 
-def _other(error: Exception) -> int:
+def _other(error: BaseException) -> int:
     """Print an error of the option parser, of the operating system, or a bug of slmc."""
     kind = type(error).__name__
     if kind == "Abort":

@@ -200,7 +200,7 @@ def _unreadable(lines: pl.Series, column: pl.Series, values: pl.Series) -> pl.Da
     )
     rows = pl.DataFrame(
         {"line": lines.filter(unread), "text": column.filter(unread).cast(pl.String)}
-    )
+    ).rechunk()  # polars 2.1: a ternary of texts in several chunks, one of them empty, can panic
     return rows.select(
         "line", fault=pl.lit("time"), reason=pl.concat_str(pl.lit(column.name), reason)
     )

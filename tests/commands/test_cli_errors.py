@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import pytest
+from polars.exceptions import PanicException
 
 from slmc import artefact
 from slmc.artefact import Artefact
@@ -113,6 +114,12 @@ def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
             MemoryError(),
             3,
             "error: MemoryError\n"
+            "  This is a bug in slmc; the same command with -v prints the traceback.\n",
+        ),
+        (
+            PanicException("assertion failed"),
+            3,
+            "error: PanicException: assertion failed\n"
             "  This is a bug in slmc; the same command with -v prints the traceback.\n",
         ),
         (

@@ -258,3 +258,16 @@ def test_one_user_only(folder: Path) -> None:
         prepare(PrepareConfig(source="log.csv", core=1), {}, folder / "out")
     assert caught.value.remedy == "Check columns.user, or name a log with more users."
     assert not (folder / "out").exists()
+
+
+def test_text_times_in_several_row_groups(folder: Path) -> None:
+    """Polars panicked where only a later row group had times that cannot be read."""
+    times = ["1700001004", "1700001000", "-", "-", "1700001003"]
+    frame = pl.DataFrame({"user_id": list("aabbc"), "item_id": list("xyxyx"), "timestamp": times})
+    frame.write_parquet("log.parquet", row_group_size=2)
+    log = read([Path("log.parquet")])
+    assert log.frame.height == 3
+    assert (
+        log.malformed["reason"].to_list()
+        == ["timestamp is -, neither a number nor an ISO date"] * 2
+    )
