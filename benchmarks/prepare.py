@@ -1,57 +1,67 @@
 """Seconds and peak memory of ``slmc data prepare``: ``python benchmarks/prepare.py``.
 
-Logs of ``--rows`` generated rows (default 5,000,000), 20 per user, are written to a temporary
-folder: integer ids, ids of 22 characters, every id in quotes, one quoted row, and gzip. Each is
-prepared in a separate process; for comparison, ``pandas.read_csv`` reads it if pandas is installed.
-Peak memory is that of the whole process (``getrusage``, largest resident set).
+Logs of ``--rows`` generated rows (default 5,000,000), 20 per user, are written to ``--folder``
+(default: a temporary one) and deleted: integer ids, ids of 22 characters, every id in quotes, one
+quoted row, and gzip. Each is prepared in a separate process; for comparison, ``pandas.read_csv``
+reads it if pandas is installed. Peak memory is that of the whole process (``getrusage``, largest
+resident set).
 """
 
 import argparse
 import gzip
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 USER_INTERACTIONS, ITEMS, CHUNK = 20, 100_000, 1_000_000
 FORMS = {
-    "integers": "{},{},{}\n", "22 characters": "user-{:017d},item-{:017d},{}\n",
-    "quoted": '"{}","{}",{}\n',
+    "integers": ("{}", "{}"), "22 characters": ("user-{}", "item-{}"), "quoted": ('"{}"', '"{}"'),
 }  # fmt: skip
+ONE_QUOTED = "one quoted row"
 PREPARE = "import sys; from slmc.commands.cli import main; sys.exit(main())"
 PANDAS = "import sys, pandas; pandas.read_csv(sys.argv[1])"
 
 
-def lines(form: str, rows: int) -> Iterator[str]:
-    """Yield a log, CHUNK rows at once."""
+def write(form: str, rows: int, file: Path) -> None:
+    """Write a log, CHUNK rows at once."""
     rng = np.random.default_rng(0)
-    yield "user_id,item_id,timestamp\n"
-    for start in range(0, rows, CHUNK):
-        size = min(CHUNK, rows - start)
-        users = rng.integers(0, max(rows // USER_INTERACTIONS, 2), size)
-        items = (rng.pareto(1.1, size) * ITEMS / 200).astype(np.int64) % ITEMS
-        times = rng.integers(1_600_000_000, 1_700_000_000, size)
-        yield "".join(map(FORMS[form].format, users, items, times))
+    templates = FORMS.get(form, FORMS["integers"])
+    width = 17 if form == "22 characters" else 0
+    with file.open("wb") as log:
+        log.write(b"user_id,item_id,timestamp\n")
+        for start in range(0, rows, CHUNK):
+            size = min(CHUNK, rows - start)
+            ids = {
+                "user": rng.integers(0, max(rows // USER_INTERACTIONS, 2), size),
+                "item": (rng.pareto(1.1, size) * ITEMS / 200).astype(np.int64) % ITEMS,
+            }
+            frame = pl.DataFrame(ids | {"time": rng.integers(1_600_000_000, 1_700_000_000, size)})
+            frame.select(
+                *(
+                    pl.format(template, pl.col(name).cast(pl.String).str.zfill(width))
+                    for name, template in zip(ids, templates, strict=True)
+                ),
+                "time",
+            ).write_csv(log, include_header=False, quote_style="never")
+        if form == ONE_QUOTED:
+            log.write(b'"7",8,1650000000\n')
 
 
-def write(folder: Path, rows: int) -> dict[str, Path]:
-    """Write the logs; return them by name."""
-    logs = {}
-    for form in FORMS:
-        logs[form] = folder / f"{form.replace(' ', '-')}.csv"
-        with logs[form].open("w") as file:
-            file.writelines(lines(form, rows))
-    logs["one quoted row"] = folder / "one-quoted-row.csv"
-    logs["one quoted row"].write_bytes(logs["integers"].read_bytes() + b'"7",8,1650000000\n')
-    logs["gzip"] = folder / "integers.csv.gz"
-    logs["gzip"].write_bytes(gzip.compress(logs["integers"].read_bytes(), 1))
-    return logs
+def packed(file: Path) -> Path:
+    """Compress a file by gzip, in its place."""
+    target = file.with_name(f"{file.name}.gz")
+    with file.open("rb") as plain, gzip.open(target, "wb", compresslevel=1) as log:
+        shutil.copyfileobj(plain, log)
+    file.unlink()
+    return target
 
 
 def measure(command: list[str]) -> str:
@@ -72,15 +82,19 @@ def measure(command: list[str]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=5_000_000)
-    parser.add_argument("--only", choices=[*FORMS, "one quoted row", "gzip"])
+    parser.add_argument("--only", choices=[*FORMS, ONE_QUOTED, "gzip"])
+    parser.add_argument("--folder", type=Path, help="where there is room for log and dataset")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
         os.environ["SLMC_CACHE"] = f"{name}/cache"
-        for form, log in write(Path(name), args.rows).items():
-            if args.only not in (None, form):
-                continue
-            out = ["-o", f"{name}/out-{log.stem}"]
+        for form in [args.only] if args.only else [*FORMS, ONE_QUOTED, "gzip"]:
+            log = Path(name) / "log.csv"
+            write(form, args.rows, log)
+            log = packed(log) if form == "gzip" else log
+            size = log.stat().st_size / 1e9
+            out = ["-o", f"{name}/out", "--force"]
             ours = measure([sys.executable, "-c", PREPARE, "data", "prepare", str(log), *out])
-            print(f"{args.rows} rows, {form}: prepare {ours}", flush=True)
+            print(f"{args.rows} rows, {form} ({size:.2f} GB): prepare {ours}", flush=True)
             if importlib.util.find_spec("pandas") is not None:
                 print(f"    pandas.read_csv {measure([sys.executable, '-c', PANDAS, str(log)])}")
+            log.unlink()
