@@ -14,12 +14,14 @@ from timing import compare, machine
 from slmc.data.batches import Rows, pack
 from slmc.distill import states
 from slmc.distill.config import DistillConfig
-from slmc.distill.distill import Distillation
 from slmc.distill.losses import block_ends
+from slmc.distill.task import Distillation
+from slmc.distill.teachers import TeacherSignals
 from slmc.model import packing, random_models
 from slmc.model.device import choose
 from slmc.model.random_models import SMOLLM2
 from slmc.model.recommender import SequentialRecommender
+from slmc.training.softmax import Softmax
 from slmc.training.types import Batch
 
 LENGTH, ITEMS, ROUNDS = 50, 1_349, 9
@@ -46,10 +48,11 @@ def main() -> None:
     rows = pack(users, LENGTH, rng)
     placement, teacher, student = choose(), model(8), model(4).train()
     known = states.compute(
-        teacher, "benchmark", rows, block_ends(8, 4), placement, blocks=True, queries=True
+        states.Request(teacher, "benchmark", rows, block_ends(8, 4), placement, True, True)
     )
     config = DistillConfig.model_validate({"losses": TERMS})
-    task = Distillation(config, student, teacher, [known])
+    signals = TeacherSignals([teacher], [[known]])
+    task = Distillation(config, student, signals, Softmax(ITEMS, None))
     batch = batch_of(rows)
 
     def stored() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, create_model, model_validator
 
-from slmc.config import IN_KEY_IF_SET, OUTSIDE_KEY, TRAINING, StageConfig, TrainConfig
+from slmc.config import IN_KEY_IF_SET, OUTSIDE_KEY, TRAINING, Size, StageConfig, TrainConfig
 
 TEACHERS = ("teacher", "teacher2", "teacher3", "teacher4")
 """Roles of the teachers of a distillation; in recipes ``teachers: [ID, ID]``."""
@@ -236,6 +236,9 @@ class DistillConfig(Dropout, TrainConfig):
     packings: int = Field(2, ge=1)
     """Number of different packings of the sequences, repeated over the epochs; the teacher's states
     are computed once per packing."""
+    max_cache: Size | None = Field(None, json_schema_extra=OUTSIDE_KEY)
+    """Largest size of the teachers' states on disk, such as 4GB, all packings together; above it
+    the teachers run at every step instead. null: as much as the disk has."""
     projection_lr: float = Field(1e-3, gt=0)
     """Peak learning rate of input_proj, output_proj and the heads of the distillation terms."""
 

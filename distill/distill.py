@@ -20,6 +20,7 @@ from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
 from slmc.training.loop import train
 from slmc.training.next_item import NextItem, decay_of, training_rows, validation
+from slmc.training.softmax import Softmax
 from slmc.training.types import TrainSetup
 
 
@@ -53,10 +54,12 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         if config.item_dim is not None:
             narrow.narrow(student, config.item_dim, data.counts)
         epochs = training_rows(config, data, packings=config.packings, prompt=prompt)
-        task: nn.Module = NextItem(student)
+        name = "distill" if config.losses.weights() else "control"
+        softmax = Softmax.of(config, data.num_items, name)
+        task: nn.Module = NextItem(student, softmax)
         if config.losses.weights():
             signals = compute_signals(config, teachers, epochs, placement)
-            task = Distillation(config, student, signals, data.counts)
+            task = Distillation(config, student, signals, data.counts, softmax)
         outcome = train(
             task,
             parameter_groups(
@@ -68,8 +71,8 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
             TrainSetup(
                 config=config,
                 epochs=epochs,
-                validation=validation(student, data, config, placement),
-                name="distill" if config.losses.weights() else "control",
+                validation=validation(student, data, config, placement, softmax, name),
+                name=name,
                 constant_from=config.losses.constant_from,
                 placement=placement,
                 num_items=data.num_items,

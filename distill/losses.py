@@ -47,16 +47,19 @@ def norm_loss(student: Tensor, teacher: Tensor, mean_square: Tensor | None = Non
     return (square / mean_square.maximum(floor)).mean()
 
 
-def supervision_loss(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+def supervision_loss(
+    queries: Tensor, items: Tensor, targets: Tensor, log_weights: Tensor | None = None
+) -> Tensor:
     r"""Return the multiple supervision loss :math:`L_{ms}`, over every block but the last.
 
     Args:
         queries: ``[N, B - 1, d]``, the blocks' states after their heads :math:`W_a^k`.
         items: ``[V + 1, d]`` item vectors; row 0 is padding.
         targets: ``[N]`` int64 in 1..V.
+        log_weights: ``[V]``, as in :func:`slmc.training.catalogue.cross_entropy`.
     """
-    blocks = queries.shape[1]
-    losses = [catalogue.cross_entropy(queries[:, k], items, targets) for k in range(blocks)]
+    blocks = queries.unbind(dim=1)
+    losses = [catalogue.cross_entropy(block, items, targets, log_weights) for block in blocks]
     return torch.stack(losses).mean()
 
 

@@ -57,7 +57,12 @@ def rank_weights(count: int, decay: float | None, device: torch.device | str = "
 
 
 def ranking_loss(
-    queries: Tensor, items: Tensor, order: Tensor, targets: Tensor, weights: Tensor
+    queries: Tensor,
+    items: Tensor,
+    order: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    log_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Return the mean over positions of :math:`-\sum_k w_k \log p_k`, in nats.
 
@@ -71,21 +76,30 @@ def ranking_loss(
         order: ``[N, K]`` int64 rows in 1..V, distinct in each position, best first.
         targets: ``[N]`` int64 in 1..V, not in ``order``; they are left out of every sum.
         weights: ``[K]``.
+        log_weights: ``[V]`` logarithm of how many items each one stands for where it is not
+            ranked, if the items are a sample (:mod:`slmc.training.softmax`).
     """
-    loss: Tensor = _Ranking.apply(queries, items, order, targets, weights)
+    loss: Tensor = _Ranking.apply(queries, items, order, targets, weights, log_weights)
     return loss
 
 
 class _Ranking(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, items: Tensor, order: Tensor, targets: Tensor, weights: Tensor
+        ctx: Any,
+        queries: Tensor,
+        items: Tensor,
+        order: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        log_weights: Tensor | None,
     ) -> Tensor:
         fused = catalogue.Fused(ctx, queries, items)
         for part in fused.chunks():
             logits, ranked_at = fused.logits(part), order[part] - 1
             logits.scatter_(1, targets[part, None] - 1, -torch.inf)
             ranked = logits.gather(1, ranked_at)
+            logits = catalogue.weighted(logits, log_weights)
             others = logits.scatter(1, ranked_at, -torch.inf).logsumexp(dim=1, keepdim=True)
             later = ranked.flip(1).logcumsumexp(dim=1).flip(1)
             log_sum = torch.logaddexp(later, others)
@@ -98,4 +112,4 @@ class _Ranking(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: Any) -> Any:
-        return (*catalogue.scaled(ctx, grad[0]), None, None, None)
+        return (*catalogue.scaled(ctx, grad[0]), None, None, None, None)

@@ -30,7 +30,7 @@ from slmc.errors import BrokenRunError
 from slmc.model import packing
 from slmc.model.device import Placement
 from slmc.model.loading import Recommender
-from slmc.model.recommender import SequentialRecommender
+from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 
 BATCH = 16
 FLUSH_EVERY = 20
@@ -64,46 +64,98 @@ class TeacherStates:
         return torch.from_numpy(self.queries[index]).to(mask.device)[mask].float()
 
 
-def compute(
-    teacher: Recommender,
-    digest: str,
-    rows: Rows,
-    ends: tuple[int, ...],
-    placement: Placement,
-    *,
-    blocks: bool,
-    queries: bool,
-) -> TeacherStates:
-    """Return the teacher's states for ``rows``, computed unless they are cached.
+@dataclass(frozen=True)
+class Request:
+    """The states of a teacher that are needed at every position of a packing."""
 
-    Args:
-        teacher: In evaluation mode, on the placement's device.
-        digest: Digest of the teacher's artefact.
-        rows: A packing of the training sequences.
-        ends: Last layer of each block; empty if the block states are not needed.
-        placement: Device and precision.
-        blocks: Whether the block states are needed.
-        queries: Whether the user vectors are needed.
+    teacher: Recommender
+    """In evaluation mode, on the placement's device."""
+    digest: str
+    """Digest of the teacher's artefact."""
+    rows: Rows
+    """A packing of the training sequences, ``R`` rows of ``L`` tokens."""
+    ends: tuple[int, ...]
+    """Last layer of each block; empty if the block states are not needed."""
+    placement: Placement
+    """Device and precision."""
+    blocks: bool
+    """Whether the block states are needed."""
+    queries: bool
+    """Whether the user vectors are needed."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the stored arrays, by the name of their file."""
+        count, length = self.rows.item_ids.shape
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.blocks:
+            config = self.teacher.config
+            on_llm = isinstance(config, RecommenderConfig)
+            width = config.backbone_config.hidden_size if on_llm else config.item_dim
+            shapes["blocks.npy"] = (count, length, len(self.ends), width)
+        if self.queries:
+            shapes["queries.npy"] = (count, length, self.teacher.config.item_dim)
+        return shapes
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the stored arrays."""
+        return sum(math.prod(shape) for shape in self.shapes.values()) * np.float16().itemsize
+
+    def folder(self, *kept: str) -> Path:
+        """Return the folder in the cache, or that of something else derived from these states."""
+        digest = hashlib.sha256(self.rows.item_ids.tobytes() + self.rows.segments.tobytes())
+        key = {
+            "teacher": self.digest,
+            "rows": digest.hexdigest(),
+            "ends": self.ends,
+            "kept": list(kept) or [self.blocks, self.queries],
+            "dtype": str(self.placement.dtype),
+            "versions": versions(DistillConfig.libraries),
+        }
+        return cache.root() / "states" / hashlib.sha256(canonical(key)).hexdigest()
+
+    @torch.no_grad()
+    def forward(self, index: slice | NDArray[np.int64]) -> tuple[Tensor | None, Tensor]:
+        """Run the teacher on some rows; T is their number of tokens, padding included.
+
+        Returns:
+            Block states ``[T, B, H]``, if needed, and user vectors ``[T, d]``.
+        """
+        device = self.placement.device
+        tokens, segments, positions = (
+            torch.from_numpy(a[index]).to(device)
+            for a in (self.rows.item_ids, self.rows.segments, self.rows.positions)
+        )
+        layout = packing.rows(segments, positions)
+        with (
+            torch.autocast(device.type, self.placement.dtype, enabled=self.placement.mixed),
+            self._collected() as states,
+        ):
+            queries = self.teacher.head(self.teacher.hidden_states(tokens.flatten(), layout))
+        return (torch.stack(states, dim=1).float() if self.blocks else None), queries
+
+    def _collected(self) -> AbstractContextManager[list[Tensor]]:
+        """Collect the states after each block, or nothing if they are not needed."""
+        if not self.blocks or not isinstance(self.teacher, SequentialRecommender):
+            return nullcontext([])
+        return self.teacher.block_states(self.ends)
+
+
+def compute(request: Request) -> TeacherStates:
+    """Return the states, computed unless they are cached.
 
     Raises:
         BrokenRunError: A state is not finite.
     """
-    if not blocks and not queries:
+    if not request.shapes:
         return TeacherStates(blocks=None, queries=None, unit=1.0, mean_square=None)
-    key = {
-        "teacher": digest,
-        "rows": hashlib.sha256(rows.item_ids.tobytes() + rows.segments.tobytes()).hexdigest(),
-        "ends": ends,
-        "kept": [blocks, queries],
-        "dtype": str(placement.dtype),
-        "versions": versions(DistillConfig.libraries),
-    }
-    out = cache.root() / "states" / hashlib.sha256(canonical(key)).hexdigest()
+    out = request.folder()
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / f".{out.name}.lock"):
         if not out.is_dir():
             staged = out.parent / f".{out.name}.partial"
-            _Computation(teacher, digest, rows, ends, placement, blocks, queries, staged).go()
+            _Computation(request, staged).go()
             os.replace(staged, out)
     return _open(out)
 
@@ -125,35 +177,20 @@ def _open(folder: Path) -> TeacherStates:
 class _Computation:
     """Fills the arrays batch by batch; a killed computation continues from its last checkpoint."""
 
-    def __init__(
-        self,
-        teacher: Recommender,
-        digest: str,
-        rows: Rows,
-        ends: tuple[int, ...],
-        placement: Placement,
-        blocks: bool,
-        queries: bool,
-        folder: Path,
-    ) -> None:
-        self.teacher, self.rows, self.ends, self.placement = teacher, rows, ends, placement
-        self.digest, self.folder = digest, folder
+    def __init__(self, request: Request, folder: Path) -> None:
+        self.request, self.rows, self.folder = request, request.rows, folder
         folder.mkdir(parents=True, exist_ok=True)
-        count, length = rows.item_ids.shape
-        dim = teacher.config.item_dim
-        on_llm = isinstance(teacher, SequentialRecommender)
-        width = teacher.config.backbone_config.hidden_size if on_llm else dim
         checkpoint = folder / "progress.json"
         state: dict[str, Any] = (
             json.loads(checkpoint.read_text()) if checkpoint.is_file() else {"done": 0, "unit": 0.0}
         )
         self.done = int(state["done"])
         self.unit = float(state["unit"])
-        self.blocks = self._array("blocks.npy", (count, length, len(ends), width), blocks)
-        self.queries = self._array("queries.npy", (count, length, dim), queries)
+        self.blocks, self.queries = self._array("blocks.npy"), self._array("queries.npy")
 
-    def _array(self, name: str, shape: tuple[int, ...], needed: bool) -> NDArray[np.float16] | None:
-        if not needed:
+    def _array(self, name: str) -> NDArray[np.float16] | None:
+        shape = self.request.shapes.get(name)
+        if shape is None:
             return None
         file = self.folder / name
         mode = "r+" if file.is_file() and self.done else "w+"
@@ -162,7 +199,6 @@ class _Computation:
         )
         return array
 
-    @torch.no_grad()
     def go(self) -> None:
         total = len(self.rows.item_ids)
         for number, start in enumerate(range(self.done, total, BATCH)):
@@ -176,39 +212,15 @@ class _Computation:
             np.save(self.folder / "mean_square.npy", self._mean_square())
 
     def _batch(self, part: slice) -> None:
-        device = self.placement.device
-        tokens, segments, positions = (
-            torch.from_numpy(a[part]).to(device)
-            for a in (self.rows.item_ids, self.rows.segments, self.rows.positions)
-        )
-        layout = packing.rows(segments, positions)
-        with (
-            torch.autocast(device.type, self.placement.dtype, enabled=self.placement.mixed),
-            self._collected() as states,
-        ):
-            queries = self.teacher.head(self.teacher.hidden_states(tokens.flatten(), layout))
-        if self.blocks is not None:
-            stacked = torch.stack(states, dim=1).float()
-            self.unit = self.unit or _unit(stacked)
-            self._store(self.blocks, part, stacked / self.unit)
+        states, queries = self.request.forward(part)
+        if self.blocks is not None and states is not None:
+            self.unit = self.unit or unit_of(states)
+            self._store(self.blocks, part, states / self.unit)
         if self.queries is not None:
             self._store(self.queries, part, queries)
 
-    def _collected(self) -> AbstractContextManager[list[Tensor]]:
-        """Collect the states after each block, or nothing if they are not needed."""
-        if self.blocks is None or not isinstance(self.teacher, SequentialRecommender):
-            return nullcontext([])
-        return self.teacher.block_states(self.ends)
-
     def _store(self, array: NDArray[np.float16], part: slice, values: Tensor) -> None:
-        half = values.half()
-        if not torch.isfinite(half).all():
-            raise BrokenRunError(
-                "teacher states: a state is not finite in float16 "
-                f"(largest magnitude {values.abs().max().item():.3g}).",
-                "Look at the teacher's training log; train it with a lower learning rate.",
-            )
-        array[part] = half.cpu().numpy().reshape(array[part].shape)
+        array[part] = as_half(values).cpu().numpy().reshape(array[part].shape)
 
     def _save(self, done: int) -> None:
         for array in (self.blocks, self.queries):
@@ -217,7 +229,7 @@ class _Computation:
         self.done, self.unit = done, self.unit or 1.0
         staged = self.folder / "progress.partial"
         # `slmc cache gc` removes states by the digest of their teacher.
-        state = {"done": done, "unit": self.unit, "teacher": self.digest}
+        state = {"done": done, "unit": self.unit, "teacher": self.request.digest}
         staged.write_text(json.dumps(state))
         os.replace(staged, self.folder / "progress.json")
 
@@ -233,6 +245,23 @@ class _Computation:
         return square
 
 
-def _unit(states: Tensor) -> float:
+def as_half(values: Tensor) -> Tensor:
+    """Return values in float16.
+
+    Raises:
+        BrokenRunError: One is not finite.
+    """
+    half = values.half()
+    if not torch.isfinite(half).all():
+        raise BrokenRunError(
+            "teacher states: a state is not finite in float16 "
+            f"(largest magnitude {values.abs().max().item():.3g}).",
+            "Look at the teacher's training log; train it with a lower learning rate.",
+        )
+    return half
+
+
+def unit_of(states: Tensor) -> float:
+    """Return the power of two by which states are divided to fit float16."""
     largest = states.abs().max().item()
     return 2.0 ** max(0, math.ceil(math.log2(largest / LARGEST))) if largest > 0 else 1.0

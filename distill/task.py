@@ -19,6 +19,7 @@ from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
 from slmc.training import catalogue
 from slmc.training.next_item import layout
+from slmc.training.softmax import Candidates, Softmax
 from slmc.training.types import Batch
 
 
@@ -31,6 +32,7 @@ class Distillation(nn.Module):
         student: Recommender,
         signals: TeacherSignals,
         counts: NDArray[np.int64],
+        softmax: Softmax,
     ) -> None:
         """Create the heads that the terms need; they are no part of the student.
 
@@ -39,6 +41,7 @@ class Distillation(nn.Module):
             student: The model to train.
             signals: The states of the teachers.
             counts: ``[V + 1]`` training interactions of the items.
+            softmax: The items that the losses over the catalogue sum over.
 
         Raises:
             UsageError: A term needs the blocks of an LLM, and the student is a SASRec; or a term
@@ -46,6 +49,8 @@ class Distillation(nn.Module):
         """
         super().__init__()
         self.config, self.model, self.signals = config, student, signals
+        self.softmax = softmax
+        softmax.prepare(student)
         self.weights = config.losses.weights()
         self.ends: tuple[int, ...] = ()
         self.heads = nn.ModuleDict()
@@ -79,10 +84,12 @@ class Distillation(nn.Module):
         targets = batch.targets[has_target]
         final, blocks = self._states(batch, has_target.flatten())
         queries = self.model.head(final)
-        items = self.model.item_vectors()
-        terms = {"ce": catalogue.cross_entropy(queries, items, targets)}
+        drawn = self.softmax.draw(targets)
+        items = drawn.vectors(self.model)
+        terms = {"ce": catalogue.cross_entropy(queries, items, drawn.targets, drawn.log_weights)}
         for name, weight in self.config.losses.at(batch.done).items():
-            terms[name] = weight * self._term(name, batch, has_target, queries, blocks, targets)
+            term = self._term(name, batch, has_target, queries, blocks, items, drawn)
+            terms[name] = weight * term
         return terms | {"total": torch.stack(list(terms.values())).sum()}
 
     def _states(self, batch: Batch, has_target: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,25 +110,27 @@ class Distillation(nn.Module):
         has_target: Tensor,
         queries: Tensor,
         blocks: Tensor,
-        targets: Tensor,
+        items: Tensor,
+        drawn: Candidates,
     ) -> Tensor:
-        items = self.model.item_vectors()
         if name == "supervise":
-            return losses.supervision_loss(self._through("supervise", blocks), items, targets)
+            blocks = self._through("supervise", blocks)
+            return losses.supervision_loss(blocks, items, drawn.targets, drawn.log_weights)
         if name == "items":
             return cast(Tensor, self.item_scores(self.model))
         if name == "logits":
             return catalogue.divergence(
                 queries,
                 items,
-                self._teachers(batch, has_target),
+                self._teachers(batch, has_target, drawn),
                 temperature=self.config.temperature,
+                log_weights=drawn.log_weights,
             )
         if name == "ranking":
-            teachers, k = self._teachers(batch, has_target), self.config.ranking_k
-            order = ranking.top_items(teachers, targets, k)
+            targets, k = drawn.targets, self.config.ranking_k
+            order = ranking.top_items(self._teachers(batch, has_target, drawn), targets, k)
             ranks = ranking.rank_weights(order.shape[1], self.config.ranking_decay, order.device)
-            return ranking.ranking_loss(queries, items, order, targets, ranks)
+            return ranking.ranking_loss(queries, items, order, targets, ranks, drawn.log_weights)
         if "project" in self.heads:
             blocks = self._through("project", blocks)
         teacher = self.signals.packings[batch.packing][0]
@@ -133,11 +142,13 @@ class Distillation(nn.Module):
             mean_square = torch.from_numpy(teacher.mean_square).to(blocks.device)
         return losses.norm_loss(blocks, teacher_blocks, mean_square)
 
-    def _teachers(self, batch: Batch, has_target: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return user vectors ``[N, e]`` and item vectors ``[V + 1, e]`` of every teacher."""
+    def _teachers(
+        self, batch: Batch, has_target: Tensor, drawn: Candidates
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return user vectors ``[N, e]`` and vectors ``[C + 1, e]`` of the items of every teacher."""
         vectors = self.signals.user_vectors(batch.packing, batch.index, has_target)
         return [
-            (query, table.to(query.device))
+            (query, drawn.select(table.to(query.device)))
             for query, table in zip(vectors, self.teacher_items, strict=True)
         ]
 

@@ -28,6 +28,7 @@ from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
 from slmc.training.loop import train
 from slmc.training.next_item import NextItem, decay_of, training_rows, validation
+from slmc.training.softmax import Softmax
 from slmc.training.types import Outcome, TrainSetup
 
 log = logging.getLogger("slmc.teach")
@@ -123,14 +124,16 @@ def _train(
         add_adapters(model, config.lora)
     origin.check(model)
     prompt = (model.config.prefix_length, model.config.suffix_length)
+    name = "teach" if config.init == "backbone" else "teach from random weights"
+    softmax = Softmax.of(config, data.num_items, name)
     outcome = train(
-        NextItem(model),
+        NextItem(model, softmax),
         parameter_groups(model, lr=config.lr, projection_lr=config.projection_lr),
         TrainSetup(
             config=config,
             epochs=training_rows(config, data, prompt=prompt),
-            validation=validation(model, data, config, placement),
-            name="teach" if config.init == "backbone" else "teach from random weights",
+            validation=validation(model, data, config, placement, softmax, name),
+            name=name,
             placement=placement,
             num_items=data.num_items,
             resume=resume,

@@ -4,6 +4,8 @@ The first teacher gives the item table, the LLM and the hidden states after each
 give user vectors, and with them a distribution over the catalogue.
 """
 
+import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,15 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmc.artefact import Artefact
+from slmc.config import parse_size, size_text
 from slmc.data.dataset import Dataset
 from slmc.distill import losses, states
 from slmc.distill.config import OF_SCORES, OF_STATES, TEACHERS, DistillConfig
+from slmc.distill.live import LiveStates
 from slmc.errors import UsageError
 from slmc.evaluation.evaluate import check_catalogue
 from slmc.model.device import Placement
 from slmc.model.loading import Recommender, load_model, place
 from slmc.model.recommender import SequentialRecommender
 from slmc.training.types import Epochs
+
+SPARE_BYTES = 10**9
+"""Disk space that the teacher's states leave free, for checkpoints and artefacts."""
+
+log = logging.getLogger("slmc.distill")
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class TeacherSignals:
     """What the loss terms read: the states of every teacher, for each packing."""
 
     teachers: Sequence[Recommender]
-    packings: Sequence[Sequence[states.TeacherStates]]
+    packings: Sequence[Sequence[states.TeacherStates | LiveStates]]
     """The states of every teacher, one entry per packing."""
 
     def user_vectors(self, packing: int, index: NDArray[np.int64], mask: Tensor) -> list[Tensor]:
@@ -96,7 +105,8 @@ def compute_signals(
 ) -> TeacherSignals:
     """Compute the teachers' states for every packing, or read them from the cache.
 
-    Teachers after the first are computed only if a term uses scores.
+    Teachers after the first are computed only if a term uses scores. States that would take more
+    than ``max_cache``, or more than the disk has, are not stored: the teachers run at every step.
     """
     weights = config.losses.weights()
     on_scores = bool(OF_SCORES & set(weights))
@@ -105,10 +115,10 @@ def compute_signals(
         place(teacher.model, placement.device)
         teacher.model.requires_grad_(False)
 
-    def of_packing(packing: int) -> list[states.TeacherStates]:
+    def of_packing(packing: int) -> list[states.Request]:
         rows = epochs.pack(packing)
         return [
-            states.compute(
+            states.Request(
                 teacher.model,
                 teacher.artefact.digest,
                 rows,
@@ -122,5 +132,36 @@ def compute_signals(
             for teacher in used
         ]
 
-    packings = range(min(config.packings, config.epochs))
-    return TeacherSignals([one.model for one in used], [of_packing(p) for p in packings])
+    requests = [of_packing(p) for p in range(min(config.packings, config.epochs))]
+    stored = _fits(config, [one for row in requests for one in row])
+    scaled = "norm" in weights and config.scale == "teacher"
+    packings = [
+        [states.compute(one) if stored else LiveStates.of(one, mean_square=scaled) for one in row]
+        for row in requests
+    ]
+    return TeacherSignals([one.model for one in used], packings)
+
+
+def _fits(config: DistillConfig, requests: Sequence[states.Request]) -> bool:
+    """Return whether the states may be stored, and log their size before they are."""
+    missing = [one for one in requests if one.shapes and not one.folder().is_dir()]
+    if not missing:
+        return True
+    whole, needed = (sum(one.size_bytes for one in some) for some in (requests, missing))
+    folder = missing[0].folder().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    limit = None if config.max_cache is None else parse_size(config.max_cache)
+    free = shutil.disk_usage(folder).free
+    if limit is not None and whole > limit:
+        why = f"more than max_cache ({size_text(limit)})"
+    elif needed > free - SPARE_BYTES:
+        why = f"too much for the disk ({size_text(free)} free)"
+    else:
+        log.info("distill: the teacher's states take %s in %s", size_text(whole), folder)
+        return True
+    log.warning(
+        "distill: the teacher's states would take %s, %s: the teacher runs at every step instead",
+        size_text(whole),
+        why,
+    )
+    return False

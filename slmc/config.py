@@ -24,6 +24,8 @@ SHOWN_DIGITS = 40
 METRIC = re.compile(r"(hr|ndcg)@([1-9]\d*)|ndcg|mrr|ce|ce_calibrated")
 CROSS_ENTROPIES = frozenset({"ce", "ce_calibrated"})
 """Metrics of the scores, not of the rank; nats."""
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?B|)", re.IGNORECASE)
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%?)")
 
 
@@ -134,6 +136,12 @@ class TrainConfig(Seeded, Placed, Protocol):
     """Batch size: packed rows per optimizer step; a row has as many items as ``history``."""
     targets: Literal["all", "last"] = "all"
     """Positions with a loss: all, or each user's last (as in the SLMRec paper)."""
+    softmax: Literal["auto", "full", "sampled"] = Field("auto", json_schema_extra=IN_KEY_IF_SET)
+    """Items that the loss sums over: all (full), or the targets of the batch and ``negatives``
+    others, scaled so that the sum is unbiased (sampled). auto samples above 100,000 items."""
+    negatives: int = Field(8192, ge=1, json_schema_extra=IN_KEY_IF_SET)
+    """Items drawn at each step of a sampled softmax, shared by all positions; more are closer to
+    the full softmax and cost more."""
     checkpoint_s: float = Field(60.0, ge=0, json_schema_extra=OUTSIDE_KEY)
     """Seconds between two checkpoints; a killed run resumes from the last one."""
 
@@ -181,3 +189,25 @@ def _checked_budget(value: str | float) -> str | float:
 
 Budget = Annotated[str | float, BeforeValidator(_checked_budget)]
 """A share such as ``3%`` (relative) or a plain number (absolute), never negative."""
+
+
+def parse_size(value: str | int) -> int:
+    """Read ``4GB``, ``500 MB`` or a number of bytes; units are powers of 1,000."""
+    match = SIZE.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a size such as 4GB or 500MB")
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def size_text(size: int) -> str:
+    """Return a size as in ``1.3 GB``, ``52 MB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e6:.3g} MB"
+
+
+def _checked_size(value: str | int) -> str | int:
+    parse_size(value)
+    return value
+
+
+Size = Annotated[str | int, BeforeValidator(_checked_size)]
+"""A size in bytes with a unit, such as ``4GB``."""

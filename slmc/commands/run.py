@@ -9,6 +9,7 @@ import typer
 from slmc import processes
 from slmc.commands import console
 from slmc.commands.shared import Json, command
+from slmc.config import size_text
 
 if TYPE_CHECKING:
     from slmc.pipeline import PlannedStep, RunResult, StepResult
@@ -89,6 +90,7 @@ def _print_plan(steps: "list[PlannedStep]", *, as_json: bool) -> None:
                 "key": step.key.digest if step.key else None,
                 "status": step.status,
                 "changed": step.changed,
+                "states_bytes": step.states_bytes,
             }
             for step in steps
         ]
@@ -99,6 +101,9 @@ def _print_plan(steps: "list[PlannedStep]", *, as_json: bool) -> None:
         key = step.key.digest[:12] if step.key else "not known yet"
         table.add_row(step.id, step.status, key, ", ".join(step.changed))
     console.show(table)
+    for step in steps:
+        if step.states_bytes:
+            log.info("%s: the teacher's states take %s", step.id, size_text(step.states_bytes))
 
 
 def _print_result(result: "RunResult", *, as_json: bool) -> None:

@@ -117,22 +117,38 @@ class TextItems(nn.Module):
         start = torch.where(has_text, 0, STD / 4 * torch.randn_like(vectors))
         self.ids = nn.Parameter(start) if learned.any() else None
         self.id_dropout = id_dropout
+        self.sparse = False
+        """Whether :meth:`forward` computes only the rows that it is asked for, and gives the
+        learned vectors a sparse gradient."""
 
     @property
     def weight(self) -> Tensor:
         """The item table, ``[V + 1, d]``; row 0 is 0."""
-        table = torch.where(self.has_text, item_vectors(self.vectors, self.adapter), 0)
-        if self.ids is not None:
-            learned = self.learned
-            if self.training and self.id_dropout:
-                kept = torch.rand(len(table), 1, device=table.device) >= self.id_dropout
-                learned = learned & (kept | ~self.has_text)
-            table = table + torch.where(learned, self.ids, 0)
-        return torch.where(self.trained, table, table.detach())
+        return self._vectors(None)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return vectors ``[..., d]`` of rows ``[...]``."""
-        return nn.functional.embedding(rows, self.weight)
+        if not self.sparse:
+            return nn.functional.embedding(rows, self.weight)
+        distinct, place = rows.unique(return_inverse=True)
+        return nn.functional.embedding(place, self._vectors(distinct))
+
+    def _vectors(self, rows: Tensor | None) -> Tensor:
+        """Return the vectors of rows ``[R]`` without duplicates, or of all rows."""
+
+        def select(table: Tensor) -> Tensor:
+            return table if rows is None else table[rows]
+
+        has_text = select(self.has_text)
+        vectors = torch.where(has_text, item_vectors(select(self.vectors), self.adapter), 0)
+        if self.ids is not None:
+            learned = select(self.learned)
+            if self.training and self.id_dropout:
+                kept = torch.rand(len(vectors), 1, device=vectors.device) >= self.id_dropout
+                learned = learned & (kept | ~has_text)
+            ids = self.ids if rows is None else nn.functional.embedding(rows, self.ids, sparse=True)
+            vectors = vectors + torch.where(learned, ids, 0)
+        return torch.where(select(self.trained), vectors, vectors.detach())
 
     def folded(self) -> nn.Embedding:
         """Return the current table as a plain embedding."""

@@ -1,10 +1,12 @@
 """Plan a run: the steps in order, the key of each, and whether the cache has its result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from slmc.artefact import Artefact
+from slmc.distill.config import DistillConfig
 from slmc.errors import RecipeError
 from slmc.pipeline import store
 from slmc.pipeline.keys import Key, Outside, key_of
@@ -27,6 +29,8 @@ class PlannedStep:
     status: Status
     changed: list[str] = field(default_factory=list)
     """Parts of the key that differ from the last run of the recipe, such as ``config.layers``."""
+    states_bytes: int | None = None
+    """Size of the teachers' states that the step stores in the cache, if its inputs are there."""
 
 
 def default_run_dir(recipe: Recipe) -> Path:
@@ -76,7 +80,31 @@ def plan(
     """
     order = up_to(schedule(recipe), until, recipe)
     check_extras(order)
-    return plan_steps(order, RunDir(run_dir or default_run_dir(recipe)).locked(), Outside())
+    steps = plan_steps(order, RunDir(run_dir or default_run_dir(recipe)).locked(), Outside())
+    keys = {step.id: step.key for step in steps}
+    return [
+        replace(planned, states_bytes=_states_bytes(step, keys))
+        if planned.status != "hit"
+        else planned
+        for step, planned in zip(order, steps, strict=True)
+    ]
+
+
+def _states_bytes(step: Step, keys: Mapping[str, Key | None]) -> int | None:
+    """Size of the teachers' states of a distillation; None if an input is not in the cache."""
+    if not isinstance(step.config, DistillConfig):
+        return None
+    inputs: dict[str, Artefact] = {}
+    for role, taken in step.inputs.items():
+        key = keys.get(taken)
+        artefact = None if key is None else store.look(key.digest)
+        if artefact is None:
+            return None
+        inputs[role] = artefact
+    # Imported here: reading the data takes time that most plans do not need.
+    from slmc.distill.sizes import states_bytes
+
+    return states_bytes(step.config, inputs)
 
 
 def plan_steps(

@@ -3,6 +3,9 @@
 Logits are computed for one chunk of positions at a time, reduced to loss and gradient, and
 freed. Only the gradients of queries and items are kept for the backward pass; they have the
 shapes of queries and items. Letters: ``N`` positions, ``V`` items, ``d`` item width.
+
+The items can also be a sample of the catalogue (:mod:`slmc.training.softmax`): then ``log_weights``
+says how many items of the catalogue each one stands for.
 """
 
 import math
@@ -16,15 +19,19 @@ CHUNK_SCORES = 2**24
 """Logits of one chunk: 64 MB in float32."""
 
 
-def cross_entropy(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(
+    queries: Tensor, items: Tensor, targets: Tensor, log_weights: Tensor | None = None
+) -> Tensor:
     """Return the mean cross-entropy, in nats, of the targets over the items 1..V.
 
     Args:
         queries: ``[N, d]`` user vectors.
         items: ``[V + 1, d]`` item vectors; row 0 is padding and is left out.
         targets: ``[N]`` int64 in 1..V.
+        log_weights: ``[V]`` logarithm of each item's weight in the sum of the softmax; ``None``
+            for weights of 1.
     """
-    loss: Tensor = _CrossEntropy.apply(queries, items, targets)
+    loss: Tensor = _CrossEntropy.apply(queries, items, targets, log_weights)
     return loss
 
 
@@ -34,6 +41,7 @@ def divergence(
     teachers: Sequence[tuple[Tensor, Tensor]],
     *,
     temperature: float,
+    log_weights: Tensor | None = None,
 ) -> Tensor:
     """Return the mean KL(teacher || student) over the items 1..V, times the squared temperature.
 
@@ -46,19 +54,21 @@ def divergence(
         teachers: User vectors ``[N, e]`` and item vectors ``[V + 1, e]`` of each teacher, which
             get no gradient; the width e may differ between teachers.
         temperature: Divides the logits before the softmax.
+        log_weights: ``[V]`` as in :func:`cross_entropy`, for all distributions.
     """
     fixed = [(queries.detach(), items.detach()) for queries, items in teachers]
-    loss: Tensor = _Divergence.apply(student, student_items, fixed, temperature)
+    loss: Tensor = _Divergence.apply(student, student_items, fixed, temperature, log_weights)
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, queries: Tensor, items: Tensor, targets: Tensor, log_weights: Tensor | None
+    ) -> Tensor:
         fused = Fused(ctx, queries, items)
         for part in fused.chunks():
-            logits = fused.logits(part)
-            log_p = logits.log_softmax(dim=1)
+            log_p = weighted(fused.logits(part), log_weights).log_softmax(dim=1)
             columns = (targets[part] - 1)[:, None]
             fused.loss += -log_p.gather(1, columns).double().sum()
             fused.add_gradient(
@@ -68,7 +78,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: Any) -> Any:
-        return (*scaled(ctx, grad[0]), None)
+        return (*scaled(ctx, grad[0]), None, None)
 
 
 class _Divergence(torch.autograd.Function):
@@ -79,12 +89,14 @@ class _Divergence(torch.autograd.Function):
         items: Tensor,
         teachers: list[tuple[Tensor, Tensor]],
         temperature: float,
+        log_weights: Tensor | None,
     ) -> Tensor:
         fused = Fused(ctx, student, items)
         rows = [(queries, table[1:].float()) for queries, table in teachers]
         for part in fused.chunks():
-            log_q = (fused.logits(part) / temperature).log_softmax(dim=1)
-            log_p = log_mean([(q[part].float() @ t.T / temperature) for q, t in rows])
+            log_q = weighted(fused.logits(part) / temperature, log_weights).log_softmax(dim=1)
+            taught = [q[part].float() @ t.T / temperature for q, t in rows]
+            log_p = log_mean([weighted(logits, log_weights) for logits in taught])
             p = log_p.exp()
             fused.loss += temperature**2 * (p * (log_p - log_q)).double().sum()
             fused.add_gradient(part, (log_q.exp_() - p) * temperature)
@@ -92,7 +104,12 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: Any) -> Any:
-        return (*scaled(ctx, grad[0]), None, None)
+        return (*scaled(ctx, grad[0]), None, None, None)
+
+
+def weighted(logits: Tensor, log_weights: Tensor | None) -> Tensor:
+    """Add the logarithms ``[V]`` of the items' weights to logits ``[n, V]``, in place."""
+    return logits if log_weights is None else logits.add_(log_weights)
 
 
 def log_mean(logits: list[Tensor]) -> Tensor:

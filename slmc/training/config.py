@@ -8,7 +8,7 @@ from slmc.config import OUTSIDE_KEY, TrainConfig
 
 
 class SasrecConfig(TrainConfig):
-    """SASRec with full-softmax cross-entropy, with early stopping on the ranking."""
+    """SASRec with cross-entropy over the catalogue, with early stopping on the ranking."""
 
     dim: int = Field(64, ge=1)
     """Width of the item embeddings and of the layers."""

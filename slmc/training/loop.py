@@ -22,13 +22,12 @@ from slmc.evaluation.metrics import LOWER_IS_BETTER
 from slmc.training import schedule, stability
 from slmc.training.checkpoint import Checkpoint, Progress
 from slmc.training.clock import Clock
+from slmc.training.costs import VALIDATION_SHARE
 from slmc.training.dataloader import Dataloader
-from slmc.training.optimizer import adamw
+from slmc.training.optimizer import adamw, clip_gradients
 from slmc.training.schedule import Decay
 from slmc.training.types import Batch, Outcome, Stopped, TrainSetup
 
-VALIDATION_SHARE = 0.1
-"""Largest share of the training time that several validations per epoch may take."""
 TRAINING_COST = 3
 """Cost of training on a token relative to a forward pass (forward and backward)."""
 MOST_VALIDATIONS = 8
@@ -72,6 +71,11 @@ class _Run:
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         torch.manual_seed(config.seed)
         unwrapped = task.to(device)
+        if self.accelerator.num_processes > 1:
+            # Not every backend of torch.distributed can add sparse gradients.
+            for module in unwrapped.modules():
+                if getattr(module, "sparse", False):
+                    module.sparse = False
         optimizer = adamw(groups, config, device)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.task, self.optimizer = self.accelerator.prepare(unwrapped, optimizer)
@@ -140,7 +144,7 @@ class _Run:
         if self.accelerator.num_processes > 1:
             losses = {name: batch.weight * term for name, term in losses.items()}
         self.accelerator.backward(losses["total"])
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.clip)
+        norm = self._clip()
         values = torch.stack([t.detach().float() for t in (*losses.values(), norm)])
         means = cast(Tensor, self.accelerator.reduce(values, "mean")).tolist()
         terms = dict(zip((*losses, "grad_norm"), means, strict=True))
@@ -149,6 +153,14 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         progress.add(terms)
         return terms
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before."""
+        parameters = list(self.parameters.values())
+        if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+            return clip_gradients(parameters, self.config.clip)
+        norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self.config.clip)
+        return norm
 
     def _validate(self) -> None:
         """Rank the validation users, and remember the weights if they rank better."""

@@ -20,7 +20,9 @@ from slmc.model import packing
 from slmc.model.device import Placement
 from slmc.model.loading import Recommender
 from slmc.training import catalogue
+from slmc.training.costs import Costs
 from slmc.training.schedule import Decay
+from slmc.training.softmax import Softmax
 from slmc.training.types import Batch, Epochs, Validation
 
 VALIDATION_BATCH = 256
@@ -30,18 +32,23 @@ NOT_TRAINED = {"start": 0, "steps": 0}
 class NextItem(nn.Module):
     """Cross-entropy of the next item over the catalogue, at every position with a target."""
 
-    def __init__(self, model: Recommender) -> None:
-        """Train ``model``."""
+    def __init__(self, model: Recommender, softmax: Softmax) -> None:
+        """Train ``model`` with a full or sampled softmax."""
         super().__init__()
-        self.model = model
+        self.model, self.softmax = model, softmax
+        softmax.prepare(model)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss terms ``ce`` and ``total`` of a batch."""
         states = self.model.hidden_states(batch.tokens.flatten(), layout(batch))
         targets = batch.targets.flatten()
         has_target = targets > 0
+        candidates = self.softmax.draw(targets[has_target])
         loss = catalogue.cross_entropy(
-            self.model.head(states[has_target]), self.model.item_vectors(), targets[has_target]
+            self.model.head(states[has_target]),
+            candidates.vectors(self.model),
+            candidates.targets,
+            candidates.log_weights,
         )
         return {"ce": loss, "total": loss}
 
@@ -93,12 +100,29 @@ def decay_of(like: Artefact | None) -> Decay | None:
 
 
 def validation(
-    model: Recommender, data: Dataset, config: TrainConfig, placement: Placement
+    model: Recommender,
+    data: Dataset,
+    config: TrainConfig,
+    placement: Placement,
+    softmax: Softmax,
+    name: str,
 ) -> Validation:
     """Return the validation of a model in training, on a sample of the validation users.
 
     User vectors are computed in the training precision, scores in float32, and ranks under the
-    protocol of the config. Raises :class:`UndecidedError` if there is no validation target.
+    protocol of the config. With a sampled softmax the number of users is limited, so that
+    validating takes about a tenth of an epoch (:mod:`slmc.training.costs`).
+
+    Args:
+        model: The model to train.
+        data: The dataset.
+        config: Protocol, metrics and number of users.
+        placement: Device and precision.
+        softmax: That of the training.
+        name: Of the stage, for the log.
+
+    Raises:
+        UndecidedError: There is no validation target.
     """
     targets = data.targets("valid").sample(config.validation_users, config.seed)
     if not targets.users:
@@ -115,6 +139,11 @@ def validation(
         metrics=tuple(dict.fromkeys((config.select_by, "ce"))),
     )
     tokens = sum(rows.size for rows in targets.histories)
+    if softmax.negatives is not None:
+        costs = Costs(model, data, softmax, config.rows)
+        count = len(targets.users)
+        targets = targets.sample(costs.affordable_users(tokens // count, count, name), config.seed)
+        tokens = costs.in_tokens(len(targets.users), sum(h.size for h in targets.histories))
     return Validation(validator(model, targets, data, evaluation, placement), tokens)
 
 
@@ -140,7 +169,8 @@ def validator(
             return model.user_vectors(item_ids).float()
 
     def measure() -> dict[str, float]:
-        scorer = VectorScorer(vectors, model.item_vectors().detach())
+        with torch.no_grad():
+            scorer = VectorScorer(vectors, model.item_vectors())
         ranked = rank(scorer, targets, data.counts, config, "validation", top=0)
         ranked_by = protocol(config)
         return {name: float(values(ranked, name, ranked_by).mean()) for name in config.metrics}

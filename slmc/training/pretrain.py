@@ -21,11 +21,12 @@ from slmc.model.text_map import TextMap, digest_of_table
 from slmc.training.config import SasrecConfig
 from slmc.training.loop import train
 from slmc.training.next_item import NextItem, training_rows, validation
+from slmc.training.softmax import Softmax
 from slmc.training.types import TrainSetup
 
 
 def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Artefact:
-    """Train SASRec with full-softmax cross-entropy and early stopping on the ranking."""
+    """Train SASRec with cross-entropy over the catalogue and early stopping on the ranking."""
     data = Dataset.open(inputs["data"])
     placement = device.choose(config.device, config.dtype)
     with draft(out) as work:
@@ -36,13 +37,14 @@ def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Arte
             trained = torch.from_numpy(data.counts > 0)
             encoder, whitening, items = _text_items(config, texts, trained, placement)
             cast(Any, model).item_embeddings = items
+        softmax = Softmax.of(config, data.num_items, "sasrec")
         outcome = train(
-            NextItem(model),
+            NextItem(model, softmax),
             [{"params": list(model.parameters()), "lr": config.lr}],
             TrainSetup(
                 config=config,
                 epochs=training_rows(config, data),
-                validation=validation(model, data, config, placement),
+                validation=validation(model, data, config, placement, softmax, "sasrec"),
                 name="sasrec",
                 placement=placement,
                 num_items=data.num_items,

@@ -55,7 +55,7 @@ class Validation:
     measure: Callable[[], dict[str, float]]
     """Metric -> mean over the validation users; includes ``ce`` and the metric of ``select_by``."""
     tokens: int
-    """Items in the ranked histories: the cost of one validation."""
+    """Cost of one validation, in forward passes of a token: items in the ranked histories."""
 
 
 @dataclass(frozen=True)

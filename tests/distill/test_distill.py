@@ -139,9 +139,8 @@ def computed(inputs: Inputs, packing: int = 0) -> states.TeacherStates:
     teacher = load_model(inputs["teacher"])
     assert isinstance(teacher, SequentialRecommender)
     rows = training_rows(settings(), Dataset.open(inputs["data"])).pack(packing)
-    return states.compute(
-        teacher, inputs["teacher"].digest, rows, (0, 2), CPU, blocks=True, queries=True
-    )
+    digest = inputs["teacher"].digest
+    return states.compute(states.Request(teacher, digest, rows, (0, 2), CPU, True, True))
 
 
 def test_states_are_those_of_the_teacher(inputs: Inputs) -> None:
@@ -195,15 +194,15 @@ def test_a_killed_computation_of_states_resumes_with_the_same_bits(
 def test_a_state_that_is_not_finite_ends_the_run(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(states, "_unit", lambda _: 1e-9)
+    monkeypatch.setattr(states, "unit_of", lambda _: 1e-9)
     with pytest.raises(BrokenRunError) as caught:
         computed(inputs, packing=6)
     assert caught.value.what.startswith("teacher states: a state is not finite in float16")
 
 
 def test_large_states_are_stored_divided_by_a_power_of_two(inputs: Inputs) -> None:
-    assert states._unit(torch.tensor([3.0])) == 1.0
-    assert states._unit(torch.tensor([-1e6])) == 64.0
+    assert states.unit_of(torch.tensor([3.0])) == 1.0
+    assert states.unit_of(torch.tensor([-1e6])) == 64.0
 
 
 @pytest.mark.parametrize(

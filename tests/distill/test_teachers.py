@@ -18,6 +18,7 @@ from slmc.model.device import Placement
 from slmc.model.loading import load_model, load_recommender
 from slmc.model.sasrec import Sasrec
 from slmc.training.next_item import layout, training_rows
+from slmc.training.softmax import Softmax
 from slmc.training.types import Batch
 
 FAST = {"layers": 2, "blocks": 2, "epochs": 1, "rows": 8, "warmup": 2, "dtype": "fp32"}
@@ -50,9 +51,9 @@ def test_the_term_is_that_of_the_mean_of_the_distributions(
     teachers = load_teachers(config, inputs | {"teacher2": sasrec}, data)
     epochs = training_rows(config, data, packings=1)
     student = load_recommender(inputs["teacher"]).eval()
-    task = Distillation(
-        config, student, compute_signals(config, teachers, epochs, CPU), data.counts
-    )
+    signals = compute_signals(config, teachers, epochs, CPU)
+    softmax = Softmax(data.num_items, None)
+    task = Distillation(config, student, signals, data.counts, softmax)
     rows = epochs.pack(0)
     index = np.arange(4)
     tensors = [torch.from_numpy(a[index]) for a in (rows.item_ids, rows.segments, rows.positions)]
