@@ -109,7 +109,7 @@ class Request:
             "teacher": self.digest,
             "rows": digest.hexdigest(),
             "ends": self.ends,
-            "kept": list(kept) or [self.blocks, self.queries],
+            "kept": [*kept] if kept else [self.blocks, self.queries],
             "dtype": str(self.placement.dtype),
             "versions": versions(DistillConfig.libraries),
         }

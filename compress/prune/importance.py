@@ -18,6 +18,7 @@ from slmc.data.batches import pack, pad_left
 from slmc.errors import BrokenRunError, UndecidedError
 from slmc.model.recommender import SequentialRecommender
 from slmc.training.next_item import NextItem
+from slmc.training.softmax import Softmax
 from slmc.training.types import Batch
 
 BATCH = 32
@@ -109,7 +110,7 @@ def taylor(model: SequentialRecommender, units: Sequence[Units], on: Calibration
             "prune: no calibration history has two items, so there is no next item to predict.",
             "Set importance: activation or magnitude, or use a log with longer histories.",
         )
-    task = NextItem(model)
+    task = NextItem(model, Softmax(model.config.num_items, None))
     with _differentiated(model, [one.linear for unit in units for one in unit.slices]):
         for batch in batches:
             share = int((batch.targets > 0).sum()) / total

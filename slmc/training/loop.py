@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from slmc import processes
 from slmc.evaluation.metrics import LOWER_IS_BETTER
+from slmc.model.text_items import TextItems
 from slmc.training import schedule, stability
 from slmc.training.checkpoint import Checkpoint, Progress
 from slmc.training.clock import Clock
@@ -74,7 +75,7 @@ class _Run:
         if self.accelerator.num_processes > 1:
             # Not every backend of torch.distributed can add sparse gradients.
             for module in unwrapped.modules():
-                if getattr(module, "sparse", False):
+                if isinstance(module, nn.Embedding | TextItems):
                     module.sparse = False
         optimizer = adamw(groups, config, device)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
