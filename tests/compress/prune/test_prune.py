@@ -146,7 +146,7 @@ def test_as_a_command(
     assert shape_of(load(out)) == (2, 2, 1, 32)
     assert call(["prune", str(student.path), "--data", str(dataset.path)]) == 2
     errors = " ".join(capsys.readouterr().err.split())
-    assert "set at least one of layers, heads and ffn" in errors
+    assert "set at least one of layers, exit_block, heads and ffn" in errors
 
 
 def test_best_and_summary() -> None:
