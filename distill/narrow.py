@@ -85,7 +85,8 @@ def narrow(model: Recommender, width: int, counts: NDArray[np.integer]) -> None:
     """Give a recommender an item table of ``width``, trained from now on, in place.
 
     The projections around the decoder are composed with the map of :class:`Pca`, so that at full
-    width the model ranks as before. At its own width the table is only set to be trained.
+    width the model ranks as before. At its own width the table is only set to be trained. Codes of
+    a quantized table become floats.
 
     Raises:
         UsageError: The table is narrower than ``width``, or the model is a SASRec.
@@ -109,6 +110,9 @@ def narrow(model: Recommender, width: int, counts: NDArray[np.integer]) -> None:
             width, known, 100 * pca.explained,
         )  # fmt: skip
         _compose(model, pca, table)
+    elif model.config.item_bits is not None:
+        model.item_embeddings = nn.Embedding.from_pretrained(table, padding_idx=0)
+    model.config.item_bits = None
     model.item_embeddings.requires_grad_(True)
 
 
@@ -187,11 +191,11 @@ class ItemScores(nn.Module):
 
     def forward(self, model: Recommender) -> Tensor:
         """Return the loss of the model's item table."""
-        if len(self.weights) <= COMPARED:
-            return item_loss(model.item_vectors()[1:], self.teacher[1:], self.weights)
-        rows = self._drawn().to(self.teacher.device)
-        equal = self.weights.new_full((COMPARED,), 1 / COMPARED)
-        return item_loss(model.item_embeddings(rows), self.teacher[rows], equal)
+        rows, weights = torch.arange(1, len(self.teacher)), self.weights
+        if len(rows) > COMPARED:
+            rows, weights = self._drawn(), weights.new_full((COMPARED,), 1 / COMPARED)
+        rows = rows.to(self.teacher.device)
+        return item_loss(model.item_embeddings(rows), self.teacher[rows], weights)
 
     def _drawn(self) -> Tensor:
         """Return rows ``[COMPARED]``, as frequent as their weights, by torch's random state."""

@@ -65,17 +65,14 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
         if getattr(config, field) is not None:
             width.check_cuttable(model.backbone, field)
     before, parameters = Sizes.of(model.config.backbone_config), count(model)
+    on = Calibration(histories(data, count=config.calibration, seed=config.seed), seed=config.seed)
+    ids = torch.from_numpy(pad_left(on.histories[-CHECKED:])).to(placement.device)
+    if config.exit_block is not None:
+        model = early_exit(model, inputs["model"], config.exit_block, ids)
+    target = target_sizes(config, model.config)
     with draft(out) as work:
-        on = Calibration(
-            histories(data, count=config.calibration, seed=config.seed), seed=config.seed
-        )
-        if config.exit_block is not None:
-            ids = torch.from_numpy(pad_left(on.histories[-CHECKED:])).to(placement.device)
-            model = early_exit(model, inputs["model"], config.exit_block, ids)
-        target = target_sizes(config, model.config)
         layers, numbers = _layers(config, target, model, data, on, placement)
         kept, listed = _units(config, target, model, layers, on)
-        ids = torch.from_numpy(pad_left(on.histories[-CHECKED:])).to(placement.device)
         with torch.inference_mode(), width.masked(model, kept):
             expected = model.user_vectors(ids)
         model = width.cut(model, kept)

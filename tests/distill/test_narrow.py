@@ -16,6 +16,7 @@ from slmc.distill.config import DistillConfig
 from slmc.distill.distill import distill
 from slmc.errors import UsageError
 from slmc.model.loading import load_model, load_recommender
+from slmc.model.quantized_table import QuantizedTable
 from slmc.model.recommender import SequentialRecommender
 
 V, D = 30, 16
@@ -90,9 +91,6 @@ def test_the_sample_of_a_large_catalogue_estimates_the_whole(
     class Model:
         item_embeddings = torch.nn.Embedding.from_pretrained(many(table(5, seed=3)))
 
-        def item_vectors(self) -> Tensor:
-            return self.item_embeddings.weight
-
     term = narrow.ItemScores(many(table()), np.r_[0, np.tile(counts()[1:], 40)])
     whole = term(Model()).item()
     monkeypatch.setattr(narrow, "COMPARED", 600)
@@ -155,6 +153,21 @@ def test_a_table_of_the_same_width_is_only_trained(teacher: Artefact) -> None:
     narrow.narrow(model, D, counts())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert model.item_vectors().requires_grad
+
+
+@pytest.mark.parametrize("width", [5, 16])
+def test_a_quantized_table_becomes_one_of_floats(width: int, teacher: Artefact) -> None:
+    model = load_recommender(teacher)
+    model.config.item_bits = 8
+    coded = QuantizedTable(V + 1, D, 8)
+    coded.codes = torch.randint(-127, 128, (V + 1, D), dtype=torch.int8)
+    coded.scale = torch.full((V + 1, 1), 0.01)
+    model.item_embeddings = coded
+    before = model.item_vectors().clone()
+    narrow.narrow(model, width, counts())
+    assert model.config.item_bits is None and model.item_vectors().requires_grad
+    assert model.item_vectors().shape == (V + 1, width)
+    assert width < D or torch.equal(model.item_vectors(), before)
 
 
 @pytest.fixture

@@ -99,6 +99,34 @@ def test_a_constant_on_all_scores_changes_nothing(shift: float) -> None:
     assert torch.allclose(moved, ranking_loss(queries, items, order, targets, weights), atol=1e-4)
 
 
+def test_an_item_that_stands_for_three_counts_as_three() -> None:
+    queries, items, order, targets, weights = tensors()
+    targets = torch.full_like(targets, 11)
+    # Rows 1 to 9 are ranked, so 10 is one of the others.
+    order = torch.stack([torch.arange(4) + n % 5 + 1 for n in range(len(order))])
+    tables = [items.clone().requires_grad_(), torch.cat([items, items[[10, 10]]])]
+    log_weights = torch.zeros(11)
+    log_weights[9] = math.log(3)
+    found = ranking_loss(queries, tables[0], order, targets, weights, log_weights)
+    copies = tables[1].clone().requires_grad_()
+    expected = ranking_loss(queries, copies, order, targets, weights)
+    assert torch.allclose(found, expected, atol=TOLERANCE)
+    (found + expected).backward()
+    assert tables[0].grad is not None and copies.grad is not None
+    assert torch.allclose(tables[0].grad[1:10], copies.grad[1:10], atol=TOLERANCE)
+    assert torch.allclose(tables[0].grad[10], copies.grad[[10, 12, 13]].sum(0), atol=TOLERANCE)
+
+
+def test_several_teachers_are_the_mean_of_their_distributions() -> None:
+    queries, items, _, targets, _ = tensors()
+    other = queries.flip(0), 3 * items.flip(1)
+    top = top_items([(queries, items), other], targets, 5)
+    mean = sum((q.double() @ t[1:].double().T).softmax(1) for q, t in ((queries, items), other))
+    for n, target in enumerate(targets.tolist()):
+        mean[n, target - 1] = -1
+    assert torch.equal(top, mean.argsort(dim=1, descending=True)[:, :5] + 1)
+
+
 def test_the_order_of_the_teacher_costs_least() -> None:
     queries, items, _, targets, weights = tensors()
     right = top_items([(queries, items)], targets, 4)

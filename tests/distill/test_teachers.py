@@ -172,3 +172,18 @@ def test_a_student_teaches_the_next_one(inputs: Inputs, student: Artefact, tmp_p
             "freeze_items": True,
         }
         assert len(load_recommender(artefact).layers) == 1
+
+
+def test_a_sasrec_learns_the_order_and_the_scores_between_items(
+    inputs: Inputs, sasrec: Artefact, tmp_path: Path
+) -> None:
+    losses = {"ranking": 1.0, "items": 1.0}
+    made = distill(settings(losses=losses), inputs | {"student": sasrec}, tmp_path / "s")
+    assert isinstance(load_model(made), Sasrec)
+    epochs = metrics_of(made)["epochs"]
+    assert isinstance(epochs, list) and {"ranking", "items"} <= set(epochs[0])
+    with pytest.raises(UsageError) as caught:
+        distill(settings(item_dim=8), inputs | {"student": sasrec}, tmp_path / "narrow")
+    assert caught.value.what == (
+        "item_dim: the student is a SASRec, whose layers have the width of its item table."
+    )
