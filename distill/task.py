@@ -145,7 +145,7 @@ class Distillation(nn.Module):
     def _teachers(
         self, batch: Batch, has_target: Tensor, drawn: Candidates
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return user vectors ``[N, e]`` and vectors ``[C + 1, e]`` of the items of every teacher."""
+        """Return every teacher's user vectors ``[N, e]`` and item vectors ``[C + 1, e]``."""
         vectors = self.signals.user_vectors(batch.packing, batch.index, has_target)
         return [
             (query, drawn.select(table.to(query.device)))
