@@ -50,6 +50,22 @@ def test_a_row_is_updated_in_its_own_steps_only() -> None:
     assert torch.allclose(found[2], row.detach()[0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["sparse first", "dense first"])
+def test_the_kind_of_the_gradient_can_change(first: bool) -> None:
+    """As where a loss term with a dense gradient starts or ends: all rows, so AdamW each time."""
+    torch.manual_seed(0)
+    start = torch.randn(6, 3, dtype=torch.float64)
+    table, plain = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours = adamw([{"params": [table], "lr": LR}], CONFIG, torch.device("cpu"))
+    theirs = torch.optim.AdamW([plain], lr=LR, betas=(0.9, 0.98), weight_decay=0.1)
+    for step, sparse in enumerate((first, not first, first)):
+        grad = gradient(step, [0, 1, 2, 3, 4, 5], start)
+        table.grad, plain.grad = (grad if sparse else grad.to_dense()), grad.to_dense()
+        ours.step()
+        theirs.step()
+    assert torch.allclose(table, plain, rtol=1e-12)
+
+
 def test_dense_parameters_beside_a_sparse_one_are_those_of_adamw() -> None:
     table, vector = nn.Parameter(torch.ones(6, 3)), nn.Parameter(torch.ones(4))
     plain = nn.Parameter(torch.ones(4))
