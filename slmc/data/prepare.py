@@ -1,6 +1,6 @@
 """From an interaction log to a dataset: core, sample, order, split, vocabulary.
 
-The steps, in this order:
+What the steps amount to:
 
 1. Rows without an id or a time are skipped and counted (``slmc.data.readers``).
    Exact duplicates are counted, and dropped if ``repeats`` is ``drop`` (``slmc.data.repeats``).
@@ -8,13 +8,17 @@ The steps, in this order:
 3. ``users``: a seeded sample of the users in the core (sampling first would leave nothing in the
    core); items that no sampled user has taken are dropped.
 4. Each user's interactions are sorted by time, ties by a seeded hash
-   (:func:`slmc.data.split.tie_keys`); without time stamps they keep the order of the log.
-   An item that a user takes again is kept.
+   (:func:`slmc.data.split.tie_keys`) or, with ``ties: keep``, as in the log; without time stamps
+   they keep the order of the log. An item that a user takes again is kept.
 5. The split cuts validation and test targets off each history (``slmc.data.split``).
 6. The vocabulary: row 1 is the item with the most training interactions, and so on; items with
    equal counts are sorted by id (code points). Items that occur only as targets have the count 0.
 
 Users are sorted by id, so the result does not depend on the order of rows with the same time.
+
+So that a log may be larger than memory, rows are sorted first, in buckets of users
+(``slmc.data.buckets``), and the core is found by passes over the sorted rows.
+``slmc.data.histories`` then splits bucket after bucket.
 """
 
 import json

@@ -233,6 +233,10 @@ def test_data_check_tells_what_can_be_seen_and_writes_nothing(
     assert slmc("data", "check", log_csv, "--history", "10") == 0
     out = capsys.readouterr().out
     assert "test_users: 80" in out and "ndcg@10: 80 users can detect a loss of" in out
+    assert (
+        "0.0 % of the interactions, and 0 of 80 test targets (0.0 %), have the same time as the "
+        "user's interaction before"
+    ) in out
     assert list(tmp_path.iterdir()) == []
 
 
