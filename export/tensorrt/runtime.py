@@ -147,10 +147,16 @@ class TensorrtEngine:
         return outputs
 
     def answer(self, item_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """As :meth:`top`, with arrays in CPU memory; large batches are split into several calls."""
+        """As :meth:`top`, with arrays in CPU memory, for any number and length of histories.
+
+        Large batches are split into several calls; a history without items is one padding item.
+        """
         largest = max(profile.batch for profile in self.entry.profiles)
         newest = item_ids[:, -self.description.history :]
-        parts = []
+        if not newest.shape[1]:
+            newest = np.zeros((len(newest), 1), dtype=np.int64)
+        k = self.description.top_k
+        parts = [[np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)]]
         for start in range(0, len(newest), largest):
             part = torch.from_numpy(newest[start : start + largest]).to(self.device)
             parts.append([tensor.cpu().numpy() for tensor in self.top(part)])

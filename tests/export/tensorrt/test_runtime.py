@@ -144,6 +144,18 @@ def test_large_batches_are_split_and_long_histories_cut(
     assert shapes == [(16, HISTORY), (16, HISTORY), (8, HISTORY)]
 
 
+def test_histories_without_items_are_one_item_of_padding(
+    fake_engine: TensorrtEngine, packed: Artefact
+) -> None:
+    onnx_engine = Engine.open(packed, threads=1)
+    for shape in ((3, 0), (3, 4), (1, 0), (0, 5), (0, 0)):
+        rows = np.zeros(shape, dtype=np.int64)
+        for ours, expected in zip(fake_engine.answer(rows), onnx_engine.answer(rows), strict=True):
+            assert ours.shape == (shape[0], TOP_K) and ours.dtype == expected.dtype
+            assert (ours == expected).all()
+    assert {shape for _, shape in fake_engine.engine.contexts[0].calls} == {(3, 1), (3, 4), (1, 1)}
+
+
 def test_invalid_inputs(fake_engine: TensorrtEngine) -> None:
     with pytest.raises(ValueError, match=r"must be int64 \[B, L\] on cpu, not torch.int32"):
         fake_engine.top(torch.ones((1, 2), dtype=torch.int32))
