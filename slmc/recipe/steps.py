@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slmc.artefact import WITH_ARTICLE, Kind
-from slmc.config import StageConfig
+from slmc.config import Seeded, StageConfig
 from slmc.distill.config import TEACHERS, DistillConfig, Losses, TeachConfig
 from slmc.evaluation.config import EvaluateConfig
 from slmc.recipe.checks import checked
 from slmc.recipe.faults import Faults, nearest
+from slmc.recipe.seeds import Repeated, seeds_from
 from slmc.recipe.text import Document, Path, dotted
 from slmc.stages import EVALUATIONS, STAGES, evaluation
 
@@ -20,6 +21,32 @@ ELSEWHERE = {"prepare": "data", "evaluate": "evaluate", "evaluate_engine": "eval
 """Stages that the runner adds by itself -> key of the recipe that configures them."""
 WRITABLE = frozenset(STAGES) - frozenset(ELSEWHERE)
 ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+COPY = "@"
+"""Separates the id of a step from the point and the seed of a copy."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What tells a copy of a step from the other copies, made by ``sweep`` and ``seeds``."""
+
+    of: str
+    """Id of the step as written."""
+    point: str = ""
+    """Name of the point, such as ``layers=1,logits=0.5``; empty without a sweep."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Swept keys that reach the step, such as ``distill.layers`` -> value."""
+    seed: int | None = None
+    """Seed of its training and of those before it; None if they are not repeated."""
+
+    @property
+    def label(self) -> str:
+        """Name of all its seeds: ``distill@layers=1``."""
+        return COPY.join(filter(None, (self.of, self.point)))
+
+    @property
+    def id(self) -> str:
+        """Id of the copy: ``distill@layers=1@18``."""
+        return self.label if self.seed is None else f"{self.label}{COPY}{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +62,22 @@ class Step:
     """Id of the step whose model or engine this step evaluates."""
     control_of: str | None = None
     """Id of the step that this one repeats as its control."""
+    copy: Copy | None = None
+    """Its place in a sweep or among seeds; None if it is the only copy."""
+    validates: str | None = None
+    """Id of the step whose model this step ranks on validation, to choose the best copy."""
+    which: dict[str, str] = field(default_factory=dict)
+    """Before the copies are made: role -> what the recipe writes behind ``@``, such as best."""
+
+    @property
+    def written(self) -> str:
+        """Id of the step as written, without point and seed."""
+        return self.copy.of if self.copy is not None else self.id
+
+    @property
+    def label(self) -> str:
+        """Id without the seed: all seeds of a point have the same label."""
+        return self.copy.label if self.copy is not None else self.id
 
     @property
     def gives(self) -> Kind:
@@ -77,6 +120,15 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """The key ``seeds`` of a step."""
+
+    path: Path
+    """Its path in the document."""
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StepReader:
     """Reads the steps of a document and collects what is wrong in ``faults``."""
 
@@ -86,6 +138,8 @@ class StepReader:
     """Defaults of the recipe for its steps: seed, device, dtype, protocol."""
     reserved: frozenset[str]
     """Ids that no step may have: the keys of the recipe."""
+    repeats: dict[str, Repeat] = field(default_factory=dict)
+    """Id of each step with ``seeds`` -> those seeds; filled while reading."""
 
     def read(self, prepare: StageConfig) -> list[Step]:
         """All steps in the order of running, with ``prepare`` and the controls."""
@@ -143,6 +197,7 @@ class StepReader:
                 (*path, "id"), stage, f"id: {step_id!r} is a key of recipes; choose another id"
             )
         named = {role: body.pop(role) for role in roles & set(body)}
+        raw_seeds = body.pop("seeds", None)
         keys: dict[str, Path] = {}
         for key in lists.keys() & set(body):
             listed = self._listed(
@@ -158,8 +213,10 @@ class StepReader:
             path,
             key=step_id,
             shared=self.defaults,
-            also={"id", *roles, *lists},
+            also={"id", "seeds", *roles, *lists},
         )
+        if raw_seeds is not None:
+            self._repeat(step_id, stage, raw_seeds, config, path)
         return Written(step_id, stage, path, config, named, keys)
 
     def _listed(
@@ -177,6 +234,23 @@ class StepReader:
             self._fault(path, key, f"{repeated!r} is in the list twice")
             return {}
         return dict(zip(roles, value, strict=False))
+
+    def _repeat(self, step_id: str, stage: str, raw: Any, config: StageConfig, path: Path) -> None:
+        """Read the ``seeds`` of a step."""
+        if not can_repeat(stage):
+            what = f"{stage} trains nothing, so it has no seeds to repeat"
+            self._fault((*path, "seeds"), f"{step_id}.seeds", what)
+            return
+        body = {"seeds": raw}
+        repeated = checked(self.document, self.faults, Repeated, body, path, key=step_id)
+        own = self.document.value_at((*path, "seed"))
+        if isinstance(raw, list) and own is not None:
+            what = "leave it out: seeds lists the seeds of this step"
+            self._fault((*path, "seed"), f"{step_id}.seed", what)
+        seeds = getattr(repeated, "seeds", None)
+        if seeds is not None:
+            first = getattr(config, "seed", 0)
+            self.repeats[step_id] = Repeat((*path, "seeds"), seeds_from(seeds, first))
 
     def _refuse_same_ids(self, written: list[Written]) -> None:
         seen: dict[str, Written] = {}
@@ -198,9 +272,10 @@ class StepReader:
         """The step with its input steps: those that the file names, else the defaults."""
         stage = STAGES[one.stage]
         inputs = {}
+        which = {}
         for role, kind in stage.takes.items():
             if role in one.named:
-                taken = self._named(one, role, kind, before, later)
+                taken, which[role] = self._named(one, role, kind, before, later)
             else:
                 taken = default_input(role, kind, before)
                 if taken is None and role not in stage.optional:
@@ -210,15 +285,18 @@ class StepReader:
                     self._fault(one.path, one.id, what)
             if taken is not None:
                 inputs[role] = taken
-        return Step(one.id, one.stage, one.config, inputs)
+        which = {role: copy for role, copy in which.items() if copy}
+        return Step(one.id, one.stage, one.config, inputs, which=which)
 
     def _named(
         self, one: Written, role: str, kind: Kind, before: list[Step], later: set[str]
-    ) -> str | None:
-        name, known = one.named[role], {step.id: step for step in before}
-        if isinstance(name, str) and name in known:
+    ) -> tuple[str | None, str]:
+        """Id of the step that the file names, and what it writes behind ``@``."""
+        known = {step.id: step for step in before}
+        name, _, which = str(one.named[role]).partition(COPY)
+        if name in known:
             if known[name].gives == kind:
-                return name
+                return name, which
             what = (
                 f"needs {WITH_ARTICLE[kind]}, but {name!r} makes {WITH_ARTICLE[known[name].gives]}"
             )
@@ -228,12 +306,17 @@ class StepReader:
             what = f"{name!r} comes after this step"
         else:
             fitting = [step.id for step in before if step.gives == kind]
-            what = f"there is no step {name!r}.{nearest(str(name), fitting)}"
+            what = f"there is no step {name!r}.{nearest(name, fitting)}"
         self._fault((*one.path, *one.key(role)), f"{one.id}.{dotted(one.key(role))}", what)
-        return None
+        return None, ""
 
     def _fault(self, path: Path, key: str, what: str) -> None:
         self.faults.add(self.document.place(path), key, what)
+
+
+def can_repeat(stage: str) -> bool:
+    """Whether the stage makes a model with random draws, so that seeds change it."""
+    return STAGES[stage].gives == "model" and issubclass(STAGES[stage].config, Seeded)
 
 
 def default_input(role: str, kind: Kind, before: list[Step]) -> str | None:
@@ -279,7 +362,18 @@ def as_written(stage: str, inputs: Mapping[str, str]) -> dict[str, Any]:
 def evaluation_of(step: Step, config: EvaluateConfig) -> Step:
     """The step that measures the model or engine of ``step``."""
     inputs = {"data": "prepare", step.gives: step.id}
-    return Step(f"evaluate.{step.id}", *evaluation(step.gives, config), inputs, measures=step.id)
+    copy = step.copy and replace(step.copy, of=f"evaluate.{step.copy.of}")
+    stage, settings = evaluation(step.gives, config)
+    return Step(f"evaluate.{step.id}", stage, settings, inputs, measures=step.id, copy=copy)
+
+
+def validation_of(step: Step, config: EvaluateConfig) -> Step:
+    """The step that ranks the model of ``step`` on validation, to choose the best copy."""
+    inputs = {"data": "prepare", step.gives: step.id}
+    copy = step.copy and replace(step.copy, of=f"valid.{step.copy.of}")
+    on_valid = config.model_copy(update={"split": "valid"})
+    stage, settings = evaluation(step.gives, on_valid)
+    return Step(f"valid.{step.id}", stage, settings, inputs, validates=step.id, copy=copy)
 
 
 def with_control(step: Step) -> list[Step]:
