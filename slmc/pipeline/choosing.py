@@ -145,7 +145,7 @@ class Chooser:
 
     def source(self, step_id: str) -> str | None:
         """Id of the copy that a step was made from; None if it has none or did not run."""
-        return self.inputs.get(step_id, {}).get("model")
+        return self._known_inputs(self._steps[step_id]).get("model")
 
     def ancestry(self, step_id: str) -> list[Copy]:
         """The places of a step and of the models that it was made from."""
@@ -154,8 +154,14 @@ class Chooser:
 
     def _ancestry(self, step: Step) -> list[Copy]:
         own = [step.copy] if step.copy is not None else []
-        inputs = self.inputs.get(step.id, {})
-        return own + [copy for taken in inputs.values() for copy in self.ancestry(taken)]
+        inputs = self._known_inputs(step).values()
+        return own + [copy for taken in inputs for copy in self.ancestry(taken)]
+
+    def _known_inputs(self, step: Step) -> dict[str, str]:
+        """The inputs of a step without those that are still to be chosen."""
+        choices = self.recipe.choices
+        named = {role: name for role, name in step.inputs.items() if name not in choices}
+        return self.inputs.get(step.id, named)
 
     @cached_property
     def _steps(self) -> dict[str, Step]:

@@ -89,7 +89,8 @@ class Tables:
         for other in self.recipe.steps if step.stage == "sasrec" else ():
             if other.stage == "baselines" and other.inputs["sasrec"] == step.id:
                 report, split = self.artefacts.get(other.id), self.recipe.evaluate.split
-                return report and pl.read_parquet(report.file(f"sasrec/{split}.parquet"))
+                if report is not None:
+                    return pl.read_parquet(report.file(f"sasrec/{split}.parquet"))
         return None
 
     def of_all(self, steps: Sequence[Step]) -> "list[pl.DataFrame]":

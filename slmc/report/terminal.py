@@ -12,6 +12,7 @@ from slmc.report import numbers
 if TYPE_CHECKING:
     from slmc.evaluation.gates import Gate
     from slmc.evaluation.verdict import Verdict
+    from slmc.pipeline.points import Against, PointResult
     from slmc.report.tables import Comparison, Row, Timing
     from slmc.report.view import View
 
@@ -70,6 +71,8 @@ def run_table(view: "View") -> RenderableType:
         for cells_ in view.tied.cells:
             tied.add_row(*cells_)
         lines += [tied, Text(view.tied.caption, style="dim")]
+    if view.points:
+        lines += [points_table(view), Text(points_caption(view), style="dim")]
     lines += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]
@@ -81,6 +84,71 @@ def run_table(view: "View") -> RenderableType:
     return Group(*lines)
 
 
+def points_table(view: "View") -> Table:
+    """The table of repeated steps."""
+    table = Table(pad_edge=False)
+    for i, heading in enumerate(point_headings(view)):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    for point in view.points:
+        table.add_row(*point_cells(point))
+    return table
+
+
+def point_headings(view: "View") -> list[str]:
+    """Columns of the table of repeated steps."""
+    return [
+        "step",
+        "seeds",
+        f"validation {view.select_by.upper()}",
+        view.metric.upper(),
+        "spread",
+        "each seed",
+        "against its control",
+        "against teacher or SASRec",
+    ]
+
+
+def point_cells(point: "PointResult") -> list[str]:
+    """A repeated step at one point, as text."""
+    interval = point.interval
+    return [
+        point.step + " (best)" * point.best,
+        ", ".join(str(seed) for seed in point.seeds) or numbers.NONE,
+        numbers.value(point.valid),
+        f"{numbers.value(point.mean)} [{interval.low:.4f}, {interval.high:.4f}]",
+        numbers.value(point.spread),
+        ", ".join(numbers.value(value) for value in point.values) if point.seeds else numbers.NONE,
+        against_of(point.control),
+        against_of(point.baseline, named=True),
+    ]
+
+
+def against_of(one: "Against | None", *, named: bool = False) -> str:
+    """A change with its interval, and the name of the step that it is relative to."""
+    if one is None:
+        return numbers.NONE
+    change = numbers.change(one.relative or one.change, relative=one.relative is not None)
+    return f"{one.step}: {change}" if named else change
+
+
+def points_caption(view: "View") -> str:
+    """Explains the table of repeated steps."""
+    seeded = any(point.seeds for point in view.points)
+    seeds = (
+        " Spread is the standard deviation over the seeds; users and seeds are resampled, and each "
+        "seed is compared with the same seed of the other step."
+    )
+    best = any(point.best for point in view.points)
+    taken = {name: copy for name, copy in view.chosen.items() if name.endswith("@best")}
+    chosen = ", ".join(f"{name} is {copy}" for name, copy in taken.items())
+    return (
+        f"{view.metric.upper()} with its two-sided 95 % interval; changes are paired over users."
+        + seeds * seeded
+        + f" (best): the best point on validation by {view.select_by}." * best
+        + f" Chosen on validation for later steps: {chosen}." * bool(chosen)
+    )
+
+
 def difference_of(one: "Comparison") -> str:
     """The change from control to step, with the 95 % interval: relative, but absolute for ce."""
     return numbers.change(one.relative or one.change, relative=one.relative is not None)
@@ -88,10 +156,11 @@ def difference_of(one: "Comparison") -> str:
 
 def sentence_of(one: "Comparison") -> str:
     """A step against its control, in a sentence."""
+    seeds = f", mean over {one.seeds} seeds" if one.seeds > 1 else ""
     return (
         f"{one.metric} of {one.step} against {one.control}, {one.brings}: "
         f"{numbers.value(one.value)} against {numbers.value(one.control_value)}, "
-        f"{difference_of(one)}, n = {one.n:,}: {one.outcome}"
+        f"{difference_of(one)}, n = {one.n:,}{seeds}: {one.outcome}"
     )
 
 
