@@ -71,6 +71,8 @@ def print_run(run: dict[str, Any]) -> None:
     if run["evaluations"]:
         names = run["recipe"]["evaluate"]["metrics"]
         console.show(metric_table(run["evaluations"], names, run["valid_repeats"]))
+    for name, copy in (run["chosen"] or {}).items():
+        console.result(f"chosen on validation: {name} is {copy}")
     for verdict in run["verdicts"] or ():
         binding = "" if verdict["binding"] else " (not binding)"
         console.result(f"gate {verdict['sentence']}{binding}")

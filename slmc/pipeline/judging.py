@@ -57,7 +57,7 @@ def judge_gates(
         judged = chooser.copies(gate.on) if gate.on is not None else []
         others = chooser.counterparts(judged, gate.baseline) if gate.baseline is not None else []
         absent = _absent(gate.on, judged, evaluations)
-        if gate.baseline is not None:
+        if gate.baseline is not None and judged:
             absent += _absent(gate.baseline, others, evaluations)
         if absent or gate.on is None:
             result.notes.append(

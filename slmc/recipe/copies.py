@@ -109,13 +109,17 @@ class Copier:
         }
         if sum(counts.values()) <= MOST_STEPS or not self._is_repeated():
             return True
-        key = "sweep" if self.document.value.get("sweep") is not None else "seeds"
         most = max(counts, key=lambda one: counts[one])
         what = (
             f"makes {sum(counts.values())} steps ({counts[most]} copies of {most!r}); at most "
             f"{MOST_STEPS} are allowed. Sweep fewer values, or repeat fewer steps with `seeds`"
         )
-        self.faults.add(self.document.place((key,)), key, what)
+        path: Path = ("sweep",)
+        if not self.sweep.keys:
+            own = [(*self.paths[one], "seeds") for one in self.origins if one in self.paths]
+            own = [one for one in own if self.document.value_at(one) is not None]
+            path = own[0] if own else ("seeds",)
+        self.faults.add(self.document.place(path), str(path[-1]), what)
         return False
 
     def _is_repeated(self) -> bool:

@@ -66,21 +66,13 @@ class Sweep:
 
     def name(self, settings: Mapping[str, Any]) -> str:
         """Name of the point with these settings, such as ``layers=1,logits=0.5``."""
-        names = [f"{self._short(key)}={self._word(key, value)}" for key, value in settings.items()]
+        keys = list(settings)
+        names = [f"{_short(key, keys)}={self._word(key, value)}" for key, value in settings.items()]
         name = ",".join(names)
         if len(name) <= LONGEST_NAME:
             return name
         same = [i for i, p in enumerate(self.points) if settings.items() <= p.settings.items()]
         return f"point-{1 + same[0]}"
-
-    def _short(self, key: str) -> str:
-        """The last parts of a key, as many as tell it from the other keys."""
-        parts = key.split(".")
-        for count in range(1, len(parts)):
-            end = ".".join(parts[-count:])
-            if sum(f".{other}".endswith(f".{end}") for other in self.keys) == 1:
-                return end
-        return key
 
     def _word(self, key: str, value: Any) -> str:
         """The value as a word; its number, such as ``v2``, if not all values are short words."""
@@ -101,21 +93,17 @@ def read_sweep(document: Document, faults: Faults, keys: Keys) -> list[Point]:
         faults: Collects what is wrong.
         keys: The recipe's top-level keys.
     """
-    raw, path = document.value.get("sweep"), ("sweep",)
-    before = Faults()
-    if raw is None:
-        return []
-    if isinstance(raw, dict) and raw:
-        points = _grid(document, before, raw)
-    elif isinstance(raw, list) and raw:
-        points = _listed(document, before, raw)
-    else:
-        what = "should be a mapping of settings to lists of values, or a list of points"
-        before.add(document.place(path), "sweep", what)
-        points = []
+    raw, before = document.value.get("sweep"), Faults()
+    if not isinstance(raw, dict | list):
+        return []  # absent, or a fault of the head
+    if not raw:
+        before.add(document.place(("sweep",)), "sweep", "is empty; leave it out")
+    points = _grid(document, before, raw) if isinstance(raw, dict) else []
+    points = _listed(document, before, raw) if isinstance(raw, list) else points
     for key, at in {k: p for point in points for k, p in point.paths.items()}.items():
         if (refusal := _refusal(document, key, keys)) is not None:
-            before.add(document.place(at), dotted(at), refusal)
+            path = at if isinstance(at[-1], str) else at[:-1]
+            before.add(document.place(path), dotted(path), refusal)
     if not before:
         _refuse_same_points(document, before, points)
     faults.extend(before)
@@ -257,6 +245,16 @@ def _refuse_same_points(document: Document, faults: Faults, points: Sequence[Poi
 def _text(value: Any) -> str:
     """A value as text; equal values of one type have equal texts."""
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last parts of a key, as many as tell it from the other keys."""
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        end = ".".join(parts[-count:])
+        if sum(f".{other}".endswith(f".{end}") for other in keys) == 1:
+            return end
+    return key
 
 
 def _as_word(value: Any) -> str:

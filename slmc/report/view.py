@@ -101,6 +101,8 @@ class View:
     """The last model or engine that was measured."""
     last_step: str = ""
     """Id of its step."""
+    last_source: str | None = None
+    """Id of the model that it was made from, if that was chosen on validation."""
 
     @property
     def failed(self) -> bool:
@@ -154,6 +156,7 @@ def view_of(result: "RunResult") -> View:
     metric = ranking_metric(recipe) or recipe.evaluate.metrics[0]
     teacher = teacher_of(result)
     last_step = next(reversed(result.evaluations), "")
+    source = result.chooser.source(last_step) if last_step else None
     benches = [step for step in recipe.steps if step.stage == "bench" and step.id in artefacts]
     bench = {step.id: _read(artefacts[step.id], "metrics.json") for step in benches}
     taken = {step.id: result.chooser.inputs_of(step) for step in benches}
@@ -195,6 +198,7 @@ def view_of(result: "RunResult") -> View:
         ended=(ended.step, ended.error.what) if (ended := result.ended) is not None else None,
         last=artefacts.get(last_step),
         last_step=last_step,
+        last_source=source if source in result.chooser.chosen.values() else None,
     )
 
 
