@@ -9,7 +9,7 @@ from slmc.evaluation.bootstrap import Bounds
 from slmc.evaluation.metrics import LOWER_IS_BETTER
 from slmc.pipeline.choosing import Chooser, mean_of
 from slmc.recipe import Recipe
-from slmc.recipe.steps import Step
+from slmc.recipe.steps import COPY, Step
 
 if TYPE_CHECKING:
     import polars as pl
@@ -164,11 +164,13 @@ class _PointReader:
         return sum(means) / len(means) if len(means) == len(reports) else None
 
     def _baseline_of(self, step: Step) -> str | None:
-        """The step with which a step is compared: its teacher, or SASRec for a teacher."""
+        """The step with which a step is compared: SASRec for a teacher, else the teacher."""
         if step.stage == "sasrec":
             return None
         if step.stage == "teach":
             return "sasrec"
+        if (teacher := step.inputs.get("teacher")) is not None:
+            return teacher.partition(COPY)[0]
         teachers = [one for one in self.recipe.steps if one.stage == "teach" and not one.is_control]
         return teachers[-1].written if teachers else None
 

@@ -1,10 +1,9 @@
 """Read, override and check a recipe; needs no torch.
 
 Read ``loading`` (from text to ``Recipe``), ``resolved`` (the ``Recipe``), ``text`` (YAML with line
-numbers), ``steps``, ``sweep``, ``seeds`` and ``copies`` (a copy of a step for each point and seed),
-``gate_section``, ``checks`` (settings against their config), ``compatibility`` (settings that do
-not work together), ``faults`` (one error for all faults), ``sets``, ``paths``, ``smoke`` and
-``schema``.
+numbers), ``steps`` and ``reading``, ``gate_section``, ``checks`` (settings against their config),
+``compatibility`` (settings that do not work together), ``faults`` (one error for all faults),
+``sets``, ``paths``, ``smoke`` and ``schema``. Of repeated steps: ``seeds``, ``sweep``, ``copies``.
 """
 
 from slmc.recipe.loading import Head, load, packaged, renamed, text_of

@@ -37,11 +37,12 @@ from slmc.recipe.copies import Copier, Copies
 from slmc.recipe.faults import Faults, Place, nearest
 from slmc.recipe.gate_section import read_gates
 from slmc.recipe.paths import check_files, check_heads, from_folder
+from slmc.recipe.reading import Repeat, StepReader
 from slmc.recipe.resolved import VERSION, Recipe
 from slmc.recipe.seeds import Seeds, seeds_from
 from slmc.recipe.sets import apply_sets, bodies
 from slmc.recipe.smoke import shrunk
-from slmc.recipe.steps import Repeat, Step, StepReader
+from slmc.recipe.steps import Step
 from slmc.recipe.sweep import ALONE, Sweep, completed, read_sweep, with_point
 from slmc.recipe.text import Document, parse
 
@@ -66,15 +67,15 @@ class Head(Placed):
     seed: int = Field(17, ge=0)
     """Seed of every step that sets none."""
     seeds: Seeds | None = None
-    """Repeat all training with several seeds: their number, counted from ``seed``, or a list. A
-    step can have ``seeds`` of its own instead."""
+    """Repeat all training with several seeds: their number, counted from the seed, or a list. A
+    step can have its own instead."""
     sweep: dict[str, Any] | list[Any] | None = None
-    """Settings of steps to try: lists of values by key, such as ``distill.layers: [1, 2]``, of
-    which every combination is a point; or a list of points."""
+    """Settings of steps to try: lists of values by key, such as {distill.layers: [1, 2]}, of which
+    every combination is a point; or a list of points."""
     select_by: str = "ndcg"
-    """Validation metric that chooses the best point of a sweep, the best seed, and the best weights
-    in every training that sets none: ndcg (without a cutoff, the least noisy), ndcg@K, hr@K, mrr
-    or ce."""
+    """Validation metric that chooses the best weights of a training and decides its early stopping,
+    and that chooses the best point of a sweep and the best seed: ndcg (without a cutoff, the least
+    noisy), ndcg@K, hr@K, mrr or ce."""
     data: dict[str, Any]
     """The interaction log and how it is prepared."""
     evaluate: dict[str, Any] = Field(default_factory=dict)

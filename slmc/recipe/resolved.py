@@ -145,7 +145,12 @@ def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
 def _roles(step: Step, recipe: Recipe) -> dict[str, Any]:
     """The inputs of a step as a recipe names them; those of a list that is swept are left out."""
     lists = STAGES[step.stage].lists
-    swept = {role for key in lists if f"{step.id}.{key}" in recipe.sweep.keys for role in lists[key]}
+    swept = {
+        role
+        for key, roles in lists.items()
+        if f"{step.id}.{key}" in recipe.sweep.keys
+        for role in roles
+    }
     named = {
         role: COPY.join(filter(None, (taken, step.which.get(role))))
         for role, taken in step.inputs.items()

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from slmc.config import LARGEST, StageConfig
+from slmc.config import StageConfig
 
 
 def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -13,9 +13,9 @@ def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-Count = Annotated[int, Field(ge=2, le=LARGEST)]
+Count = Annotated[int, Field(ge=2)]
 Listed = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...],
+    tuple[Annotated[int, Field(ge=0)], ...],
     Field(min_length=2),
     AfterValidator(_different),
 ]
