@@ -324,7 +324,8 @@ def _run_steps(
         if step.stage == "prepare":
             _refuse_nothing_to_rank(recipe, artefact)
         if step.stage == "baselines":
-            result.notes += check_power(recipe, artefact)
+            notes = check_power(recipe, artefact)
+            result.notes += [note for note in notes if note not in result.notes]
 
 
 def _check(step: Step, artefact: Artefact) -> None:

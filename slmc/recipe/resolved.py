@@ -9,7 +9,7 @@ from slmc.data.config import PrepareConfig
 from slmc.errors import RecipeError
 from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
-from slmc.recipe.copies import Choice
+from slmc.recipe.copies import BEST, Choice
 from slmc.recipe.faults import nearest
 from slmc.recipe.paths import to_folder
 from slmc.recipe.steps import COPY, Step, as_written, can_repeat
@@ -97,8 +97,11 @@ class Recipe:
         """Whether the gate compares a model or engine with the model that it was made from."""
         if gate.on is None or gate.baseline is None:
             return False
-        made_from = {one.inputs.get("model") for one in self.copies(_written(gate.on) or "")}
-        return gate.baseline == "source" or gate.baseline in made_from
+        judged = self.copies(_written(gate.on) or "")
+        # A step that is repeated counts with the copy from which the judged model is made.
+        sources = {_written(one.inputs.get("model")) for one in judged} - {None}
+        own = {"source", *sources, *(f"{source}{COPY}{BEST}" for source in sources)}
+        return gate.baseline in own
 
 
 def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:

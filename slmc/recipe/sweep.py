@@ -27,6 +27,8 @@ WORD = re.compile(r"[A-Za-z0-9._+-]{1,32}")
 """A value that can be part of a step's id."""
 LONGEST_NAME = 100
 """Longest name of a point; a longer one is replaced by a number, since ids are file names."""
+NUMBERED = "point-"
+"""Begins such a number."""
 NOT_SWEPT = {
     "id": "an id cannot be swept",
     "control": "control cannot be swept; with `control: true` every point has a control",
@@ -72,7 +74,7 @@ class Sweep:
         if len(name) <= LONGEST_NAME:
             return name
         same = [i for i, p in enumerate(self.points) if settings.items() <= p.settings.items()]
-        return f"point-{1 + same[0]}"
+        return f"{NUMBERED}{1 + same[0]}"
 
     def _word(self, key: str, value: Any) -> str:
         """The value as a word; its number, such as ``v2``, if not all values are short words."""

@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from slmc.recipe.sweep import NUMBERED
 from slmc.report import numbers
 
 if TYPE_CHECKING:
@@ -138,6 +140,15 @@ def points_caption(view: "View") -> str:
         " Spread is the standard deviation over the seeds; users and seeds are resampled, and each "
         "seed is compared with the same seed of the other step."
     )
+    numbered = {
+        point.step: point.settings
+        for point in view.points
+        if any(not _is_named(value, point.step) for value in point.settings.values())
+    }
+    settings = "; ".join(
+        f"{name}: {', '.join(f'{key} {numbers.plain(value)}' for key, value in some.items())}"
+        for name, some in numbered.items()
+    )
     best = any(point.best for point in view.points)
     taken = {name: copy for name, copy in view.chosen.items() if name.endswith("@best")}
     chosen = ", ".join(f"{name} is {copy}" for name, copy in taken.items())
@@ -146,7 +157,16 @@ def points_caption(view: "View") -> str:
         + seeds * seeded
         + f" (best): the best point on validation by {view.select_by}." * best
         + f" Chosen on validation for later steps: {chosen}." * bool(chosen)
+        + f" Settings: {settings}." * bool(settings)
     )
+
+
+def _is_named(value: object, step: str) -> bool:
+    """Whether the id of a step shows a value of its settings, not only the value's number."""
+    parts = re.split("[=,@]", step)
+    if parts[1].startswith(NUMBERED):
+        return False
+    return not isinstance(value, str | list | dict) or value in parts
 
 
 def difference_of(one: "Comparison") -> str:

@@ -16,15 +16,19 @@ from running import RECIPE, digests, made, statuses
 
 from slmc import report
 from slmc.commands import cli
+from slmc.distill.config import Losses
 from slmc.errors import BrokenRunError, RecipeError
 from slmc.evaluation.bootstrap import mean_over_seeds, paired_over_seeds
 from slmc.pipeline import RunResult, plan, run
 from slmc.recipe import load as read
+from slmc.report.tables import rows_of, teacher_of
 
 SWEEP = "sweep: {distill.layers: [2, 3]}\n"
 SEEDS = "distill.seeds=[17, 18, 19]"
 K = 10
 CONFIDENCE = 0.975
+EMPTY = Losses().model_dump(mode="json")
+"""The losses of a control."""
 write = report.write
 """The fakes leave the report out; these tests put it back."""
 
@@ -203,10 +207,6 @@ def test_the_table_has_the_numbers_of_a_plain_computation(fakes: ModuleType) -> 
     assert point.interval == mean_over_seeds(arrays[0], **options)
 
 
-EMPTY = dict.fromkeys(("cosine", "norm", "supervise", "logits"))
-"""The losses of a control."""
-
-
 def test_every_form_of_the_report_has_the_table(
     fakes: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +316,49 @@ def test_all_training_is_repeated_by_the_seeds_of_a_recipe(fakes: ModuleType) ->
     bench = result.artefacts()["bench"].manifest.parents
     assert bench["baseline"] == digests(result)["teach@1"]
     assert result.verdicts[0].baseline == "teach"
+
+
+def test_a_sweep_of_sasrec_has_a_row_for_each_point(fakes: ModuleType) -> None:
+    result = made_with("sweep: {sasrec.dim: [32, 64]}\n", until="distill")
+    assert [point.step for point in result.points] == [
+        "sasrec@dim=32",
+        "sasrec@dim=64",
+        "teach@dim=32",
+        "teach@dim=64",
+        "distill@dim=32",
+        "distill@dim=64",
+    ]
+    teach = result.points[3]
+    assert teach.seeds == [] and teach.spread is None
+    assert teach.baseline is not None and teach.baseline.step == "sasrec@dim=64"
+    rows = rows_of(result, metric="ndcg@10", teacher=teacher_of(result), timed={})
+    assert [row.step for row in rows][:4] == [
+        "popularity",
+        "markov",
+        "sasrec@dim=32",
+        "sasrec@dim=64",
+    ]
+
+
+def test_a_swept_export_is_measured_at_each_point(fakes: ModuleType) -> None:
+    gates = "gates:\n  - {metric: overlap@10, on: export@best, baseline: source, min: 0.5}\n"
+    result = made_with("sweep: {export.top_k: [20, 50]}\n", "distill.seeds=2", gates=gates)
+    engines = [name for name in result.artefacts() if name.startswith("export")]
+    assert engines == ["export@top_k=20", "export@top_k=50"]
+    assert [name for name in result.artefacts() if name.startswith("bench")] == [
+        "bench@top_k=20",
+        "bench@top_k=50",
+    ]
+    (verdict,) = result.verdicts
+    assert (verdict.on, verdict.baseline) == ("export@top_k=20", "distill@17")
+
+
+def test_a_gate_against_the_model_of_an_engine_is_one_of_the_same_model(fakes: ModuleType) -> None:
+    gates = "gates:\n  - {metric: ndcg@10, on: export, baseline: distill, max_drop: 1%}\n"
+    result = made("distill.seeds=2", gates=gates)
+    assert result.recipe.is_of_same_model(result.recipe.gates[0])
+    assert result.verdicts[0].baseline == "distill@17"
+    assert result.notes == []
 
 
 def test_runs_with_seeds_are_shown_and_compared(

@@ -162,6 +162,14 @@ def test_a_required_setting_may_be_swept(file: Path) -> None:
     ]
 
 
+def test_a_long_name_is_a_number(file: Path) -> None:
+    keys = ("dropout", "residual_dropout", "attention_dropout", "projection_lr", "weight_decay")
+    sweep = ", ".join(f"distill.{key}: [0.123456789, 0.234567891]" for key in keys)
+    recipe = read(file, f"sweep: {{{sweep}}}\n" + TOP + TEACH + STUDENT)
+    names = [step.id for step in recipe.copies("distill")]
+    assert names == [f"distill@point-{i}" for i in range(1, 33)]
+
+
 def test_inputs_may_be_swept_and_named(file: Path) -> None:
     steps = TEACH + STUDENT + "  - distill: {id: deep, layers: 3, blocks: 2}\n"
     recipe = read(file, "sweep: {export.model: [distill, deep]}\n" + TOP + steps + "  - export:\n")
@@ -201,6 +209,7 @@ def test_the_best_teacher_has_students_of_its_own_seed(file: Path) -> None:
         "seeds: 2\n",
         "seeds: [4, 2]\n" + SWEEP,
         "sweep: [{distill.layers: 3}, {distill.lr: 0.01, teach.layers: 3}]\n",
+        "sweep: {distill.teachers: [[teach, sasrec], [teach]]}\n",
         "sweep: {distill: {losses: [{logits: 1.0}, {cosine: 2.0}], lr: [1e-3, 2e-3]}}\n",
     ],
 )
