@@ -153,7 +153,7 @@ class _RowReader:
         artefacts = [done[step_id] for step_id in ids]
         metrics: dict[str, Any] = artefacts[0].manifest.metrics if artefacts else {}
         tables = user_tables(self.result, name)
-        value, half = _mean(_values(tables, self.metric, self.result), self.result.recipe.seed)
+        value, half = mean_and_half(tables, self.metric, self.result)
         times = {t.batch: t for some in self.timed.values() for t in some if t.who in ids}
         first, many = times.get(LATENCY_BATCH), times.get(THROUGHPUT_BATCH)
         return Row(
@@ -260,7 +260,17 @@ def user_tables(result: "RunResult", name: str) -> list[pl.DataFrame]:
 
 def mean_of(tables: Sequence[pl.DataFrame], metric: str, result: "RunResult") -> float | None:
     """Mean of a metric over the users and seeds; None if it was not measured."""
-    return _mean(_values(tables, metric, result), result.recipe.seed)[0]
+    return mean_and_half(tables, metric, result)[0]
+
+
+def mean_and_half(
+    tables: Sequence[pl.DataFrame], metric: str, result: "RunResult"
+) -> tuple[float | None, float | None]:
+    """Mean of a metric over the users and seeds, and half of its 95 % interval.
+
+    None if it was not measured; the half is None for a single user.
+    """
+    return _mean(_values(tables, metric, result), result.recipe.seed)
 
 
 def change_between(

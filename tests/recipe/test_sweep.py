@@ -209,7 +209,7 @@ def test_the_best_teacher_has_students_of_its_own_seed(file: Path) -> None:
         "seeds: 2\n",
         "seeds: [4, 2]\n" + SWEEP,
         "sweep: [{distill.layers: 3}, {distill.lr: 0.01, teach.layers: 3}]\n",
-        "sweep: {distill.teachers: [[teach, sasrec], [teach]]}\n",
+        "sweep: {distill.teachers: [[teach, sasrec], [teach]], distill.losses.logits: [1]}\n",
         "sweep: {distill: {losses: [{logits: 1.0}, {cosine: 2.0}], lr: [1e-3, 2e-3]}}\n",
     ],
 )
