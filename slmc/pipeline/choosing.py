@@ -12,7 +12,7 @@ from functools import cached_property
 
 from slmc.artefact import Artefact
 from slmc.recipe import Recipe
-from slmc.recipe.copies import BEST, agree, matching
+from slmc.recipe.copies import BEST, SAME, agree, matching
 from slmc.recipe.steps import COPY, Copy, Step
 
 SOURCE = "source"
@@ -29,7 +29,7 @@ class Chooser:
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
     """Id of a step -> role -> id of the copy that is its input; filled by :meth:`inputs_of`."""
     chosen: dict[str, str] = field(default_factory=dict)
-    """Name of each choice that was made, such as ``distill@best`` -> id of the copy."""
+    """Name of each choice that was made on validation, ``distill@best`` -> id of the copy."""
     _values: dict[str, float] = field(default_factory=dict)
 
     def inputs_of(self, step: Step) -> dict[str, str]:
@@ -72,7 +72,8 @@ class Chooser:
             candidates = [one for one in candidates if one.id == best]
         if not candidates:
             return None
-        self.chosen[name] = candidates[0].id
+        if not name.endswith(f"{COPY}{SAME}"):
+            self.chosen[name] = candidates[0].id
         return candidates[0].id
 
     def best_point(self, labels: Iterable[str]) -> str | None:

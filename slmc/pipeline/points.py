@@ -63,6 +63,19 @@ class PointResult:
     """Against its teacher; a teacher against its SASRec."""
 
 
+def read_point(data: Mapping[str, Any]) -> PointResult:
+    """A result from the JSON data of ``metrics.json``."""
+
+    def against(one: Mapping[str, Any] | None) -> Against | None:
+        if one is None:
+            return None
+        relative = one["relative"] and Bounds(**one["relative"])
+        return Against(one["step"], one["value"], Bounds(**one["change"]), relative)
+
+    others = {name: against(data[name]) for name in ("control", "baseline")}
+    return PointResult(**{**data, "interval": Bounds(**data["interval"]), **others})
+
+
 def ranking_metric(recipe: Recipe) -> str | None:
     """The first ranking metric of a recipe, not a cross-entropy; None if it has none."""
     return next((name for name in recipe.evaluate.metrics if name not in LOWER_IS_BETTER), None)

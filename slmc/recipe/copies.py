@@ -21,7 +21,7 @@ from slmc.recipe.steps import COPY, Copy, Step, can_repeat
 from slmc.recipe.sweep import MOST_STEPS, Sweep
 from slmc.recipe.text import Document, Path
 
-BEST, EACH = "best", "each"
+BEST, EACH, SAME = "best", "each", "same"
 SEED = "seed"
 """Stands for the seeds in a reach; no swept key has this name, since keys have dots."""
 TAKES_BEST = {("export", "model"), ("bench", "baseline")}
@@ -163,12 +163,13 @@ class Copier:
 
     def _refuse_own_seed(self, step: Step) -> None:
         """A seed of its own has no effect where seeds repeat the step, unless they start there."""
-        path = self.paths.get(step.control_of or step.id)
+        own = step.control_of or step.id
+        path = self.paths.get(own)
         if path is None or self.document.value_at((*path, "seed")) is None:
             return
         if self.document.value_at((*path, "seeds")) is None:
             what = "has no effect, since seeds repeat this step; leave it out"
-            self.faults.add(self.document.place((*path, "seed")), f"{step.id}.seed", what)
+            self.faults.add(self.document.place((*path, "seed")), f"{own}.seed", what)
 
     def _input(self, step: Step, copy: Copy, role: str, known: Reach) -> str:
         """The copy that is the input of a copy in a role, or the name of a choice.
@@ -188,9 +189,12 @@ class Copier:
         if len(fits) <= 1:
             return fits[0].id if fits else among[0].id
         follows = which is None and self.reach[taken] <= known
-        name = f"{taken}{COPY}same" if follows else _best_of(fits)
-        self.choices[name] = Choice(tuple(one.id for one in fits))
         self.ranked |= set() if follows else {taken}
+        choice = Choice(tuple(one.id for one in fits))
+        name = f"{taken}{COPY}{SAME}" if follows else _best_of(fits)
+        number = 2
+        while self.choices.setdefault(name, choice) != choice:  # the same name for other copies
+            name, number = f"{name.partition('~')[0]}~{number}", number + 1
         return name
 
     def _named(self, step: Step, role: str, among: Sequence[Step]) -> list[Step]:
@@ -198,9 +202,10 @@ class Copier:
         reference = f"{step.inputs[role]}{COPY}{step.which[role]}"
         fits = matching(reference, among)
         if not fits:
-            path = (*self.paths[step.control_of or step.id], role)
+            own = step.control_of or step.id
             what = no_copy(reference, among, also=(BEST, EACH))
-            self.faults.add(self.document.place(path), f"{step.id}.{role}", what)
+            place = self.document.place((*self.paths[own], role))
+            self.faults.add(place, f"{own}.{role}", what)
         return fits
 
 

@@ -66,7 +66,7 @@ def page(view: View) -> str:
             for one in view.judged
         ],
         changes=[(row, interval(row.change)) for row in view.rows if row.change is not None],
-        point_headings=point_headings(view),
+        point_headings=point_headings(view.points, view.select_by),
         points=[point_cells(point) for point in view.points],
         points_caption=points_caption(view),
         controls=[(one, difference_of(one)) for one in view.comparisons],

@@ -40,7 +40,7 @@ def suites(view: View) -> str:
 
 def _point(view: View, shown: list[str]) -> str:
     """A row of the table of repeated steps, in a line."""
-    named = zip(point_headings(view)[1:], shown[1:], strict=True)
+    named = zip(point_headings(view.points, view.select_by)[1:], shown[1:], strict=True)
     values = (f"{heading} {cell}" for heading, cell in named if cell != numbers.NONE)
     return f"{shown[0]}: {'; '.join(values)}"
 

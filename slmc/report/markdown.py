@@ -34,7 +34,12 @@ def summary(view: View) -> str:
     lines += main_table(view)
     if view.points:
         rows = [point_cells(point) for point in view.points]
-        lines += ["", "### Points and seeds", "", *table(point_headings(view), rows)]
+        lines += [
+            "",
+            "### Points and seeds",
+            "",
+            *table(point_headings(view.points, view.select_by), rows),
+        ]
         lines += ["", escape(points_caption(view))]
     if view.judged:
         lines += ["", "### Gates", ""]

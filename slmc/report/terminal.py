@@ -74,7 +74,10 @@ def run_table(view: "View") -> RenderableType:
             tied.add_row(*cells_)
         lines += [tied, Text(view.tied.caption, style="dim")]
     if view.points:
-        lines += [points_table(view), Text(points_caption(view), style="dim")]
+        lines += [
+            points_table(view.points, view.select_by),
+            Text(points_caption(view), style="dim"),
+        ]
     lines += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]
@@ -86,23 +89,25 @@ def run_table(view: "View") -> RenderableType:
     return Group(*lines)
 
 
-def points_table(view: "View") -> Table:
+def points_table(points: "Sequence[PointResult]", select_by: str) -> Table:
     """The table of repeated steps."""
     table = Table(pad_edge=False)
-    for i, heading in enumerate(point_headings(view)):
+    for i, heading in enumerate(point_headings(points, select_by)):
         table.add_column(heading, justify="left" if i == 0 else "right")
-    for point in view.points:
+    for point in points:
         table.add_row(*point_cells(point))
     return table
 
 
-def point_headings(view: "View") -> list[str]:
-    """Columns of the table of repeated steps."""
+def point_headings(points: "Sequence[PointResult]", select_by: str) -> list[str]:
+    """Columns of the table of repeated steps; none without such steps."""
+    if not points:
+        return []
     return [
         "step",
         "seeds",
-        f"validation {view.select_by.upper()}",
-        view.metric.upper(),
+        f"validation {select_by.upper()}",
+        points[0].metric.upper(),
         "spread",
         "each seed",
         "against its control",

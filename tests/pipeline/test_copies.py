@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from slmc.distill.config import Losses
 from slmc.errors import BrokenRunError, RecipeError
 from slmc.evaluation.bootstrap import mean_over_seeds, paired_over_seeds
 from slmc.pipeline import RunResult, plan, run
+from slmc.pipeline.points import read_point
 from slmc.recipe import load as read
 from slmc.report.tables import rows_of, teacher_of
 
@@ -242,6 +244,7 @@ def test_every_form_of_the_report_has_the_table(
         assert spread in text and "17, 18" in text
     told = json.loads((folder / "metrics.json").read_text())
     assert told["points"] == points
+    assert [asdict(read_point(one)) for one in points] == points
 
 
 GATE = "gates:\n  - {metric: ndcg@10, on: distill, baseline: %s, max_drop: %s}\n"
@@ -369,6 +372,7 @@ def test_runs_with_seeds_are_shown_and_compared(
     assert cli.call(["show", "runs/a"]) == 0
     out = capsys.readouterr().out
     assert "distill@18" in out and "distill@best is distill@17" in out
+    assert "each seed" in out
     assert cli.call(["diff", "runs/a", "runs/b", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["distill.seeds"] == [[17, 18], [17, 19]]
