@@ -17,10 +17,10 @@ from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
 from slmc.recipe.loading import Head
 from slmc.recipe.schema import schema
-from slmc.recipe.steps import FIRST, WRITABLE
+from slmc.recipe.steps import FIRST, WRITABLE, can_repeat
 from slmc.stages import STAGES
 
-SHARED = tuple(Seeded.model_fields | Placed.model_fields | Protocol.model_fields)
+SHARED = (*(Seeded.model_fields | Placed.model_fields | Protocol.model_fields), "select_by")
 """Keys that a step takes from the recipe unless it sets them itself."""
 ORDER = ("sasrec", "baselines", "teach", "distill", "prune", "quantize", "export", "bench")
 """Stages in the order of a recipe."""
@@ -51,7 +51,8 @@ keys as a JSON Schema for editors.
 TOP = """
 ## The recipe
 
-`data`, `evaluate`, `steps` and `gates` have their own sections below.
+`data`, `evaluate`, `steps` and `gates` have their own sections below;
+[Recipes](recipes.md#several-seeds) explains `seeds` and `sweep`.
 """
 TRAINING = """
 ## Training
@@ -201,6 +202,8 @@ def _step(name: str) -> str:
     parts.append(
         f"Without a value of its own it has the recipe's {', '.join(f'`{key}`' for key in shared)}."
     )
+    if can_repeat(name):
+        parts.append("`seeds: 3` or `seeds: [17, 18, 19]` [repeats it](recipes.md#several-seeds).")
     if name in FIRST:
         parts.append("Every recipe has this step first, written or not.")
     if _trains(name):

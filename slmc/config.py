@@ -147,13 +147,19 @@ class TrainConfig(Seeded, Placed, Protocol):
 
     @model_validator(mode="after")
     def _known_metric(self) -> Self:
-        check_metric(self.select_by)
-        if self.select_by == "ce_calibrated":
-            raise ValueError(
-                "select_by: ce_calibrated needs a temperature, which is fitted after training; use "
-                "a ranking metric or ce"
-            )
+        check_select_by(self.select_by)
         return self
+
+
+def check_select_by(name: str) -> str:
+    """Return ``name`` if it is a metric by which a model can be chosen; else ``ValueError``."""
+    check_metric(name)
+    if name == "ce_calibrated":
+        raise ValueError(
+            "select_by: ce_calibrated needs a temperature, which is fitted after training; use "
+            "a ranking metric or ce"
+        )
+    return name
 
 
 def check_metric(name: str) -> str:

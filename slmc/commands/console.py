@@ -187,6 +187,8 @@ class JsonLines(logging.Handler):
         self._buffer: list[str] = []
         self._file: IO[str] | None = None
         self._full = False
+        self.step: str | None = None
+        """Id of the running step of a recipe, written with each record."""
 
     def open(self, path: Path) -> None:
         """Append the buffered and all later records to ``path``; a second call does nothing."""
@@ -201,7 +203,8 @@ class JsonLines(logging.Handler):
         if self._full:
             return
         try:
-            line = json.dumps(as_json(record), default=str, allow_nan=False) + "\n"
+            fields = as_json(record) | ({"step": self.step} if self.step is not None else {})
+            line = json.dumps(fields, default=str, allow_nan=False) + "\n"
             if self._file is None:
                 self._buffer.append(line)
             else:

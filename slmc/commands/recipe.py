@@ -82,9 +82,10 @@ def check(recipe: Name, sets: Sets = None, json: Json = False) -> None:
         steps = [{"id": s.id, "stage": s.stage, "inputs": s.inputs} for s in loaded.steps]
         console.result_json({"name": loaded.name, "steps": steps, "gates": len(loaded.gates)})
         return
+    width = max(18, *(len(step.id) for step in loaded.steps))
     for step in loaded.steps:
         taken = ", ".join(f"{role} {of}" for role, of in step.inputs.items())
-        console.result(f"{step.id:<18} {step.stage:<10} {taken}".rstrip())
+        console.result(f"{step.id:<{width}} {step.stage:<10} {taken}".rstrip())
     console.result(f"{loaded.name}: {len(loaded.steps)} steps, {len(loaded.gates)} gates: valid")
 
 

@@ -60,6 +60,7 @@ def run(
 
     def watch(step: "PlannedStep | StepResult") -> None:
         lines.open(folder / "log.jsonl")
+        lines.step = step.id
         _log_step(step)
 
     if not processes.is_main():

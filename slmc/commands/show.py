@@ -54,8 +54,9 @@ def print_run(run: dict[str, Any]) -> None:
     """Print the steps, evaluations and verdicts of a run."""
     from rich.table import Table
 
+    from slmc.pipeline.points import read_point
     from slmc.report import numbers
-    from slmc.report.terminal import metric_table
+    from slmc.report.terminal import metric_table, points_table
 
     ended = run["ended"]
     if ended:
@@ -71,6 +72,11 @@ def print_run(run: dict[str, Any]) -> None:
     if run["evaluations"]:
         names = run["recipe"]["evaluate"]["metrics"]
         console.show(metric_table(run["evaluations"], names, run["valid_repeats"]))
+    if run["points"]:
+        points = [read_point(one) for one in run["points"]]
+        console.show(points_table(points, run["recipe"]["select_by"]))
+    for name, copy in (run["chosen"] or {}).items():
+        console.result(f"chosen on validation: {name} is {copy}")
     for verdict in run["verdicts"] or ():
         binding = "" if verdict["binding"] else " (not binding)"
         console.result(f"gate {verdict['sentence']}{binding}")

@@ -180,13 +180,28 @@ def mean_bounds(
     """
     if values.size == 0:
         raise ValueError("no values")
+    return _mean_bounds(values, 0.0, np.random.default_rng(seed), confidence, resamples)
+
+
+def mean_over_seeds(
+    values: Floats, *, seed: int, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> Bounds:
+    """Return the mean over training seeds, with bounds as in :func:`paired_over_seeds`.
+
+    Args:
+        values: ``[S, n]`` metric of each seed and user.
+        seed: Of the draws.
+        confidence: One-sided, of each bound.
+        resamples: R.
+
+    Raises:
+        ValueError: There are fewer than two seeds, or no user.
+    """
+    if values.ndim != 2 or values.size == 0 or len(values) < 2:
+        raise ValueError(f"{values.shape} values [S, n]")
     rng = np.random.default_rng(seed)
-    sums, _, weights = resampled_sums(values, np.zeros_like(values), resamples=resamples, rng=rng)
-    ends = (0.0, 1.0) if _within_unit(values) else (float(values.min()), float(values.max()))
-    return _bounds(
-        sums, weights, (ends[0], 1.0), (ends[1], 1.0), float(values.mean()),
-        effective_users(values - values.mean()), confidence, rng,
-    )  # fmt: skip
+    error = rng.standard_t(len(values) - 1, size=resamples) * seed_error(values)
+    return _mean_bounds(values.mean(axis=0), error, rng, confidence, resamples)
 
 
 def resampled_sums(
@@ -224,6 +239,22 @@ def effective_users(deviations: Floats) -> float:
     squares = deviations**2
     fourth = float((squares**2).sum())
     return float(squares.sum()) ** 2 / fourth if fourth > 0 else 0.0
+
+
+def _mean_bounds(
+    values: Floats,
+    error: Floats | float,
+    rng: np.random.Generator,
+    confidence: float,
+    resamples: int,
+) -> Bounds:
+    """Return the mean of ``[n]`` values; errors ``[R]`` are added to the resampled means."""
+    sums, _, weights = resampled_sums(values, np.zeros_like(values), resamples=resamples, rng=rng)
+    ends = (0.0, 1.0) if _within_unit(values) else (float(values.min()), float(values.max()))
+    return _bounds(
+        sums, weights, (ends[0], 1.0), (ends[1], 1.0), float(values.mean()),
+        effective_users(values - values.mean()), confidence, rng, error,
+    )  # fmt: skip
 
 
 def _within_unit(*arrays: Floats) -> bool:

@@ -1,7 +1,9 @@
 """Judge gates: pass, regression or inconclusive, each with its interval. No torch here."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,8 @@ from numpy.typing import NDArray
 
 from slmc.config import parse_budget
 from slmc.errors import UndecidedError
-from slmc.evaluation.bootstrap import Bounds, Floats, Interval, mean_bounds
-from slmc.evaluation.comparison import better_is_positive, paired_change
+from slmc.evaluation.bootstrap import Bounds, Floats, Interval, mean_bounds, mean_over_seeds
+from slmc.evaluation.comparison import better_is_positive, change_over_seeds
 from slmc.evaluation.gates import Gate
 from slmc.evaluation.metrics import overlap
 from slmc.evaluation.power import users_needed
@@ -58,21 +60,51 @@ def judge(
         UndecidedError: There is no user (in the segment), no baseline, or no such metric.
         VerdictError: Candidate and baseline have different users or protocols.
     """
+    baselines = [] if baseline is None else [baseline]
+    return judge_over_seeds(gate, [candidate], baselines, seed=seed, of_same_model=of_same_model)
+
+
+def judge_over_seeds(
+    gate: Gate,
+    candidates: Sequence[Evaluation],
+    baselines: Sequence[Evaluation] = (),
+    *,
+    seed: int,
+    of_same_model: bool = False,
+) -> Verdict:
+    """Judge a gate on the mean over training seeds; users and seeds are resampled.
+
+    With one seed it is :func:`judge`. A size is the largest of all seeds.
+
+    Args:
+        gate: The condition.
+        candidates: The evaluation of each seed, or one that all seeds of the baseline share.
+        baselines: The evaluation of the baseline for the same seeds, or one that all seeds share.
+        seed: Of the bootstrap.
+        of_same_model: As in :func:`judge`.
+
+    Raises:
+        UndecidedError, VerdictError: As :func:`judge`.
+    """
+    candidate, seeds = candidates[0], max(len(candidates), len(baselines))
     if gate.metric == "size_mb":
-        return _judge_size(gate, candidate)
+        return _judge_size(gate, candidates)
     if gate.baseline is None:
-        baseline = None
-    elif baseline is None:
+        baselines = ()
+    elif not baselines:
         raise UndecidedError(
             f"gate {gate.metric} on {candidate.name}: the baseline {gate.baseline} is missing.",
             "Name a step whose model or engine was evaluated.",
         )
-    else:
-        check_same_users(candidate, baseline)
+    for other in [*candidates[1:], *baselines]:
+        check_same_users(candidate, other)
     users = _segment(gate, candidate)
-    if gate.max_drop is not None and baseline is not None:
-        return _judge_drop(gate, candidate, baseline, users, seed, of_same_model)
-    return _judge_bound(gate, candidate, baseline, users, seed)
+    if gate.max_drop is not None and baselines:
+        verdict = _judge_drop(gate, candidates, baselines, users, seed, of_same_model)
+    else:
+        verdict = _judge_bound(gate, candidates, baselines, users, seed)
+    # More users do not help where the seeds differ, so no number of users is known to decide it.
+    return verdict if seeds == 1 else replace(verdict, seeds=seeds, needed_users=None)
 
 
 def _segment(gate: Gate, candidate: Evaluation) -> NDArray[np.bool_]:
@@ -95,31 +127,35 @@ def _segment(gate: Gate, candidate: Evaluation) -> NDArray[np.bool_]:
     return users
 
 
-def _judge_size(gate: Gate, candidate: Evaluation) -> Verdict:
-    within = gate.max is not None and candidate.size_mb <= gate.max
+def _judge_size(gate: Gate, candidates: Sequence[Evaluation]) -> Verdict:
+    size = max(candidate.size_mb for candidate in candidates)
+    within = gate.max is not None and size <= gate.max
     return Verdict(
-        gate=gate, on=candidate.name, baseline=None,
+        gate=gate, on=candidates[0].name, baseline=None,
         outcome="pass" if within else "regression",
-        value=candidate.size_mb, baseline_value=None, change=None, low=None, high=None,
+        value=size, baseline_value=None, change=None, low=None, high=None,
         relative=False, n=0, share=1.0, needed_users=None, anomalous=False, protocol="",
+        seeds=len(candidates),
     )  # fmt: skip
 
 
 def _judge_drop(
     gate: Gate,
-    candidate: Evaluation,
-    baseline: Evaluation,
+    candidates: Sequence[Evaluation],
+    baselines: Sequence[Evaluation],
     users: NDArray[np.bool_],
     seed: int,
     of_same_model: bool,
 ) -> Verdict:
+    candidate = candidates[0]
     budget, relative = parse_budget(gate.max_drop or 0.0)
     ours, theirs = (
-        values(m.per_user, gate.metric, m.protocol)[users] for m in (candidate, baseline)
+        _user_means([values(m.per_user, gate.metric, m.protocol)[users] for m in measured])
+        for measured in (candidates, baselines)
     )
-    change = paired_change(
-        candidate.per_user, baseline.per_user, gate.metric, candidate.protocol,
-        seed=seed, confidence=gate.confidence, users=users,
+    change = change_over_seeds(
+        [m.per_user for m in candidates], [m.per_user for m in baselines], gate.metric,
+        candidate.protocol, seed=seed, confidence=gate.confidence, users=users,
     )  # fmt: skip
     bounds = change.relative if relative else change.absolute
     gain = better_is_positive(bounds, gate.metric) if bounds else None
@@ -129,7 +165,7 @@ def _judge_drop(
         else ("inconclusive", None)
     )
     return Verdict(
-        gate=gate, on=candidate.name, baseline=baseline.name, outcome=outcome,
+        gate=gate, on=candidate.name, baseline=baselines[0].name, outcome=outcome,
         value=float(ours.mean()), baseline_value=float(theirs.mean()),
         change=gain.change if gain else None,
         low=gain.low if gain else None,
@@ -142,16 +178,26 @@ def _judge_drop(
 
 def _judge_bound(
     gate: Gate,
-    candidate: Evaluation,
-    baseline: Evaluation | None,
+    candidates: Sequence[Evaluation],
+    baselines: Sequence[Evaluation],
     users: NDArray[np.bool_],
     seed: int,
 ) -> Verdict:
-    if gate.overlap_at is not None and baseline is not None:
-        ours = _overlap(gate.overlap_at, candidate.per_user, baseline.per_user)[users]
+    candidate = candidates[0]
+    if gate.overlap_at is not None and baselines:
+        pairs = zip_longest(candidates, baselines)
+        whole = [
+            _overlap(gate.overlap_at, (one or candidate).per_user, (other or baselines[0]).per_user)
+            for one, other in pairs
+        ]
     else:
-        ours = values(candidate.per_user, gate.metric, candidate.protocol)[users]
-    mean = mean_bounds(ours, seed=seed, confidence=gate.confidence)
+        whole = [values(m.per_user, gate.metric, m.protocol) for m in candidates]
+    by_seed = np.stack([numbers[users] for numbers in whole])
+    ours = _user_means(by_seed)
+    if len(by_seed) == 1:
+        mean = mean_bounds(ours, seed=seed, confidence=gate.confidence)
+    else:
+        mean = mean_over_seeds(by_seed, seed=seed, confidence=gate.confidence)
     if gate.overlap_at is not None and bool((ours == 1).all()):
         mean = replace(mean, low=1.0)  # identical lists for all users count as no loss
     if gate.min is not None:
@@ -160,11 +206,17 @@ def _judge_bound(
         negated = Bounds(-mean.change, -mean.high, -mean.low)
         outcome, needed = _decide(negated, -(gate.max or 0.0), ours, gate.confidence)
     return Verdict(
-        gate=gate, on=candidate.name, baseline=baseline.name if baseline else None,
+        gate=gate, on=candidate.name, baseline=baselines[0].name if baselines else None,
         outcome=outcome, value=mean.change, baseline_value=None, change=None,
         low=mean.low, high=mean.high, relative=False, n=ours.size, share=float(users.mean()),
         needed_users=needed, anomalous=False, protocol=protocol_text(candidate.protocol),
     )  # fmt: skip
+
+
+def _user_means(by_seed: Sequence[Floats] | Floats) -> Floats:
+    """Return the mean over seeds of each user, ``[n]``."""
+    means: Floats = by_seed[0] if len(by_seed) == 1 else np.stack(list(by_seed)).mean(axis=0)
+    return means
 
 
 def _contributions(ours: Floats, theirs: Floats, relative: bool) -> Floats:

@@ -39,6 +39,10 @@ class Verdict:
     anomalous: bool
     protocol: str
     """As text."""
+    seeds: int = 1
+    """Number of training seeds over whose mean it is judged."""
+    chosen: bool = False
+    """Whether it is the best point of a sweep, chosen on validation."""
 
     @property
     def failed(self) -> bool:
@@ -53,9 +57,10 @@ class Verdict:
 
 def _numbers(verdict: Verdict) -> str:
     gate = verdict.gate
+    who = f"{verdict.on} (best on validation)" if verdict.chosen else verdict.on
     if gate.metric == "size_mb":
-        return f"size_mb of {verdict.on}: {verdict.value:.1f} MB"
-    text = f"{gate.metric} of {verdict.on}: {verdict.value:.4f}"
+        return f"size_mb of {who}: {verdict.value:.1f} MB"
+    text = f"{gate.metric} of {who}: {verdict.value:.4f}"
     if gate.overlap_at is not None:
         text += f" with {verdict.baseline}"
     if verdict.baseline_value is None:
@@ -74,11 +79,13 @@ def _numbers(verdict: Verdict) -> str:
 def _basis(verdict: Verdict) -> str:
     gate = verdict.gate
     if gate.metric == "size_mb":
-        return "(files needed for serving)"
+        largest = f", largest of {verdict.seeds} seeds" if verdict.seeds > 1 else ""
+        return f"(files needed for serving{largest})"
     share = f"{100 * verdict.share:.0f} % of users"
     segment = "" if gate.segment == "all" else f"{gate.segment}, {share}, "
+    over = f"mean over {verdict.seeds} seeds, users and seeds resampled, "
     return (
-        f"({segment}n = {verdict.n:,}, {verdict.protocol}, "
+        f"({segment}n = {verdict.n:,}, {verdict.protocol}, {over * (verdict.seeds > 1)}"
         f"one-sided {100 * gate.confidence:g} % bounds)"
     )
 
@@ -90,6 +97,8 @@ def _outcome(verdict: Verdict) -> str:
     if verdict.needed_users is not None:
         users = f"{_rounded(verdict.needed_users):,} users"
         text += f"; about {users} would decide it with {100 * POWER:.0f} % power"
+    elif verdict.outcome == "inconclusive" and verdict.seeds > 1:
+        text += "; more seeds or more users may decide it"
     if verdict.anomalous:
         text += "; anomalous: more than 5 % better than the model that it was made from"
     return text

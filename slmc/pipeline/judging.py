@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,10 @@ from slmc.artefact import Artefact, size_mb
 from slmc.config import parse_budget
 from slmc.errors import RecipeError
 from slmc.evaluation.gates import Gate
+from slmc.pipeline.choosing import Chooser
 from slmc.recipe import Recipe
+from slmc.recipe.copies import BEST
+from slmc.recipe.steps import COPY, Step
 
 if TYPE_CHECKING:
     from slmc.evaluation.results import Evaluation
@@ -32,21 +35,30 @@ class Judgement:
 
 
 def judge_gates(
-    recipe: Recipe, artefacts: Mapping[str, Artefact], evaluations: Mapping[str, Artefact]
+    recipe: Recipe,
+    artefacts: Mapping[str, Artefact],
+    evaluations: Mapping[str, Artefact],
+    chooser: Chooser,
 ) -> Judgement:
     """Judge every gate whose model or engine, and whose baseline, have an evaluation.
+
+    A step that is repeated with several seeds is judged by the mean over the seeds.
 
     Args:
         recipe: The recipe.
         artefacts: Step id -> artefact.
         evaluations: Id of a model or engine step -> report of its evaluation.
+        chooser: The copies that belong together.
     """
-    from slmc.evaluation.judge import judge
+    from slmc.evaluation.judge import judge_over_seeds
 
     result = Judgement()
     for gate in recipe.gates:
-        steps = [step_id for step_id in (gate.on, gate.baseline) if step_id is not None]
-        absent = [step_id for step_id in steps if step_id not in evaluations]
+        judged = chooser.copies(gate.on) if gate.on is not None else []
+        others = chooser.counterparts(judged, gate.baseline) if gate.baseline is not None else []
+        absent = _absent(gate.on, judged, evaluations)
+        if gate.baseline is not None and judged:
+            absent += _absent(gate.baseline, others, evaluations)
         if absent or gate.on is None:
             result.notes.append(
                 f"gate {gate.metric} on {gate.on}: not judged; steps that did not run: "
@@ -59,12 +71,32 @@ def judge_gates(
                 f"gate {gate.metric} on {gate.on}: judged, but not binding: the models of a smoke "
                 "run are nearly random"
             )
-        measured = [measured_as(s, artefacts[s], evaluations[s]) for s in steps]
-        baseline = measured[1] if len(measured) > 1 else None
-        of_same_model = recipe.is_of_same_model(gate)
-        verdict = judge(gate, measured[0], baseline, seed=recipe.seed, of_same_model=of_same_model)
-        result.verdicts.append(verdict)
+        candidates, baselines = (
+            [measured_as(_name(steps), artefacts[s.id], evaluations[s.id]) for s in steps]
+            for steps in (judged, others)
+        )
+        verdict = judge_over_seeds(
+            gate,
+            candidates,
+            baselines,
+            seed=recipe.seed,
+            of_same_model=recipe.is_of_same_model(gate),
+        )
+        chosen = gate.on.endswith(f"{COPY}{BEST}") and len(recipe.sweep.points) > 1
+        result.verdicts.append(dataclasses.replace(verdict, chosen=chosen))
     return result
+
+
+def _absent(
+    reference: str | None, steps: Sequence[Step], evaluations: Mapping[str, Artefact]
+) -> list[str]:
+    """The steps that a gate needs and that were not evaluated."""
+    return [s.id for s in steps if s.id not in evaluations] if steps else [str(reference)]
+
+
+def _name(steps: Sequence[Step]) -> str:
+    """Name of one copy, or of all seeds of a point."""
+    return steps[0].id if len(steps) == 1 else steps[0].label
 
 
 def check_power(recipe: Recipe, baselines: Artefact) -> list[str]:

@@ -100,6 +100,8 @@ def check_backbones(recipe: Recipe, steps: Sequence[Step]) -> None:
         UsageError: A backbone is not supported.
     """
     known = {step.id: step for step in recipe.steps}
+    # The copies of a choice differ in settings that are checked for each of them.
+    known |= {name: known[choice.candidates[0]] for name, choice in recipe.choices.items()}
     for step in steps:
         made_from = _made_from(step, known) if isinstance(step.config, PruneConfig) else step
         if made_from is None or not isinstance(made_from.config, (TeachConfig, DistillConfig)):

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,12 @@ from slmc.errors import (
     VerdictError,
 )
 from slmc.pipeline import store
+from slmc.pipeline.choosing import Chooser
 from slmc.pipeline.inventory import register
 from slmc.pipeline.judging import check_power, described, judge_gates, protocol_of
 from slmc.pipeline.keys import Key, Outside, key_of
 from slmc.pipeline.planning import PlannedStep, default_run_dir, plan_steps, schedule, up_to
+from slmc.pipeline.points import PointResult, Tables, points_of
 from slmc.pipeline.preflight import (
     check_backbones,
     check_devices,
@@ -84,6 +86,8 @@ class RunResult:
     """In the order of running, with the evaluations (``evaluate.ID``)."""
     evaluations: dict[str, Artefact] = field(default_factory=dict)
     """Id of a model or engine step -> report of its evaluation."""
+    points: list[PointResult] = field(default_factory=list)
+    """The steps that are repeated, each at each point, over its seeds."""
     verdicts: list["Verdict"] = field(default_factory=list)
     advisory: set[int] = field(default_factory=set)
     """Positions in ``verdicts`` that do not decide the exit code."""
@@ -94,10 +98,21 @@ class RunResult:
     """The step that ended the run early; None if all steps ran."""
     files: list[Path] = field(default_factory=list)
     """Report files that were written."""
+    chooser: Chooser = field(init=False)
+    """The copies that were chosen on validation, and the copies that belong together."""
+
+    def __post_init__(self) -> None:
+        """Start without choices."""
+        self.chooser = Chooser(self.recipe)
 
     def artefacts(self) -> dict[str, Artefact]:
         """Step id -> artefact."""
         return {step.id: step.artefact for step in self.steps}
+
+    @property
+    def tables(self) -> Tables:
+        """The per-user tables of the run."""
+        return Tables(self.recipe, self.artefacts(), self.evaluations, self.chooser)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -142,7 +157,9 @@ def run(
     folder = RunDir(run_dir or default_run_dir(recipe))
     outside = Outside()
     check_extras(order)
-    planned = {step.id: step for step in plan_steps(order, folder.locked(), outside)}
+    planned = {
+        step.id: step for step in plan_steps(order, Chooser(recipe), folder.locked(), outside)
+    }
     to_run = [step for step in order if planned[step.id].status != "hit"]
     if to_run:
         check_devices(to_run)
@@ -176,9 +193,11 @@ def join(recipe: Recipe, *, until: str | None = None) -> RunResult:
 
 def _judge(result: RunResult, folder: RunDir) -> None:
     """Judge the gates and write ``metrics.json``."""
-    judgement = judge_gates(result.recipe, result.artefacts(), result.evaluations)
+    judgement = judge_gates(result.recipe, result.artefacts(), result.evaluations, result.chooser)
     result.verdicts, result.advisory = judgement.verdicts, judgement.advisory
     result.notes += judgement.notes
+    if result.recipe.written:
+        result.points = points_of(result.tables, result.protocol)
     folder.write_json("metrics.json", summary(result))
 
 
@@ -205,6 +224,8 @@ def summary(result: RunResult) -> dict[str, Any]:
             {**described(verdict), "binding": i not in result.advisory}
             for i, verdict in enumerate(result.verdicts)
         ],
+        **({"points": [asdict(point) for point in result.points]} if result.points else {}),
+        **({"chosen": result.chooser.chosen} if result.chooser.chosen else {}),
         "notes": result.notes,
         "ended": result.ended and {"step": result.ended.step, "why": result.ended.error.what},
     }
@@ -275,7 +296,8 @@ def _run_steps(
         command += f" -o {shlex.quote(str(folder.path))}"
     done: dict[str, StepResult] = {}
     for number, step in enumerate(order, start=1):
-        inputs = {role: done[taken].artefact for role, taken in step.inputs.items()}
+        taken = result.chooser.inputs_of(step)
+        inputs = {role: done[taken[role]].artefact for role in step.inputs}
         step = replace(step, config=outside.resolved(step.config))
         digests = {role: artefact.digest for role, artefact in inputs.items()}
         key = planned[step.id].key
@@ -289,6 +311,8 @@ def _run_steps(
             result.steps.append(done[step.id])
             if step.measures is not None:
                 result.evaluations[step.measures] = artefact
+            if step.validates is not None:
+                result.chooser.reports[step.validates] = artefact
             folder.link(number, step.id, artefact)
             locked = {name: (one.key, one.artefact) for name, one in done.items()}
             folder.write_lock(recipe.name, command, ids, locked)
@@ -300,7 +324,8 @@ def _run_steps(
         if step.stage == "prepare":
             _refuse_nothing_to_rank(recipe, artefact)
         if step.stage == "baselines":
-            result.notes += check_power(recipe, artefact)
+            notes = check_power(recipe, artefact)
+            result.notes += [note for note in notes if note not in result.notes]
 
 
 def _check(step: Step, artefact: Artefact) -> None:

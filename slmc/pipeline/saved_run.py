@@ -11,6 +11,9 @@ from slmc.pipeline.rundir import LINK, LOCK, RESOLVED, RunDir
 from slmc.recipe.faults import Faults
 from slmc.recipe.text import parse
 
+RESULTS = ("evaluations", "points", "chosen", "verdicts", "notes", "ended")
+"""Keys of ``metrics.json`` that are returned as they are; points and chosen may be absent."""
+
 
 def is_run(path: Path) -> bool:
     """Whether ``path`` is the folder of a run."""
@@ -23,8 +26,8 @@ def read(path: Path) -> dict[str, Any]:
     Returns:
         ``recipe`` (every setting), ``steps`` (id -> stage, key, digest, seconds that the step
         took, link), and from the last finished run ``valid_repeats``, ``evaluations``,
-        ``verdicts``, ``notes`` and ``ended``. ``ended`` is None if no step ended the run early;
-        ``complete`` is False if the results are not those of ``steps``.
+        ``points``, ``chosen``, ``verdicts``, ``notes`` and ``ended``. ``ended`` is None if no step
+        ended the run early; ``complete`` is False if the results are not those of ``steps``.
 
     Raises:
         UsageError: A file of the folder was not written by a run.
@@ -53,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
         and all(steps.get(name, {}).get("key") == key for name, key in measured.items()),
         "sizes": {name: of["size_mb"] for name, of in metrics.items() if "size_mb" in of},
         "valid_repeats": metrics.get("prepare", {}).get("valid_repeats"),
-        **{name: numbers.get(name) for name in ("evaluations", "verdicts", "notes", "ended")},
+        **{name: numbers.get(name) for name in RESULTS},
     }
 
 
@@ -81,6 +84,7 @@ def comparable(run: dict[str, Any]) -> dict[str, Any]:
             for one in run["verdicts"] or ()
         },
         "ended": run["ended"],
+        **({"chosen": run["chosen"]} if run["chosen"] else {}),
     }
 
 

@@ -31,6 +31,10 @@ class Faults:
         if fault not in self._faults:
             self._faults.append(fault)
 
+    def extend(self, other: "Faults") -> None:
+        """Add the faults of another collection."""
+        self._faults += [fault for fault in other._faults if fault not in self._faults]
+
     def __bool__(self) -> bool:
         """Whether there are faults."""
         return bool(self._faults)

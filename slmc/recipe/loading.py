@@ -19,34 +19,37 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
-from slmc.config import Placed, Protocol, StageConfig
+from slmc.config import Placed, Protocol, StageConfig, TrainConfig, check_select_by
 from slmc.data.config import PrepareConfig, of_another_source
 from slmc.errors import RecipeError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.gates import Gate
 from slmc.recipe.checks import checked
 from slmc.recipe.compatibility import check_compatibility
+from slmc.recipe.copies import Copier, Copies
 from slmc.recipe.faults import Faults, Place, nearest
 from slmc.recipe.gate_section import read_gates
-from slmc.recipe.paths import check_files, check_heads, from_folder, to_folder
-from slmc.recipe.sets import apply_sets
+from slmc.recipe.paths import check_files, check_heads, from_folder
+from slmc.recipe.reading import Repeat, StepReader
+from slmc.recipe.resolved import VERSION, Recipe
+from slmc.recipe.seeds import Seeds, seeds_from
+from slmc.recipe.sets import apply_sets, bodies
 from slmc.recipe.smoke import shrunk
-from slmc.recipe.steps import Step, StepReader, as_written
-from slmc.recipe.text import Document, dump, parse
+from slmc.recipe.steps import Step
+from slmc.recipe.sweep import ALONE, Sweep, completed, read_sweep, with_point
+from slmc.recipe.text import Document, parse
 
 Config = TypeVar("Config", bound=StageConfig)
 
 log = logging.getLogger("slmc.recipe")
 
-VERSION = 1
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 SUFFIXES = (".yaml", ".yml")
 CONFIGS: dict[str, type[BaseModel] | None] = {"data": PrepareConfig, "evaluate": EvaluateConfig}
@@ -63,6 +66,16 @@ class Head(Placed):
     """Purpose of the recipe, in one line."""
     seed: int = Field(17, ge=0)
     """Seed of every step that sets none."""
+    seeds: Seeds | None = None
+    """Repeat all training with several seeds: their number, counted from the seed, or a list. A
+    step can have its own instead."""
+    sweep: dict[str, Any] | list[Any] | None = None
+    """Settings of steps to try: lists of values by key, such as {distill.layers: [1, 2]}, of which
+    every combination is a point; or a list of points."""
+    select_by: str = "ndcg"
+    """Validation metric that chooses the best weights of a training and decides its early stopping,
+    and that chooses the best point of a sweep and the best seed: ndcg (without a cutoff, the least
+    noisy), ndcg@K, hr@K, mrr or ce."""
     data: dict[str, Any]
     """The interaction log and how it is prepared."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
@@ -74,68 +87,10 @@ class Head(Placed):
     power: Literal["warn", "stop"] = "warn"
     """What to do, before the long steps, if the test set is too small for a gate."""
 
+    _known_metric = field_validator("select_by")(check_select_by)
+
 
 KEYS: dict[str, type[BaseModel] | None] = {name: CONFIGS.get(name) for name in Head.model_fields}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A valid recipe: every setting is resolved, every reference is an existing step."""
-
-    name: str
-    description: str
-    seed: int
-    device: str
-    dtype: str
-    data: PrepareConfig
-    evaluate: EvaluateConfig
-    steps: tuple[Step, ...]
-    """In the order of running, with ``prepare``, ``sasrec``, ``baselines`` and controls."""
-    gates: tuple[Gate, ...]
-    """Each with the step that it judges; ``baseline`` is a step, or None if not needed."""
-    power: Literal["warn", "stop"] = "warn"
-    smoke: bool = False
-    command: str = field(default="", compare=False)
-    """The command that runs the recipe, for messages."""
-
-    def step(self, step_id: str) -> Step:
-        """The step with that id.
-
-        Raises:
-            RecipeError: No step has that id.
-        """
-        for step in self.steps:
-            if step.id == step_id:
-                return step
-        raise RecipeError(
-            f"recipe {self.name} has no step {step_id!r}."
-            + nearest(step_id, [step.id for step in self.steps]),
-            f"See its steps with `{self.command} --plan`.",
-        )
-
-    def is_measured(self, step: Step) -> bool:
-        """Whether the schedule has an evaluation of the step: each model and engine has one.
-
-        SASRec is evaluated with the baselines, and has its own evaluation only if another step
-        uses it as its model or a gate names it.
-        """
-        if step.stage != "sasrec":
-            return step.can_rank
-        taken = any(other.inputs.get("model") == step.id for other in self.steps)
-        return taken or any(step.id in (gate.on, gate.baseline) for gate in self.gates)
-
-    def is_binding(self, gate: Gate) -> bool:
-        """Whether the gate decides the exit code.
-
-        The models of a smoke run are nearly random. Only gates that make sense for random weights
-        are binding in it: sizes, and an engine against its own model.
-        """
-        return not self.smoke or gate.metric == "size_mb" or self.is_of_same_model(gate)
-
-    def is_of_same_model(self, gate: Gate) -> bool:
-        """Whether the gate compares a model or engine with the model that it was made from."""
-        made_from = self.step(gate.on).inputs.get("model") if gate.on else None
-        return gate.baseline is not None and gate.baseline == made_from
 
 
 def load(
@@ -209,44 +164,6 @@ def renamed(text: str, before: str, file: Path) -> str:
     return re.sub(command, lambda _: shlex.quote(str(file)), text)
 
 
-def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
-    """The YAML of the recipe with every setting; reading it returns the same recipe.
-
-    Args:
-        recipe: The recipe.
-        folder: Folder of the file, at which its relative paths start.
-    """
-    controls = {step.control_of for step in recipe.steps}
-    steps: list[dict[str, Any]] = []
-    for step in recipe.steps:
-        if step.stage == "prepare" or step.is_control:
-            continue
-        roles = {role: taken for role, taken in step.inputs.items() if role != "data"}
-        body = {
-            "id": step.id,
-            **as_written(step.stage, roles),
-            **step.config.model_dump(mode="json"),
-        }
-        if step.id in controls:
-            body["control"] = True
-        steps.append({step.stage: body})
-    whole = {
-        "version": VERSION,
-        "name": recipe.name,
-        "description": recipe.description,
-        "seed": recipe.seed,
-        "device": recipe.device,
-        "dtype": recipe.dtype,
-        "power": recipe.power,
-        "data": recipe.data.model_dump(mode="json"),
-        "evaluate": recipe.evaluate.model_dump(mode="json"),
-        "steps": steps,
-        "gates": [gate.model_dump(mode="json") for gate in recipe.gates],
-    }
-    to_folder(whole, folder)
-    return dump(whole)
-
-
 def _text(name_or_path: str) -> tuple[str, str]:
     """The text of a recipe and the name of its file."""
     path = _path_of(name_or_path)
@@ -302,19 +219,24 @@ def _read(document: Document, faults: Faults, name: str, *, files: bool) -> Reci
         document, faults, EvaluateConfig, raw.get("evaluate", {}), ("evaluate",), shared=shared
     )
     protocol = {name: getattr(evaluate, name) for name in Protocol.model_fields}
-    reader = StepReader(
-        document, faults, shared | protocol, frozenset(KEYS) | {"source", "prepare"}
-    )
-    steps = reader.read(data)
+    defaults = shared | protocol | {"select_by": head.select_by}
+    reading = _read_steps(document, faults, data, defaults)
     if not faults:
-        check_compatibility(document, faults, steps)
+        for at_point, steps in zip(reading.documents, reading.steps, strict=True):
+            check_compatibility(at_point, faults, steps)
     if files:
-        check_files(document, faults)
+        for at_point in reading.documents:
+            check_files(at_point, faults)
         if not faults:
             check_heads(document, faults, data)
-    gates = read_gates(document, faults, steps)
+    seeds, origins = _seeds(document, faults, head, reading)
+    copies = Copies(tuple(reading.steps[0]))
+    if not faults:
+        copies = _copies(reading, faults, seeds, origins)
+    gates, ranked = read_gates(document, faults, copies)
     faults.stop(name)
     _warn_of_another_source(document)
+    is_repeated = len(copies.steps) > len(reading.steps[0])
     return Recipe(
         head.name,
         head.description,
@@ -323,10 +245,75 @@ def _read(document: Document, faults: Faults, name: str, *, files: bool) -> Reci
         head.dtype,
         data,
         evaluate,
-        tuple(steps),
+        copies.steps,
         tuple(gates),
         head.power,
+        select_by=head.select_by,
+        seeds=seeds,
+        seeded=tuple(reading.repeats),
+        sweep=reading.sweep,
+        written=tuple(reading.steps[0]) if is_repeated else (),
+        choices=copies.choices,
+        ranked=copies.ranked | ranked,
     )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The steps of a recipe as written, at each point of its sweep."""
+
+    sweep: Sweep
+    documents: list[Document]
+    """The document with the settings of each point."""
+    steps: list[list[Step]]
+    repeats: dict[str, Repeat]
+
+
+def _read_steps(
+    document: Document, faults: Faults, data: PrepareConfig, defaults: Mapping[str, Any]
+) -> _Reading:
+    repeats: dict[str, Repeat] = {}
+
+    def read(one: Document) -> list[Step]:
+        reserved = frozenset(KEYS) | {"source", "prepare"}
+        return StepReader(one, faults, defaults, reserved, repeats).read(data)
+
+    points = read_sweep(document, faults, KEYS)
+    if len({frozenset(point.settings) for point in points}) > 1:
+        alone = read(document)
+        points = [] if faults else list(completed(points, alone))
+    sweep = Sweep(tuple(points) or ALONE)
+    documents = [with_point(document, point, KEYS, faults) for point in sweep.points]
+    return _Reading(sweep, documents, [read(one) for one in documents], repeats)
+
+
+def _seeds(
+    document: Document, faults: Faults, head: Head, reading: _Reading
+) -> tuple[tuple[int, ...], frozenset[str]]:
+    """The seeds of a recipe, and the steps at which they begin."""
+    trained = {step.id for step in reading.steps[0] if isinstance(step.config, TrainConfig)}
+    all_seeds = getattr(head, "seeds", None)
+    for step_id, repeat in reading.repeats.items():
+        first_id, first = next(iter(reading.repeats.items()))
+        what = ""
+        if all_seeds is not None:
+            what = "the recipe has seeds too; set them in one place"
+        elif repeat.seeds != first.seeds:
+            what = f"all steps are repeated with the same seeds, and {first_id!r} has others"
+        if what:
+            faults.add(document.place(repeat.path), f"{step_id}.seeds", what)
+    if all_seeds is not None:
+        return seeds_from(all_seeds, head.seed), frozenset(trained)
+    seeds = next((repeat.seeds for repeat in reading.repeats.values()), ())
+    return seeds, frozenset(reading.repeats)
+
+
+def _copies(
+    reading: _Reading, faults: Faults, seeds: tuple[int, ...], origins: frozenset[str]
+) -> Copies:
+    document = reading.documents[0]
+    paths = {step_id: path for step_id, (path, _) in bodies(document).items()}
+    return Copier(document, faults, reading.sweep, seeds, origins, reading.steps, paths).all()
 
 
 def _warn_of_another_source(document: Document) -> None:
@@ -346,5 +333,6 @@ def _smoke(recipe: Recipe) -> Recipe:
         data=shrunk(recipe.data),
         evaluate=shrunk(recipe.evaluate),
         steps=tuple(replace(step, config=shrunk(step.config)) for step in recipe.steps),
+        written=tuple(replace(step, config=shrunk(step.config)) for step in recipe.written),
         smoke=True,
     )

@@ -5,7 +5,7 @@ After reading, the paths of a recipe are absolute or start at the working direct
 
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,11 @@ class Named(NamedTuple):
 
     keys: Keys
     """Its path in the document."""
-    holder: dict[str, Any]
-    """The mapping with the value, whose key is the last of ``keys``."""
+    holder: Any
+    """The mapping or list with the value, whose key or index is the last of ``keys``."""
     text: str
+    setting: str = ""
+    """Name of the setting in a sweep; without one it is the last of ``keys``."""
 
     @property
     def label(self) -> str:
@@ -39,7 +41,7 @@ class Named(NamedTuple):
     @property
     def is_backbone(self) -> bool:
         """Whether it names an LLM, which may also be an id of the hub."""
-        return self.keys[-1] in MODELS
+        return (self.setting or self.keys[-1]) in MODELS
 
     @property
     def is_local(self) -> bool:
@@ -99,7 +101,8 @@ def check_files(document: Document, faults: Faults) -> None:
         faults: Collects what is missing.
     """
     for one in _named(document.value):
-        if not one.is_local or _is_stream(one.text):
+        # The values of a sweep are checked in the documents of its points.
+        if one.keys[0] == "sweep" or not one.is_local or _is_stream(one.text):
             continue
         what = ""
         if one.is_backbone:
@@ -159,7 +162,7 @@ def _change(recipe: Any, changed: Callable[[str], str], here: Path) -> None:
             text = changed(one.text)
             # "./" marks it as a path, also if the folder is deleted later.
             plain = one.is_backbone and _is_relative(text) and not text.startswith(".")
-            one.holder[str(one.keys[-1])] = f"./{text}" if plain else text
+            one.holder[one.keys[-1]] = f"./{text}" if plain else text
 
 
 def _named(recipe: Any) -> Iterator[Named]:
@@ -178,3 +181,20 @@ def _named(recipe: Any) -> Iterator[Named]:
         text = holder.get(keys[-1]) if isinstance(holder, dict) else None
         if isinstance(text, str):
             yield Named(keys, holder, text)
+    if isinstance(recipe, dict):
+        yield from _swept(recipe.get("sweep"), "", ("sweep",))
+
+
+def _swept(node: Any, setting: str, path: Keys) -> Iterator[Named]:
+    """The values of a sweep that name a source or an LLM."""
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, dict):
+        entries = node.items()
+    elif isinstance(node, list):
+        entries = enumerate(node)
+    for key, inner in entries:
+        name = key.rpartition(".")[2] if isinstance(key, str) else setting
+        if isinstance(inner, str) and name in (*MODELS, "items"):
+            yield Named((*path, key), node, inner, name)
+        else:
+            yield from _swept(inner, name, (*path, key))

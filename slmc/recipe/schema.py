@@ -9,8 +9,10 @@ from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
 from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
-from slmc.recipe.loading import VERSION, Head
-from slmc.recipe.steps import ID, WRITABLE, writable_roles
+from slmc.recipe.loading import Head
+from slmc.recipe.resolved import VERSION
+from slmc.recipe.seeds import Repeated
+from slmc.recipe.steps import ID, WRITABLE, can_repeat, writable_roles
 from slmc.stages import STAGES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -50,7 +52,10 @@ def schema() -> dict[str, Any]:
             for key, listed in stages[name].lists.items()
         }
         named = {"type": "string", "pattern": f"^{ID.pattern}$", "description": "Name of the step."}
-        full = {**config, "properties": {**config["properties"], **roles, **lists, "id": named}}
+        own = {"id": named} | (
+            Repeated.model_json_schema()["properties"] if can_repeat(name) else {}
+        )
+        full = {**config, "properties": {**config["properties"], **roles, **lists, **own}}
         # A step without required settings may have no body: "- export:".
         return full if config.get("required") else {"anyOf": [full, {"type": "null"}]}
 

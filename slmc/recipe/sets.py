@@ -55,6 +55,26 @@ def apply_sets(document: Document, sets: Sequence[str], keys: Keys, faults: Faul
         _put(document, (*path, *parts[1:]), len(path), read, model, place, faults)
 
 
+def put_setting(
+    document: Document, key: str, value: Any, keys: Keys, place: Place, faults: Faults
+) -> None:
+    """Set ``STEP.SETTING`` of a document to a value.
+
+    Args:
+        document: The recipe; changed in place.
+        key: The id of a step of the document and the keys below it, with dots.
+        value: Plain data.
+        keys: The recipe's top-level keys.
+        place: Where the value is from, for the messages about it.
+        faults: Collects what is wrong.
+    """
+    parts = key.split(".")
+    start = _start(document, parts, keys)
+    assert start is not None, f"{key} is not the setting of a step"
+    path, model = start
+    _put(document, (*path, *parts[1:]), len(path), value, model, place, faults)
+
+
 def _value(text: str, text_only: bool, place: Place, faults: Faults) -> Any:
     """The value of a change; comments, anchors and tags are not special in it."""
     opens, closes = text[:1], text[-1:]

@@ -1,17 +1,14 @@
-"""The steps of a recipe: their ids and their inputs."""
+"""The steps of a recipe: their ids, their inputs and their copies."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from slmc.artefact import WITH_ARTICLE, Kind
-from slmc.config import StageConfig
+from slmc.artefact import Kind
+from slmc.config import Seeded, StageConfig
 from slmc.distill.config import TEACHERS, DistillConfig, Losses, TeachConfig
 from slmc.evaluation.config import EvaluateConfig
-from slmc.recipe.checks import checked
-from slmc.recipe.faults import Faults, nearest
-from slmc.recipe.text import Document, Path, dotted
 from slmc.stages import EVALUATIONS, STAGES, evaluation
 
 FIRST = ("sasrec", "baselines")
@@ -20,6 +17,32 @@ ELSEWHERE = {"prepare": "data", "evaluate": "evaluate", "evaluate_engine": "eval
 """Stages that the runner adds by itself -> key of the recipe that configures them."""
 WRITABLE = frozenset(STAGES) - frozenset(ELSEWHERE)
 ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+COPY = "@"
+"""Separates the id of a step from the point and the seed of a copy."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What tells a copy of a step from the other copies, made by ``sweep`` and ``seeds``."""
+
+    of: str
+    """Id of the step as written."""
+    point: str = ""
+    """Name of the point, such as ``layers=1,logits=0.5``; empty without a sweep."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Swept keys that reach the step, such as ``distill.layers`` -> value."""
+    seed: int | None = None
+    """Seed of its training and of those before it; None if they are not repeated."""
+
+    @property
+    def label(self) -> str:
+        """Name of all its seeds: ``distill@layers=1``."""
+        return COPY.join(filter(None, (self.of, self.point)))
+
+    @property
+    def id(self) -> str:
+        """Id of the copy: ``distill@layers=1@18``."""
+        return self.label if self.seed is None else f"{self.label}{COPY}{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,22 @@ class Step:
     """Id of the step whose model or engine this step evaluates."""
     control_of: str | None = None
     """Id of the step that this one repeats as its control."""
+    copy: Copy | None = None
+    """Its place in a sweep or among seeds; None if it is the only copy."""
+    validates: str | None = None
+    """Id of the step whose model this step ranks on validation, to choose the best copy."""
+    which: dict[str, str] = field(default_factory=dict)
+    """Before the copies are made: role -> what the recipe writes behind ``@``, such as best."""
+
+    @property
+    def written(self) -> str:
+        """Id of the step as written, without point and seed."""
+        return self.copy.of if self.copy is not None else self.id
+
+    @property
+    def label(self) -> str:
+        """Id without the seed: all seeds of a point have the same label."""
+        return self.copy.label if self.copy is not None else self.id
 
     @property
     def gives(self) -> Kind:
@@ -57,183 +96,9 @@ class Step:
         return self.can_rank and self.stage != "sasrec" and not self.is_control
 
 
-@dataclass(frozen=True)
-class Written:
-    """A step as written in the file, before its inputs are resolved."""
-
-    id: str
-    stage: str
-    path: Path
-    """Path of its body in the document."""
-    config: StageConfig
-    named: dict[str, Any] = field(default_factory=dict)
-    """Role -> id of the input step that the file names."""
-    keys: dict[str, Path] = field(default_factory=dict)
-    """Role -> its path below the body, where that is not the role itself: an entry of a list."""
-
-    def key(self, role: str) -> Path:
-        """Path below the body at which the file names the input of a role."""
-        return self.keys.get(role, (role,))
-
-
-@dataclass(frozen=True)
-class StepReader:
-    """Reads the steps of a document and collects what is wrong in ``faults``."""
-
-    document: Document
-    faults: Faults
-    defaults: Mapping[str, Any]
-    """Defaults of the recipe for its steps: seed, device, dtype, protocol."""
-    reserved: frozenset[str]
-    """Ids that no step may have: the keys of the recipe."""
-
-    def read(self, prepare: StageConfig) -> list[Step]:
-        """All steps in the order of running, with ``prepare`` and the controls."""
-        listed = self.document.value.get("steps")
-        entries = enumerate(listed if isinstance(listed, list) else [])
-        written = [one for i, entry in entries if (one := self._entry(i, entry))]
-        self._refuse_same_ids(written)
-        order = [one for name in FIRST for one in self._first(name, written)]
-        order += [one for one in written if one.stage not in FIRST]
-        steps = [Step("prepare", "prepare", prepare, {})]
-        for i, one in enumerate(order):
-            step = self._linked(one, steps, later={w.id for w in order[i + 1 :]})
-            steps.extend(with_control(step))
-        return steps
-
-    def _entry(self, index: int, entry: Any) -> Written | None:
-        path: Path = ("steps", index)
-        if not isinstance(entry, dict) or len(entry) != 1:
-            self._fault(
-                path, dotted(path), "a step is one stage with its settings, such as `export: {}`"
-            )
-            return None
-        stage, body = next(iter(entry.items()))
-        path = (*path, stage)
-        if stage in ELSEWHERE:
-            key = ELSEWHERE[stage]
-            self._fault(
-                path,
-                dotted(path[:2]),
-                f"{stage} cannot be a step; configure it with the key {key!r}",
-            )
-            return None
-        if stage not in STAGES:
-            what = f"there is no stage {stage!r}.{nearest(stage, WRITABLE)}"
-            self._fault(path, dotted(path[:2]), what)
-            return None
-        if not isinstance(body, (dict, type(None))):
-            self._fault(path, stage, "the settings of a step are a mapping")
-            return None
-        return self._body(stage, dict(body or {}), path)
-
-    def _body(self, stage: str, body: dict[str, Any], path: Path) -> Written:
-        lists = STAGES[stage].lists
-        roles = writable_roles(stage)
-        step_id = body.pop("id", stage)
-        if not isinstance(step_id, str) or not ID.fullmatch(step_id):
-            self._fault(
-                (*path, "id"),
-                stage,
-                f"id: {step_id!r} may only have letters, digits, - and _, and starts with a letter",
-            )
-            step_id = stage
-        elif step_id in self.reserved:
-            self._fault(
-                (*path, "id"), stage, f"id: {step_id!r} is a key of recipes; choose another id"
-            )
-        named = {role: body.pop(role) for role in roles & set(body)}
-        keys: dict[str, Path] = {}
-        for key in lists.keys() & set(body):
-            listed = self._listed(
-                lists[key], body.pop(key), named, (*path, key), f"{step_id}.{key}"
-            )
-            named |= listed
-            keys |= {role: (key, i) for i, role in enumerate(listed)}
-        config = checked(
-            self.document,
-            self.faults,
-            STAGES[stage].config,
-            body,
-            path,
-            key=step_id,
-            shared=self.defaults,
-            also={"id", *roles, *lists},
-        )
-        return Written(step_id, stage, path, config, named, keys)
-
-    def _listed(
-        self, roles: tuple[str, ...], value: Any, named: Mapping[str, Any], path: Path, key: str
-    ) -> dict[str, Any]:
-        """Role -> id of the inputs that a list names, in order."""
-        if not isinstance(value, list) or not 1 <= len(value) <= len(roles):
-            self._fault(path, key, f"a list of 1 to {len(roles)} steps, such as [teach, sasrec]")
-            return {}
-        if roles[0] in named:
-            self._fault(path, key, f"{roles[0]} is set too; the list has all of them")
-            return {}
-        repeated = next((one for i, one in enumerate(value) if one in value[:i]), None)
-        if repeated is not None:
-            self._fault(path, key, f"{repeated!r} is in the list twice")
-            return {}
-        return dict(zip(roles, value, strict=False))
-
-    def _refuse_same_ids(self, written: list[Written]) -> None:
-        seen: dict[str, Written] = {}
-        for one in written:
-            if one.id in seen:
-                first = self.document.place(seen[one.id].path)
-                what = (
-                    f"two steps have the id {one.id!r} (the first in line {first.line}); "
-                    "set `id` for one of them"
-                )
-                self._fault(one.path, one.id, what)
-            seen.setdefault(one.id, one)
-
-    def _first(self, stage: str, written: list[Written]) -> list[Written]:
-        listed = [one for one in written if one.stage == stage]
-        return listed or [self._body(stage, {}, ("steps", stage))]
-
-    def _linked(self, one: Written, before: list[Step], later: set[str]) -> Step:
-        """The step with its input steps: those that the file names, else the defaults."""
-        stage = STAGES[one.stage]
-        inputs = {}
-        for role, kind in stage.takes.items():
-            if role in one.named:
-                taken = self._named(one, role, kind, before, later)
-            else:
-                taken = default_input(role, kind, before)
-                if taken is None and role not in stage.optional:
-                    what = (
-                        f"needs {WITH_ARTICLE[kind]} as its {role}, but no earlier step makes one"
-                    )
-                    self._fault(one.path, one.id, what)
-            if taken is not None:
-                inputs[role] = taken
-        return Step(one.id, one.stage, one.config, inputs)
-
-    def _named(
-        self, one: Written, role: str, kind: Kind, before: list[Step], later: set[str]
-    ) -> str | None:
-        name, known = one.named[role], {step.id: step for step in before}
-        if isinstance(name, str) and name in known:
-            if known[name].gives == kind:
-                return name
-            what = (
-                f"needs {WITH_ARTICLE[kind]}, but {name!r} makes {WITH_ARTICLE[known[name].gives]}"
-            )
-        elif name == one.id:
-            what = "a step cannot be its own input"
-        elif name in later:
-            what = f"{name!r} comes after this step"
-        else:
-            fitting = [step.id for step in before if step.gives == kind]
-            what = f"there is no step {name!r}.{nearest(str(name), fitting)}"
-        self._fault((*one.path, *one.key(role)), f"{one.id}.{dotted(one.key(role))}", what)
-        return None
-
-    def _fault(self, path: Path, key: str, what: str) -> None:
-        self.faults.add(self.document.place(path), key, what)
+def can_repeat(stage: str) -> bool:
+    """Whether the stage makes a model with random draws, so that seeds change it."""
+    return STAGES[stage].gives == "model" and issubclass(STAGES[stage].config, Seeded)
 
 
 def default_input(role: str, kind: Kind, before: list[Step]) -> str | None:
@@ -279,7 +144,18 @@ def as_written(stage: str, inputs: Mapping[str, str]) -> dict[str, Any]:
 def evaluation_of(step: Step, config: EvaluateConfig) -> Step:
     """The step that measures the model or engine of ``step``."""
     inputs = {"data": "prepare", step.gives: step.id}
-    return Step(f"evaluate.{step.id}", *evaluation(step.gives, config), inputs, measures=step.id)
+    copy = step.copy and replace(step.copy, of=f"evaluate.{step.copy.of}")
+    stage, settings = evaluation(step.gives, config)
+    return Step(f"evaluate.{step.id}", stage, settings, inputs, measures=step.id, copy=copy)
+
+
+def validation_of(step: Step, config: EvaluateConfig) -> Step:
+    """The step that ranks the model of ``step`` on validation, to choose the best copy."""
+    inputs = {"data": "prepare", step.gives: step.id}
+    copy = step.copy and replace(step.copy, of=f"valid.{step.copy.of}")
+    on_valid = config.model_copy(update={"split": "valid"})
+    stage, settings = evaluation(step.gives, on_valid)
+    return Step(f"valid.{step.id}", stage, settings, inputs, validates=step.id, copy=copy)
 
 
 def with_control(step: Step) -> list[Step]:

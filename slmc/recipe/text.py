@@ -43,6 +43,16 @@ class Document:
             path = path[:-1]
         return self.places[path]
 
+    def value_at(self, path: Path) -> Any:
+        """The value at ``path``; None if there is none."""
+        node: Any = self.value
+        for part in path:
+            try:
+                node = node[part]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return node
+
 
 def parse(text: str, source: str, env: Mapping[str, str], faults: Faults) -> Document:
     """Read YAML; collect what is wrong in ``faults`` with its line, and read the rest.

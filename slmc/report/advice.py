@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from slmc.evaluation.bootstrap import Bounds
+from slmc.pipeline.points import ranking_metric
 from slmc.report import numbers
-from slmc.report.tables import change_between, mean_of, ranking_metric, teacher_of, user_table
+from slmc.report.tables import (
+    best_label,
+    change_between,
+    mean_of,
+    measured_steps,
+    teacher_of,
+    user_tables,
+)
 
 if TYPE_CHECKING:
     from slmc.pipeline import RunResult, StepResult
@@ -64,32 +72,34 @@ def _shipping(result: "RunResult", ours: AgainstSasrec) -> list[str]:
         return []
     size = numbers.megabytes(sasrec.artefact.manifest.metrics.get("size_mb"))
     ranks = "better" if ours.outcome == "worse" else "as well"
-    engine = next((s for s in result.steps if _engine_of(result, s) == sasrec.id), None)
+    engine = next((s for s in result.steps if _is_engine_of_sasrec(result, s)), None)
     how = f"`slmc export {_folder(result, sasrec)}`"
     if engine is not None:
         how = f"{engine.id}, its engine, is `{_folder(result, engine)}`"
     return [f"A SASRec of {size} MB ranks {ranks}. Consider shipping it instead: {how}."]
 
 
-def _against_sasrec(result: "RunResult", step_id: str | None, metric: str) -> AgainstSasrec | None:
-    """A step's model or engine compared with SASRec; None if one of the two was not measured."""
-    if step_id is None:
+def _against_sasrec(result: "RunResult", label: str | None, metric: str) -> AgainstSasrec | None:
+    """A model or engine compared with its SASRec; None if one of the two was not measured."""
+    steps = measured_steps(result).get(label or "", [])
+    if not steps or label is None:
         return None
-    ours, theirs = user_table(result, step_id), user_table(result, "sasrec")
-    if ours is None or theirs is None:
-        return None
-    value, other = (mean_of(table, metric, result) for table in (ours, theirs))
+    sasrec = result.tables.of_all(result.chooser.counterparts(steps, "sasrec"))
+    ours, theirs = user_tables(result, label), sasrec or user_tables(result, "sasrec")
+    value, other = (mean_of(tables, metric, result) for tables in (ours, theirs))
     interval = change_between(ours, theirs, metric, result)
     if interval is None:
         return None
     bounds = interval.relative or interval.absolute
     change = numbers.change(bounds, relative=interval.relative is not None)
+    seeds = max(len(ours), len(theirs))
+    over = f", mean over {seeds} seeds" if seeds > 1 else ""
     pair = f"{numbers.value(value)} against {numbers.value(other)}"
     return AgainstSasrec(
-        step=step_id,
-        kind=result.artefacts()[step_id].manifest.kind,
+        step=label,
+        kind=result.artefacts()[steps[0].id].manifest.kind,
         outcome=_outcome(bounds),
-        numbers=f"{metric.upper()} {pair}, {change}, n = {ours.height:,}",
+        numbers=f"{metric.upper()} {pair}, {change}, n = {ours[0].height:,}{over}",
     )
 
 
@@ -99,24 +109,22 @@ def _outcome(bounds: Bounds) -> Literal["better", "same", "worse"]:
 
 
 def _last_of_llm(result: "RunResult") -> str | None:
-    """The last measured model or engine that was not made from SASRec."""
-    for step_id in reversed(list(result.evaluations)):
-        if result.recipe.step(step_id).is_candidate and not _is_from_sasrec(result, step_id):
-            return step_id
+    """The last measured model or engine that was not made from SASRec, at its best point."""
+    for steps in reversed(measured_steps(result).values()):
+        if steps[0].is_candidate and not _is_from_sasrec(result, steps[0].id):
+            return best_label(result, steps[0].written)
     return None
 
 
 def _is_from_sasrec(result: "RunResult", step_id: str) -> bool:
-    step = result.recipe.step(step_id)
-    source = step.inputs.get("model")
-    return step.stage == "sasrec" or (source is not None and _is_from_sasrec(result, source))
+    source = result.chooser.source(step_id)
+    is_sasrec = result.recipe.step(step_id).stage == "sasrec"
+    return is_sasrec or (source is not None and _is_from_sasrec(result, source))
 
 
-def _engine_of(result: "RunResult", step: "StepResult") -> str | None:
-    """Id of the model that a step exports; None if it is not an export."""
-    if step.stage != "export":
-        return None
-    return result.recipe.step(step.id).inputs.get("model")
+def _is_engine_of_sasrec(result: "RunResult", step: "StepResult") -> bool:
+    source = result.chooser.source(step.id) if step.stage == "export" else None
+    return source is not None and result.recipe.step(source).stage == "sasrec"
 
 
 def _folder(result: "RunResult", step: "StepResult") -> str:

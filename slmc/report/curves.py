@@ -14,12 +14,13 @@ class Curves:
     """The losses and the validation metrics of a task by step."""
 
     task: str
+    """Id of the step, or name of the task in a log without steps."""
     terms: dict[str, list[tuple[float, float]]]
     """Term -> (step, value), binned."""
 
 
 def curves_of(log: Path) -> list[Curves]:
-    """The curves of every task that logged losses; none if there is no log.
+    """The curves of every step that logged losses; none if there is no log.
 
     If a step ran twice, before and after a crash, the last values count.
     """
@@ -38,8 +39,10 @@ def _add(line: str, by_task: dict[str, dict[str, dict[int, float]]]) -> None:
     if '"terms"' not in line:
         return
     try:
-        progress = json.loads(line)["progress"]
-        task, step, terms = progress["task"], int(progress["done"]), progress["terms"]
+        record = json.loads(line)
+        progress = record["progress"]
+        task = record.get("step", progress["task"])
+        step, terms = int(progress["done"]), progress["terms"]
     except (ValueError, KeyError, TypeError):
         return  # an incomplete line of a killed process
     for term, value in terms.items():

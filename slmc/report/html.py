@@ -11,7 +11,16 @@ from slmc.evaluation.bootstrap import Bounds
 from slmc.report import numbers, tradeoff
 from slmc.report.curves import Curves
 from slmc.report.markdown import CONTROLS
-from slmc.report.terminal import cells, change_of, difference_of, gate_text, headings
+from slmc.report.terminal import (
+    cells,
+    change_of,
+    difference_of,
+    gate_text,
+    headings,
+    point_cells,
+    point_headings,
+    points_caption,
+)
 from slmc.report.view import Judged, View
 
 WIDTH, HEIGHT = 600.0, 180.0
@@ -57,6 +66,9 @@ def page(view: View) -> str:
             for one in view.judged
         ],
         changes=[(row, interval(row.change)) for row in view.rows if row.change is not None],
+        point_headings=point_headings(view.points, view.select_by),
+        points=[point_cells(point) for point in view.points],
+        points_caption=points_caption(view),
         controls=[(one, difference_of(one)) for one in view.comparisons],
         controls_text=CONTROLS,
         curves=[(one, lines(one)) for one in view.curves],

@@ -4,7 +4,8 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-from slmc.report.terminal import gate_text
+from slmc.report import numbers
+from slmc.report.terminal import gate_text, point_cells, point_headings
 from slmc.report.view import Judged, View
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -26,14 +27,22 @@ def suites(view: View) -> str:
     root = ElementTree.Element("testsuites", {"name": "slmc", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": _clean(view.name), **counts})
     suite.extend(cases)
-    if view.advice:
-        ElementTree.SubElement(suite, "system-out").text = _clean("\n".join(view.advice))
+    points = [_point(view, point_cells(point)) for point in view.points]
+    if view.advice or points:
+        ElementTree.SubElement(suite, "system-out").text = _clean("\n".join(view.advice + points))
     ElementTree.indent(root)
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n'
         + ElementTree.tostring(root, encoding="unicode")
         + "\n"
     )
+
+
+def _point(view: View, shown: list[str]) -> str:
+    """A row of the table of repeated steps, in a line."""
+    named = zip(point_headings(view.points, view.select_by)[1:], shown[1:], strict=True)
+    values = (f"{heading} {cell}" for heading, cell in named if cell != numbers.NONE)
+    return f"{shown[0]}: {'; '.join(values)}"
 
 
 def _gate(one: Judged) -> ElementTree.Element:

@@ -4,7 +4,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from slmc.report import numbers
-from slmc.report.terminal import cells, difference_of, headings
+from slmc.report.terminal import (
+    cells,
+    difference_of,
+    headings,
+    point_cells,
+    point_headings,
+    points_caption,
+)
 from slmc.report.view import View
 
 CODE, ESCAPED = re.compile(r"\\`.*?\\`"), re.compile(r"\\(.)")
@@ -25,6 +32,15 @@ def summary(view: View) -> str:
     if view.ended is not None:
         lines += [escape(view.state), ""]
     lines += main_table(view)
+    if view.points:
+        rows = [point_cells(point) for point in view.points]
+        lines += [
+            "",
+            "### Points and seeds",
+            "",
+            *table(point_headings(view.points, view.select_by), rows),
+        ]
+        lines += ["", escape(points_caption(view))]
     if view.judged:
         lines += ["", "### Gates", ""]
         lines += [f"- **{one.label}** {escape(one.verdict.sentence)}" for one in view.judged]

@@ -36,10 +36,11 @@ def card(view: View) -> str | None:
 def _made(view: View, artefact: Artefact) -> str:
     manifest = artefact.manifest
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    chosen = f" from `{view.last_source}`, chosen on validation" if view.last_source else ""
     article = "An" if manifest.kind == "engine" else "A"
     return (
         f"{article} {manifest.kind} of stage `{manifest.stage}`, made by `{view.command}` with "
-        f"seed {view.seed} ({versions}); digest `{artefact.digest[:12]}`."
+        f"seed {view.seed}{chosen} ({versions}); digest `{artefact.digest[:12]}`."
     )
 
 

@@ -26,14 +26,13 @@ def detectable(
     """
     if teacher is None:
         return []
-    import polars as pl
-
     from slmc.errors import UndecidedError
+    from slmc.report.tables import user_tables
 
-    users = pl.read_parquet(result.evaluations[teacher].file("per_user.parquet"))
+    # With several seeds, the first stands for all.
+    users = user_tables(result, teacher)[0]
     last = next((r.step for r in reversed(rows) if _is_candidate(r, teacher)), None)
-    measured = result.evaluations[last] if last is not None else None
-    candidate = pl.read_parquet(measured.file("per_user.parquet")) if measured else None
+    candidate = user_tables(result, last)[0] if last is not None else None
     sentences = []
     for metric in result.recipe.evaluate.metrics:
         try:

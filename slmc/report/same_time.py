@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from slmc.errors import UndecidedError
 from slmc.evaluation.gates import Segment
 from slmc.report import numbers
-from slmc.report.tables import Z, user_table
+from slmc.report.tables import mean_and_half, user_tables
 
 if TYPE_CHECKING:
     from slmc.pipeline import RunResult
@@ -73,23 +72,21 @@ def tied_targets(result: "RunResult", metric: str, names: Sequence[str]) -> Tied
     rows: list[tuple[str, list[tuple[float, float | None]]]] = []
     users = (0, 0)
     for name in names:
-        table = user_table(result, name)
-        if table is None:
+        tables = user_tables(result, name)
+        if not tables:
             continue
-        parts = [table.filter(pl.Series(segment_mask(table, segment))) for segment in SEGMENTS]
-        if not all(part.height for part in parts):
+        parts = [
+            [table.filter(pl.Series(segment_mask(table, segment))) for table in tables]
+            for segment in SEGMENTS
+        ]
+        if not all(part[0].height for part in parts):
             return None
-        users = (parts[0].height, parts[1].height)
-        try:
-            rows.append((name, [_mean(part, metric, result) for part in parts]))
-        except UndecidedError:
-            return None
+        users = (parts[0][0].height, parts[1][0].height)
+        values = []
+        for part in parts:
+            value, half = mean_and_half(part, metric, result)
+            if value is None:
+                return None
+            values.append((value, half))
+        rows.append((name, values))
     return TiedTargets(metric, users, rows) if rows else None
-
-
-def _mean(table: pl.DataFrame, metric: str, result: "RunResult") -> tuple[float, float | None]:
-    from slmc.evaluation.results import values
-
-    of_users = values(table, metric, result.protocol)
-    half = Z * float(of_users.std(ddof=1)) / of_users.size**0.5 if of_users.size > 1 else None
-    return float(of_users.mean()), half

@@ -1,7 +1,7 @@
 """The rows of the report's tables: models and engines, controls, times."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,14 +13,13 @@ from slmc.artefact import Artefact
 from slmc.errors import UndecidedError
 from slmc.evaluation.bootstrap import Bounds, Interval
 from slmc.evaluation.metrics import LOWER_IS_BETTER
+from slmc.pipeline.points import CONFIDENCE
+from slmc.recipe.steps import COPY, Step
 from slmc.report.training import still_improving
 
 if TYPE_CHECKING:
     from slmc.pipeline import RunResult
-    from slmc.recipe import Recipe
 
-CONFIDENCE = 0.975
-"""One-sided confidence of each bound: together a two-sided 95 % interval."""
 Z = 1.96
 """Half width of a 95 % interval in standard errors."""
 NAMES = ("popularity", "markov", "sasrec")
@@ -90,6 +89,8 @@ class Comparison:
     relative: Bounds | None
     """Relative to the control's value; None for ce, and if that value is 0."""
     n: int
+    seeds: int = 1
+    """Training seeds over whose mean the two are compared."""
 
     @property
     def outcome(self) -> str:
@@ -109,26 +110,24 @@ def rows_of(
 ) -> list[Row]:
     """The main table: baselines, then models and engines in the order of the run.
 
+    A step that is repeated has a row for each point, with the mean over the seeds.
+
     Args:
         result: The run.
         metric: Metric of the value and of the change.
-        teacher: Id of the step that the changes are relative to.
+        teacher: The step that the changes are relative to, as :func:`teacher_of` returns it.
         timed: Id of a bench step -> its timings.
     """
-    against = user_table(result, teacher) if teacher else None
-    reader = _RowReader(result, metric, teacher, against, timed)
-    made_by = {step.stage: step.id for step in result.steps}
-    rows = [
-        reader.row(name, "baseline", _baseline_table(name, report, result), made_by.get(name))
-        for name, report in _baseline_tables(result).items()
-    ]
-    for step_id, report in result.evaluations.items():
-        step = result.recipe.step(step_id)
-        if step.stage == "sasrec" and rows:
+    reader = _RowReader(result, metric, teacher, timed)
+    rows = []
+    if _baselines(result) is not None:
+        sasrecs = dict.fromkeys(step.label for step in result.recipe.copies("sasrec"))
+        rows = [reader.baseline(name) for name in ("popularity", "markov", *sasrecs)]
+    for label, steps in measured_steps(result).items():
+        if steps[0].stage == "sasrec" and rows:
             continue  # it has a row in the baselines
-        kind: Kind = "engine" if step.gives == "engine" else "model"
-        kind = "control" if step.is_control else kind
-        rows.append(reader.row(step_id, kind, _per_user(report), step_id))
+        kind: Kind = "engine" if steps[0].gives == "engine" else "model"
+        rows.append(reader.row(label, "control" if steps[0].is_control else kind, steps))
     return rows
 
 
@@ -139,18 +138,24 @@ class _RowReader:
     result: "RunResult"
     metric: str
     teacher: str | None
-    against: pl.DataFrame | None
-    """Per-user table of the teacher's evaluation."""
     timed: Mapping[str, list[Timing]]
 
-    def row(self, name: str, kind: Kind, table: pl.DataFrame, step_id: str | None) -> Row:
-        """The row of a step's artefact, or of a baseline without a step (``step_id`` None)."""
-        artefact = self.result.artefacts().get(step_id or "")
-        metrics: dict[str, Any] = artefact.manifest.metrics if artefact is not None else {}
-        value, half = _mean(_values(table, self.metric, self.result))
-        times = {t.batch: t for some in self.timed.values() for t in some if t.who == step_id}
+    def baseline(self, name: str) -> Row:
+        """The row of popularity, Markov-1 or SASRec."""
+        steps = [step for step in self.result.recipe.copies("sasrec") if step.label == name]
+        done = self.result.artefacts()
+        return self.row(name, "baseline", [step for step in steps if step.id in done])
+
+    def row(self, name: str, kind: Kind, steps: Sequence[Step]) -> Row:
+        """The row of all seeds of a point, or of a baseline without a step."""
+        ids = [step.id for step in steps]
+        done = self.result.artefacts()
+        artefacts = [done[step_id] for step_id in ids]
+        metrics: dict[str, Any] = artefacts[0].manifest.metrics if artefacts else {}
+        tables = user_tables(self.result, name)
+        value, half = mean_and_half(tables, self.metric, self.result)
+        times = {t.batch: t for some in self.timed.values() for t in some if t.who in ids}
         first, many = times.get(LATENCY_BATCH), times.get(THROUGHPUT_BATCH)
-        is_teacher = self.teacher is not None and step_id == self.teacher
         return Row(
             step=name,
             kind=kind,
@@ -158,100 +163,141 @@ class _RowReader:
             size_mb=metrics.get("size_mb"),
             value=value,
             half=half,
-            change=None if is_teacher else self._change(table),
+            change=self._change(tables, steps),
             p50_ms=first.p50_ms if first else None,
             p99_ms=first.p99_ms if first else None,
             per_s=many.per_s if many else None,
-            gate=_gate(step_id, self.result),
-            still_improving=artefact is not None and still_improving(artefact),
+            gate=_gate([name, *ids], self.result),
+            still_improving=any(still_improving(artefact) for artefact in artefacts),
         )
 
-    def _change(self, table: pl.DataFrame) -> Bounds | None:
-        if self.against is None:
+    def _change(self, tables: Sequence[pl.DataFrame], steps: Sequence[Step]) -> Bounds | None:
+        """The change against the teacher, or that of its copies from which a model is made."""
+        if self.teacher is None or any(step.label == self.teacher for step in steps):
             return None
-        interval = change_between(table, self.against, self.metric, self.result)
+        written = self.teacher.partition(COPY)[0]
+        chooser = self.result.chooser
+        if any(step.written == written for step in steps) or not steps:
+            others = chooser.copies(self.teacher)
+        else:
+            others = chooser.counterparts(steps, written) or chooser.copies(self.teacher)
+        against = self.result.tables.of_all(others)
+        interval = change_between(tables, against, self.metric, self.result)
         return interval.relative if interval is not None else None
 
 
 def compare_controls(result: "RunResult") -> list[Comparison]:
-    """Every step that has a control, in each metric."""
-    steps = [result.recipe.step(step_id) for step_id in result.evaluations]
+    """Every step that has a control, in each metric, over all seeds."""
     comparisons = [
-        _compare(result, step.control_of, step.id, metric)
-        for step in steps
-        if step.control_of is not None
+        _compare(result, label, steps, metric)
+        for label, steps in measured_steps(result).items()
         for metric in result.recipe.evaluate.metrics
+        if steps[0].is_control
     ]
     return [one for one in comparisons if one is not None]
 
 
-def _compare(result: "RunResult", step: str, control: str, metric: str) -> Comparison | None:
-    ours, theirs = (user_table(result, name) for name in (step, control))
-    if ours is None or theirs is None:
-        return None
-    value, other = (mean_of(table, metric, result) for table in (ours, theirs))
+def _compare(
+    result: "RunResult", control: str, steps: Sequence[Step], metric: str
+) -> Comparison | None:
+    trained = [result.recipe.step(step.control_of) for step in steps if step.control_of is not None]
+    ours, theirs = (result.tables.of_all(some) for some in (trained, steps))
     interval = change_between(ours, theirs, metric, result)
+    value, other = (mean_of(tables, metric, result) for tables in (ours, theirs))
     if interval is None or value is None or other is None:
         return None
     return Comparison(
-        step=step,
+        step=trained[0].label,
         control=control,
-        brings=f"what {LACKS.get(result.recipe.step(step).stage, step)} brings",
+        brings=f"what {LACKS.get(trained[0].stage, trained[0].label)} brings",
         metric=metric,
         value=value,
         control_value=other,
         change=interval.absolute,
         relative=None if metric in LOWER_IS_BETTER else interval.relative,
-        n=ours.height,
+        n=ours[0].height,
+        seeds=len(ours),
     )
 
 
-def ranking_metric(recipe: "Recipe") -> str | None:
-    """The first ranking metric of a recipe, not a cross-entropy; None if it has none."""
-    return next((name for name in recipe.evaluate.metrics if name not in LOWER_IS_BETTER), None)
+def measured_steps(result: "RunResult") -> dict[str, list[Step]]:
+    """The models and engines that were measured: a point -> the copies of its seeds."""
+    by_label: dict[str, list[Step]] = {}
+    for step_id in result.evaluations:
+        step = result.recipe.step(step_id)
+        by_label.setdefault(step.label, []).append(step)
+    return by_label
 
 
 def teacher_of(result: "RunResult") -> str | None:
-    """Id of the last teacher; None if it was not measured."""
+    """The last teacher, of several points the best on validation; None if it was not measured."""
     steps = (s for s in reversed(result.recipe.steps) if s.stage == "teach" and not s.is_control)
-    return next((step.id for step in steps if step.id in result.evaluations), None)
+    teacher = next((step.written for step in steps if step.id in result.evaluations), None)
+    return teacher and best_label(result, teacher)
 
 
-def user_table(result: "RunResult", name: str) -> pl.DataFrame | None:
-    """Per-user table of a model, an engine or a baseline; None if it was not measured."""
-    if name in result.evaluations:
-        return _per_user(result.evaluations[name])
-    report = _baseline_tables(result).get(name)
-    return None if report is None else _baseline_table(name, report, result)
+def best_label(result: "RunResult", written: str) -> str:
+    """The measured point of a step that is the best on validation; if not known, the first."""
+    labels = [label for label, some in measured_steps(result).items() if some[0].written == written]
+    best = result.chooser.best_point(labels) if len(labels) > 1 else None
+    return best or labels[0]
 
 
-def mean_of(table: pl.DataFrame, metric: str, result: "RunResult") -> float | None:
-    """Mean of a metric over the users; None if it was not measured."""
-    return _mean(_values(table, metric, result))[0]
+def user_tables(result: "RunResult", name: str) -> list[pl.DataFrame]:
+    """Per-user tables of a model, an engine or a baseline, one for each seed; none if unmeasured.
+
+    Args:
+        result: The run.
+        name: Id of a step, with or without its seed, or name of a baseline.
+    """
+    steps = [step for step in result.recipe.steps if name in (step.id, step.label)]
+    if steps and steps[0].can_rank:
+        return result.tables.of_all(steps)
+    report = _baselines(result) if name in NAMES else None
+    split = result.recipe.evaluate.split
+    return [] if report is None else [pl.read_parquet(report.file(f"{name}/{split}.parquet"))]
+
+
+def mean_of(tables: Sequence[pl.DataFrame], metric: str, result: "RunResult") -> float | None:
+    """Mean of a metric over the users and seeds; None if it was not measured."""
+    return mean_and_half(tables, metric, result)[0]
+
+
+def mean_and_half(
+    tables: Sequence[pl.DataFrame], metric: str, result: "RunResult"
+) -> tuple[float | None, float | None]:
+    """Mean of a metric over the users and seeds, and half of its 95 % interval.
+
+    None if it was not measured; the half is None for a single user.
+    """
+    return _mean(_values(tables, metric, result), result.recipe.seed)
 
 
 def change_between(
-    table: pl.DataFrame,
-    against: pl.DataFrame,
+    tables: Sequence[pl.DataFrame],
+    against: Sequence[pl.DataFrame],
     metric: str,
     result: "RunResult",
 ) -> Interval | None:
-    """The change between two evaluations; None if not measured or if the users differ.
+    """The change between two evaluations; None if not measured or if users or seeds differ.
 
     Args:
-        table: Per-user table of the candidate.
-        against: Per-user table of the baseline.
+        tables: Per-user tables of the candidate, one for each seed.
+        against: Per-user tables of the baseline, for the same seeds, or one.
         metric: Name of the metric.
         result: The run, for its protocol and seed.
     """
-    from slmc.evaluation.comparison import paired_change
+    from slmc.evaluation.comparison import change_over_seeds
 
-    if table.height != against.height or table.height == 0:
+    heights = {table.height for table in (*tables, *against)}
+    if not tables or not against or len(heights) > 1 or heights == {0}:
+        return None
+    if {len(tables), len(against)} - {1, max(len(tables), len(against))}:
         return None
     seed = result.recipe.seed
     try:
-        return paired_change(
-            table, against, metric, result.protocol, seed=seed, confidence=CONFIDENCE
+        return change_over_seeds(
+            tables, against, metric, result.protocol, seed=seed, confidence=CONFIDENCE
         )
     except UndecidedError:
         return None
@@ -299,41 +345,42 @@ def timings(
     ]
 
 
-def _baseline_tables(result: "RunResult") -> dict[str, Artefact]:
-    report = next((s.artefact for s in result.steps if s.stage == "baselines"), None)
-    return {name: report for name in NAMES} if report is not None else {}
+def _baselines(result: "RunResult") -> Artefact | None:
+    """The report of the baselines; popularity and Markov-1 are the same in all its copies."""
+    return next((s.artefact for s in result.steps if s.stage == "baselines"), None)
 
 
-def _baseline_table(name: str, report: Artefact, result: "RunResult") -> pl.DataFrame:
-    return pl.read_parquet(report.file(f"{name}/{result.recipe.evaluate.split}.parquet"))
-
-
-def _per_user(report: Artefact) -> pl.DataFrame:
-    return pl.read_parquet(report.file("per_user.parquet"))
-
-
-def _values(table: pl.DataFrame, metric: str, result: "RunResult") -> NDArray[np.float64] | None:
-    """The metric of each user; None if it was not measured under this protocol."""
+def _values(
+    tables: Sequence[pl.DataFrame], metric: str, result: "RunResult"
+) -> NDArray[np.float64] | None:
+    """The metric ``[S, n]`` of each seed and user; None if not measured under this protocol."""
     from slmc.evaluation.results import values
 
     try:
-        return values(table, metric, result.protocol)
+        by_seed = [values(table, metric, result.protocol) for table in tables]
     except UndecidedError:
         return None
+    return np.stack(by_seed) if by_seed else None
 
 
-def _mean(values: NDArray[np.float64] | None) -> tuple[float | None, float | None]:
+def _mean(values: NDArray[np.float64] | None, seed: int) -> tuple[float | None, float | None]:
     """Mean and half width of its 95 % interval."""
+    from slmc.evaluation.bootstrap import mean_over_seeds
+
     if values is None or values.size == 0:
         return None, None
-    half = Z * float(values.std(ddof=1)) / values.size**0.5 if values.size > 1 else None
-    return float(values.mean()), half
+    if len(values) > 1:
+        bounds = mean_over_seeds(values, seed=seed, confidence=CONFIDENCE)
+        return bounds.change, (bounds.high - bounds.low) / 2
+    (users,) = values
+    half = Z * float(users.std(ddof=1)) / users.size**0.5 if users.size > 1 else None
+    return float(users.mean()), half
 
 
-def _gate(step_id: str | None, result: "RunResult") -> str:
+def _gate(names: Sequence[str], result: "RunResult") -> str:
     on_it = [
         verdict.failed
         for i, verdict in enumerate(result.verdicts)
-        if verdict.on == step_id and i not in result.advisory
+        if verdict.on in names and i not in result.advisory
     ]
     return "" if not on_it else "fail" if any(on_it) else "pass"

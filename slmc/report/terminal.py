@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +8,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from slmc.recipe.sweep import NUMBERED
 from slmc.report import numbers
 
 if TYPE_CHECKING:
     from slmc.evaluation.gates import Gate
     from slmc.evaluation.verdict import Verdict
+    from slmc.pipeline.points import Against, PointResult
     from slmc.report.tables import Comparison, Row, Timing
     from slmc.report.view import View
 
@@ -70,6 +73,11 @@ def run_table(view: "View") -> RenderableType:
         for cells_ in view.tied.cells:
             tied.add_row(*cells_)
         lines += [tied, Text(view.tied.caption, style="dim")]
+    if view.points:
+        lines += [
+            points_table(view.points, view.select_by),
+            Text(points_caption(view), style="dim"),
+        ]
     lines += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]
@@ -81,6 +89,91 @@ def run_table(view: "View") -> RenderableType:
     return Group(*lines)
 
 
+def points_table(points: "Sequence[PointResult]", select_by: str) -> Table:
+    """The table of repeated steps."""
+    table = Table(pad_edge=False)
+    for i, heading in enumerate(point_headings(points, select_by)):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    for point in points:
+        table.add_row(*point_cells(point))
+    return table
+
+
+def point_headings(points: "Sequence[PointResult]", select_by: str) -> list[str]:
+    """Columns of the table of repeated steps; none without such steps."""
+    if not points:
+        return []
+    return [
+        "step",
+        "seeds",
+        f"validation {select_by.upper()}",
+        points[0].metric.upper(),
+        "spread",
+        "each seed",
+        "against its control",
+        "against teacher or SASRec",
+    ]
+
+
+def point_cells(point: "PointResult") -> list[str]:
+    """A repeated step at one point, as text."""
+    interval = point.interval
+    return [
+        point.step + " (best)" * point.best,
+        ", ".join(str(seed) for seed in point.seeds) or numbers.NONE,
+        numbers.value(point.valid),
+        f"{numbers.value(point.mean)} [{interval.low:.4f}, {interval.high:.4f}]",
+        numbers.value(point.spread),
+        ", ".join(numbers.value(value) for value in point.values) if point.seeds else numbers.NONE,
+        against_of(point.control),
+        against_of(point.baseline, named=True),
+    ]
+
+
+def against_of(one: "Against | None", *, named: bool = False) -> str:
+    """A change with its interval, and the name of the step that it is relative to."""
+    if one is None:
+        return numbers.NONE
+    change = numbers.change(one.relative or one.change, relative=one.relative is not None)
+    return f"{one.step}: {change}" if named else change
+
+
+def points_caption(view: "View") -> str:
+    """Explains the table of repeated steps."""
+    seeded = any(point.seeds for point in view.points)
+    seeds = (
+        " Spread is the standard deviation over the seeds; users and seeds are resampled, and each "
+        "seed is compared with the same seed of the other step."
+    )
+    numbered = {
+        point.step: point.settings
+        for point in view.points
+        if any(not _is_named(value, point.step) for value in point.settings.values())
+    }
+    settings = "; ".join(
+        f"{name}: {', '.join(f'{key} {numbers.plain(value)}' for key, value in some.items())}"
+        for name, some in numbered.items()
+    )
+    best = any(point.best for point in view.points)
+    taken = {name: copy for name, copy in view.chosen.items() if name.endswith("@best")}
+    chosen = ", ".join(f"{name} is {copy}" for name, copy in taken.items())
+    return (
+        f"{view.metric.upper()} with its two-sided 95 % interval; changes are paired over users."
+        + seeds * seeded
+        + f" (best): the best point on validation by {view.select_by}." * best
+        + f" Chosen on validation for later steps: {chosen}." * bool(chosen)
+        + f" Settings: {settings}." * bool(settings)
+    )
+
+
+def _is_named(value: object, step: str) -> bool:
+    """Whether the id of a step shows a value of its settings, not only the value's number."""
+    parts = re.split("[=,@]", step)
+    if parts[1].startswith(NUMBERED):
+        return False
+    return not isinstance(value, str | list | dict) or value in parts
+
+
 def difference_of(one: "Comparison") -> str:
     """The change from control to step, with the 95 % interval: relative, but absolute for ce."""
     return numbers.change(one.relative or one.change, relative=one.relative is not None)
@@ -88,10 +181,11 @@ def difference_of(one: "Comparison") -> str:
 
 def sentence_of(one: "Comparison") -> str:
     """A step against its control, in a sentence."""
+    seeds = f", mean over {one.seeds} seeds" if one.seeds > 1 else ""
     return (
         f"{one.metric} of {one.step} against {one.control}, {one.brings}: "
         f"{numbers.value(one.value)} against {numbers.value(one.control_value)}, "
-        f"{difference_of(one)}, n = {one.n:,}: {one.outcome}"
+        f"{difference_of(one)}, n = {one.n:,}{seeds}: {one.outcome}"
     )
 
 

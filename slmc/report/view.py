@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slmc.artefact import Artefact
+from slmc.pipeline.points import PointResult, ranking_metric
 from slmc.report.advice import advice
 from slmc.report.costs import costs, price_of
 from slmc.report.curves import Curves, curves_of
@@ -16,7 +17,6 @@ from slmc.report.tables import (
     Row,
     Timing,
     compare_controls,
-    ranking_metric,
     rows_of,
     teacher_of,
     timings,
@@ -71,6 +71,12 @@ class View:
     n: int
     teacher: str | None
     rows: list[Row]
+    points: list[PointResult]
+    """The repeated steps at each point, over their seeds; none without ``seeds`` and ``sweep``."""
+    select_by: str
+    """Validation metric that chose the best point and the best seed."""
+    chosen: dict[str, str]
+    """Name of each choice, such as ``distill@best`` -> id of the copy that was taken."""
     judged: list[Judged]
     comparisons: list[Comparison]
     timings: dict[str, list[Timing]]
@@ -95,6 +101,8 @@ class View:
     """The last model or engine that was measured."""
     last_step: str = ""
     """Id of its step."""
+    last_source: str | None = None
+    """Id of the model that it was made from, if that was chosen on validation."""
 
     @property
     def failed(self) -> bool:
@@ -120,10 +128,14 @@ class View:
             if self.teacher
             else ""
         )
+        over = (
+            " Steps that are repeated have the mean over their seeds, with intervals for new users "
+            "and new seeds."
+        ) * any(point.seeds for point in self.points)
         unfinished = any(row.still_improving for row in self.rows)
         return (
             f"{self.metric.upper()}: {self.protocol}, n = {self.n:,} users.{against} "
-            "Intervals are two-sided 95 %; ± is half their width."
+            f"Intervals are two-sided 95 %; ± is half their width.{over}"
             + unfinished
             * " * ranking still improved when training ended."
         )
@@ -144,9 +156,11 @@ def view_of(result: "RunResult") -> View:
     metric = ranking_metric(recipe) or recipe.evaluate.metrics[0]
     teacher = teacher_of(result)
     last_step = next(reversed(result.evaluations), "")
+    source = result.chooser.source(last_step) if last_step else None
     benches = [step for step in recipe.steps if step.stage == "bench" and step.id in artefacts]
     bench = {step.id: _read(artefacts[step.id], "metrics.json") for step in benches}
-    times = {s.id: timings(artefacts[s.id], s.inputs, price_of(s)) for s in benches}
+    taken = {step.id: result.chooser.inputs_of(step) for step in benches}
+    times = {s.id: timings(artefacts[s.id], taken[s.id], price_of(s)) for s in benches}
     judged = [Judged(v, i not in result.advisory) for i, v in enumerate(result.verdicts)]
     comparisons = compare_controls(result)
     rows = rows_of(result, metric=metric, teacher=teacher, timed=times)
@@ -163,6 +177,9 @@ def view_of(result: "RunResult") -> View:
         n=int(first["n"]) if first else 0,
         teacher=teacher,
         rows=rows,
+        points=result.points,
+        select_by=recipe.select_by,
+        chosen=result.chooser.chosen,
         judged=judged,
         comparisons=comparisons,
         timings=times,
@@ -181,6 +198,7 @@ def view_of(result: "RunResult") -> View:
         ended=(ended.step, ended.error.what) if (ended := result.ended) is not None else None,
         last=artefacts.get(last_step),
         last_step=last_step,
+        last_source=source if source in result.chooser.chosen.values() else None,
     )
 
 

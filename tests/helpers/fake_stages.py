@@ -2,10 +2,12 @@
 
 Each writes a line to ``$FAKE_CALLS`` when it starts. Files in the folder of ``$FAKE_CALLS`` change
 what it does: ``STAGE.crash`` breaks it, ``STAGE.wait`` makes it wait, and with
-``teach.worse`` the teacher is worse than Markov-1.
+``teach.worse`` the teacher is worse than Markov-1. ``ranks.json`` says how much worse a model
+ranks: a list of {split, config, worse}, of which the first that fits the model's config counts.
 """
 
 import errno
+import json
 import os
 import time
 from dataclasses import replace
@@ -84,12 +86,20 @@ def _fake(stage: str, config: Any, inputs: dict[str, Artefact], out: Path) -> Ar
                 (work.path / name / "per_user.parquet").rename(work.path / name / "test.parquet")
                 metrics[name] = {"test": {"protocol": PROTOCOL}}
         if stage.startswith("evaluate"):
-            made = inputs["model" if stage == "evaluate" else "engine"].manifest.stage
+            made = inputs["model" if stage == "evaluate" else "engine"].manifest
             # A student's ranks are worse than its teacher's by a fixed amount.
-            _measure(
-                work.path, worse={"teach": 0.0, "distill": 1.0, "export": 1.0, "sasrec": 1.0}[made]
-            )
+            worse = {"teach": 0.0, "distill": 1.0, "export": 1.0, "sasrec": 1.0}[made.stage]
+            _measure(work.path, worse=_ranks(config.split, made.config, worse))
         return work.seal(kind=gives, stage=stage, config=config, inputs=inputs, metrics=metrics)
+
+
+def _ranks(split: str, config: dict[str, Any], default: float) -> float:
+    """How much worse a model ranks, by ``ranks.json``."""
+    file = Path(os.environ["FAKE_CALLS"]).parent / "ranks.json"
+    for one in json.loads(file.read_text()) if file.exists() else []:
+        if one["split"] == split and one["config"].items() <= config.items():
+            return float(one["worse"])
+    return default
 
 
 def _measure(path: Path, *, worse: float) -> None:

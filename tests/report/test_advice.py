@@ -15,7 +15,7 @@ from slmc.pipeline import RunResult
 from slmc.report import junit, markdown
 from slmc.report.advice import advice
 from slmc.report.html import page
-from slmc.report.tables import user_table
+from slmc.report.tables import user_tables
 from slmc.report.terminal import cells, run_table
 from slmc.report.view import View, view_of
 
@@ -107,7 +107,7 @@ def test_what_is_said(
 
 def test_the_numbers_are_those_of_the_pair(finished: RunResult, tmp_path: Path) -> None:
     result = ranked(finished, {"teach": "worse", "export": "worse"}, tmp_path)
-    tables = (user_table(result, name) for name in ("teach", "sasrec"))
+    tables = (user_tables(result, name)[0] for name in ("teach", "sasrec"))
     ours, theirs = (values(t, "ndcg@10", result.protocol).mean() for t in tables if t is not None)
     start = f"NDCG@10 {ours:.4f} against {theirs:.4f}, {100 * (ours / theirs - 1):+.1f} % ["
     assert start in advice(result)[0]

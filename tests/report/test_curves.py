@@ -5,6 +5,8 @@ from pathlib import Path
 
 from slmc.report.curves import POINTS, curves_of
 
+SEEDS = {17: 3.0, 18: 2.0}
+
 
 def line(step: int, **terms: object) -> str:
     progress = {"task": "distill", "done": step, "total": 9, "unit": "steps", "terms": terms}
@@ -23,6 +25,16 @@ def test_a_step_that_ran_twice_counts_once_and_a_torn_line_not_at_all(tmp_path: 
     log.write_text(line(1, ce=3.0) + line(2, ce=7.0) + line(2, ce=2.0) + line(3, ce=1.0)[:-9])
     (found,) = curves_of(log)
     assert found.terms["ce"] == [(1.0, 3.0), (2.0, 2.0)]
+
+
+def test_copies_of_a_step_have_curves_of_their_own(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    lines = [json.loads(line(1, ce=ce)) | {"step": f"distill@{seed}"} for seed, ce in SEEDS.items()]
+    log.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert {one.task: one.terms["ce"] for one in curves_of(log)} == {
+        "distill@17": [(1.0, 3.0)],
+        "distill@18": [(1.0, 2.0)],
+    }
 
 
 def test_validation_is_a_curve_of_its_own_steps(tmp_path: Path) -> None:
