@@ -98,23 +98,23 @@ def plan(
     locked, chooser = RunDir(run_dir or default_run_dir(recipe)).locked(), Chooser(recipe)
     steps = plan_steps(order, chooser, locked, Outside())
     keys = {step.id: step.key for step in steps}
+    # A choice that is not made yet keeps its name, which has no key.
+    known = [replace(s, inputs={**s.inputs, **chooser.inputs_of(s)}) for s in order]
     return [
-        replace(planned, states_bytes=_states_bytes(step, chooser.inputs_of(step), keys))
+        replace(planned, states_bytes=_states_bytes(step, keys))
         if planned.status != "hit"
         else planned
-        for step, planned in zip(order, steps, strict=True)
+        for step, planned in zip(known, steps, strict=True)
     ]
 
 
-def _states_bytes(
-    step: Step, taken: Mapping[str, str], keys: Mapping[str, Key | None]
-) -> int | None:
+def _states_bytes(step: Step, keys: Mapping[str, Key | None]) -> int | None:
     """Size of the teachers' states of a distillation; None if an input is not in the cache."""
-    if not isinstance(step.config, DistillConfig) or len(taken) < len(step.inputs):
+    if not isinstance(step.config, DistillConfig):
         return None
     inputs: dict[str, Artefact] = {}
-    for role, name in taken.items():
-        key = keys.get(name)
+    for role, taken in step.inputs.items():
+        key = keys.get(taken)
         artefact = None if key is None else store.look(key.digest)
         if artefact is None:
             return None

@@ -27,6 +27,8 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         monkeypatch.setitem(STAGES, name, stage)
         monkeypatch.setattr(stage.config, "libraries", stage.config.libraries)
     module.install(STAGES)
+    # It reads files that fake datasets and models do not have.
+    monkeypatch.setattr("slmc.distill.sizes.states_bytes", lambda config, inputs: 0)
     monkeypatch.setattr(slmc.report, "write", lambda result: [], raising=False)
     monkeypatch.setenv("SLMC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
