@@ -1,5 +1,6 @@
 """The table of targets at the time of the item before them, and of later ones."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -12,22 +13,22 @@ from slmc.pipeline import RunResult
 from slmc.report import markdown, numbers, same_time
 from slmc.report.html import page
 from slmc.report.same_time import tied_targets
-from slmc.report.tables import Z, user_table
+from slmc.report.tables import Z, user_tables
 from slmc.report.terminal import run_table
 from slmc.report.view import view_of
 
 NAMES = ["markov", "teach", "export"]
 
 
-def marked(result: RunResult, name: str) -> pl.DataFrame | None:
-    """The table of an evaluation of 80 users; every fourth target is tied."""
-    table = user_table(result, name)
-    return None if table is None else table.with_columns(same_time=pl.int_range(pl.len()) % 4 == 0)
+def marked(result: RunResult, name: str) -> list[pl.DataFrame]:
+    """The tables of an evaluation of 80 users; every fourth target is tied."""
+    tied = pl.int_range(pl.len()) % 4 == 0
+    return [table.with_columns(same_time=tied) for table in user_tables(result, name)]
 
 
 @pytest.fixture
 def tied(finished: RunResult, monkeypatch: pytest.MonkeyPatch) -> same_time.TiedTargets:
-    monkeypatch.setattr(same_time, "user_table", marked)
+    monkeypatch.setattr(same_time, "user_tables", marked)
     table = tied_targets(finished, "ndcg@10", [*NAMES, "unknown"])
     assert table is not None
     return table
@@ -39,8 +40,7 @@ def test_values_by_hand(finished: RunResult, tied: same_time.TiedTargets) -> Non
         "step", "NDCG@10, same-time (25.0 % of users)", "NDCG@10, later (75.0 % of users)",
     ]  # fmt: skip
     assert [step for step, _ in tied.rows] == NAMES
-    table = user_table(finished, "teach")
-    assert table is not None
+    (table,) = user_tables(finished, "teach")
     of_users = values(table, "ndcg@10", finished.protocol)
     same = np.arange(80) % 4 == 0
     for (value, half), users in zip(tied.rows[1][1], (same, ~same), strict=True):
@@ -52,7 +52,7 @@ def test_values_by_hand(finished: RunResult, tied: same_time.TiedTargets) -> Non
 def test_each_form_shows_it(finished: RunResult, tied: same_time.TiedTargets) -> None:
     view = replace(view_of(finished), tied=tied)
     cell = numbers.value(*tied.rows[1][1][0])
-    terminal = Console(width=200, record=True, quiet=True)
+    terminal = Console(width=200, record=True, file=io.StringIO())
     terminal.print(run_table(view))
     for text in (page(view), markdown.summary(view), terminal.export_text()):
         assert cell in text and "(25.0 % of users)" in text
