@@ -151,6 +151,8 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "slmc", ""
+    default_request_version = "HTTP/1.1"
+    """Also what is no HTTP at all is refused with a status line."""
     wbufsize = -1
     """Buffer the response, so that head and body are sent together."""
     server: Server

@@ -137,6 +137,8 @@ POST = b"POST /recommend HTTP/1.1\r\nHost: x\r\n"
         (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "the body is too large"),
         (b"GET /health HTTP/9.9\r\n\r\n", 505, "Invalid HTTP version (9.9)"),
         (b"GET /health nonsense here HTTP/1.1\r\n\r\n", 400, "Bad request syntax"),
+        (b"\x16\x03\x01 TLS\r\n\r\n", 400, "Bad"),
+        (b"hello\r\n\r\n", 400, "Bad request syntax"),
         (b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431, "Too many headers"),
     ],
 )
@@ -145,7 +147,8 @@ def test_a_request_that_cannot_be_read_is_refused(
 ) -> None:
     reply = raw(running, text)
     head, _, body = reply.rpartition(b"\r\n\r\n")
-    assert not head or head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"Content-Type: application/json" in head and b"Connection: close" in head
     assert json.loads(body)["error"].startswith(message)
 
 
