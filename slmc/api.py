@@ -135,22 +135,17 @@ class Run:
 
         view = view_of(self.result)
         names = ("step", "kind", "parameters", "size_mb", "value", "half")
-        times = ("p50_ms", "p99_ms", "per_s")
-        rows = []
-        for row in view.rows:
-            change = row.change
-            bounds = {} if change is None else dict(vars(change))
-            rows.append(
-                {name: getattr(row, name) for name in names}
-                | {"metric": view.metric}
-                | {
-                    name: bounds.get(field)
-                    for name, field in (("change", "value"), ("low", "low"), ("high", "high"))
-                }
-                | {name: getattr(row, name) for name in times}
-                | {"gate": row.gate or None}
-            )
-        return pl.DataFrame(rows, schema_overrides={"gate": pl.String})
+        rows = [
+            {name: getattr(row, name) for name in names}
+            | {"metric": view.metric}
+            | {name: getattr(row.change, name, None) for name in ("change", "low", "high")}
+            | {name: getattr(row, name) for name in ("p50_ms", "p99_ms", "per_s")}
+            | {"gate": row.gate or None}
+            for row in view.rows
+        ]
+        floats = ("size_mb", "value", "half", "change", "low", "high", "p50_ms", "p99_ms", "per_s")
+        types = {"parameters": pl.Int64, "gate": pl.String} | dict.fromkeys(floats, pl.Float64)
+        return pl.DataFrame(rows, schema_overrides=types)
 
     def load(self, **options: Any) -> Recommender | Engine:
         """Open the last engine of the run, or its last model; options as for :func:`slmc.load`."""
@@ -301,7 +296,7 @@ def _sets(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
     if not isinstance(overrides, Mapping):
         return [str(one) for one in overrides]
     return [
-        f"{key}={value if isinstance(value, str | os.PathLike) else json.dumps(value)}"
+        f"{key}={value if isinstance(value, str | os.PathLike) else json.dumps(value, default=str)}"
         for key, value in overrides.items()
     ]
 

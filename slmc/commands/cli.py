@@ -58,6 +58,11 @@ COMMANDS = {
         USE,
         "slmc.commands.package",
     ),
+    "score": Subcommand(
+        "Recommend to many users: a file of histories in, a file of items out.",
+        USE,
+        "slmc.commands.score",
+    ),
     "show": Subcommand(
         "Show what artefacts are and how they were made.", USE, "slmc.commands.show"
     ),

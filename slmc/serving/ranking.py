@@ -224,8 +224,8 @@ def rank(ranker: Ranker, histories: Histories, chosen: Ints, wish: Wish) -> Best
             mask = np.ones((part.size, ranker.num_items + 1), bool) if own is None else own
             mask[np.arange(part.size)[:, None], seen[part]] = False
             answer = ranker.top(item_ids[part], wish.k, mask)
-            best = (values[:, : wish.k] for values in answer)
-            rows[part], scores[part], _ = _without(*best, None, wish.k)
+            items, values = answer[0][:, : wish.k], answer[1][:, : wish.k]
+            rows[part], scores[part], _ = _without(items, values, None, wish.k)
     return rows, scores
 
 
