@@ -26,7 +26,14 @@ from slmc.data.times import parse
 from slmc.errors import DataError
 from slmc.scoring.settings import Settings
 from slmc.serving.catalogue import Catalogue, Id, shown
-from slmc.serving.frames import Columns, find_columns, read_frame, split_lists, text_of
+from slmc.serving.frames import (
+    Columns,
+    find_columns,
+    holds_numbers,
+    read_frame,
+    split_lists,
+    text_of,
+)
 from slmc.serving.histories import Ints
 
 STDIN = Path("/dev/stdin")
@@ -89,12 +96,9 @@ class Source:
             columns = Columns("user", "items")
         else:
             columns = find_columns(schema, settings.columns, str(paths[0]), "--columns.")
-        items = schema[columns.items or columns.item or ""]
-        inner = items.inner if isinstance(items, pl.List | pl.Array) else items
-        numbers = isinstance(inner, pl.DataType) and (inner.is_integer() or inner.is_float())
         user = schema[columns.user] if columns.user is not None else pl.Int64()
         source = cls(
-            settings, paths, layouts, columns, int if numbers else str,
+            settings, paths, layouts, columns, int if holds_numbers(schema, columns) else str,
             user if user.is_integer() else pl.String(),
         )  # fmt: skip
         log.info("%s: %s", paths[0], source.description)
@@ -306,7 +310,7 @@ def _json_schema(path: Path) -> dict[str, pl.DataType]:
             continue
         for key, value in row.items() if isinstance(row, dict) else ():
             if isinstance(value, list):
-                inner = pl.Int64 if value and type(value[0]) is int else pl.String
+                inner = pl.Int64() if value and type(value[0]) is int else pl.String()
                 if not value and key in schema:
                     continue
                 schema[key] = pl.List(inner)
