@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -33,11 +34,16 @@ def served(request: pytest.FixtureRequest) -> Any:
     return load(request.getfixturevalue(request.param))
 
 
+@cache
+def loaded(model: Artefact) -> Any:
+    return load_model(model)
+
+
 def ranked(
     model: Artefact, history: list[int], excluded: set[int], allowed: set[int]
 ) -> list[tuple[int, float]]:
     """Every allowed id with its score, best first, by a plain sort; ties by the smaller row."""
-    module = load_model(model)
+    module = loaded(model)
     rows = torch.tensor([[id - 100 for id in history[-6:]]])
     with torch.no_grad():
         user = module.user_vectors(rows).double()
