@@ -1,15 +1,15 @@
 """Throughput and memory of ``slmc score``: ``python benchmarks/score.py``.
 
 The engine is the 4-layer student of ``benchmarks/inference.py`` in int8, with 12,101 items. Bare
-sessions, as ``slmc bench`` chooses them for throughput, and ``slmc score`` answer the same histories
-round by round, in one process on the same cores. The ratio is histories per second of ``score``,
-Parquet in and Parquet out, to those of the bare sessions in batches of 32 and 256. The fixed cost of
-a call (opening engine and files), measured with an empty input, is left out and printed. Processor
-time is compared as well: on a shared machine it is less noisy.
+sessions, as ``slmc bench`` chooses them for throughput, and ``slmc score`` answer the same
+histories round by round, in one process on the same cores. The ratio is histories per second of
+``score``, Parquet in and Parquet out, to those of the bare sessions in batches of 32 and 256. The
+fixed cost of a call (opening engine and files), measured with an empty input, is left out and
+printed. Processor time is compared as well: on a shared machine it is less noisy.
 
-``--users N`` scores a generated input of N users in a process of its own instead, with an engine of
-two narrow layers, and prints its peak memory for N/10 and N users. Lengths are those of Amazon Beauty
-if ``SLMC_DATA`` names the folder of its log, else drawn from a similar distribution.
+``--users N`` scores a generated input of N users in a process of its own instead, with an engine
+of two narrow layers, and prints its peak memory for N/10 and N users. Lengths are those of Amazon
+Beauty if ``SLMC_DATA`` names the folder of its log, else drawn from a similar distribution.
 """
 
 import argparse

@@ -1,23 +1,10 @@
 """slmc: distil, quantize, prune and export small language models for recommendation.
 
 The functions below are imported from :mod:`slmc.api` on first use, so that ``import slmc`` imports
-nothing else.
+nothing else. Type checkers read their types in ``__init__.pyi``.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from slmc.api import (
-        Engine,
-        Evaluation,
-        Recommendation,
-        Recommendations,
-        Recommender,
-        Run,
-        evaluate,
-        load,
-        run,
-    )
+from importlib import import_module
 
 __version__ = "0.1.0"
 
@@ -38,9 +25,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a public name; an error names what to use instead."""
     if name in __all__:
-        from slmc import api
-
-        value: object = getattr(api, name)
+        value: object = getattr(import_module("slmc.api"), name)
         globals()[name] = value
         return value
     if name == "recommend":

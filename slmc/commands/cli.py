@@ -59,7 +59,7 @@ COMMANDS = {
         "slmc.commands.package",
     ),
     "score": Subcommand(
-        "Recommend to many users: a file of histories in, a file of items out.",
+        "Recommend to the users of a file, and write the best items of each.",
         USE,
         "slmc.commands.score",
     ),

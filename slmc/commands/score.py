@@ -104,7 +104,7 @@ def score(
     ] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Recommend to many users: a file of histories in, a file of the best items out."""
+    """Recommend to the users of a file, and write the best items of each."""
     from slmc.scoring.score import score as run
     from slmc.scoring.settings import Settings, Shard
     from slmc.serving.frames import Columns

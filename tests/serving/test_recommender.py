@@ -1,6 +1,7 @@
 """Models and engines recommend the same, and as a plain ranking of the scores in float64 does."""
 
 import logging
+import re
 import subprocess
 import sys
 from functools import cache
@@ -291,3 +292,5 @@ def test_import_slmc_imports_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert {"load", "run", "evaluate"} <= set(dir(slmc))
+    stub = (Path(slmc.__file__).parent / "__init__.pyi").read_text()
+    assert {*re.findall(r" as (\w+)", stub), "__version__"} == set(slmc.__all__)
