@@ -137,7 +137,7 @@ def _stream(job: _Job, write: Write) -> dict[str, int]:
     """Write each part to standard output."""
     totals = dict.fromkeys(("users", "popular", "skipped", "unknown"), 0)
     with tempfile.TemporaryDirectory(prefix="slmc-score-") as folder:
-        for frame, counts, _ in _scored(job, 0, Path(folder)):
+        for frame, counts in _scored(job, 0, Path(folder)):
             write(output.text_of(frame, "jsonl"))
             totals = {name: totals[name] + counts[name] for name in totals}
     return totals
@@ -156,7 +156,7 @@ def _to_file(
     resumed = parts.totals()["users"]
     if parts.done:
         log.info("score: resuming after %s users", f"{resumed:,}")
-    for frame, counts, _ in _scored(job, parts.done, parts.folder):
+    for frame, counts in _scored(job, parts.done, parts.folder):
         parts.add(frame, counts)
     totals = parts.totals()
     nobody = _frame(job, _nobody(job.source), Histories.of([]), _nothing(job.wish.k))
@@ -168,10 +168,8 @@ def _to_file(
     return totals, resumed
 
 
-def _scored(
-    job: _Job, done: int, folder: Path
-) -> Iterator[tuple[pl.DataFrame, dict[str, int], int]]:
-    """The parts after the first ``done``: answers, counts, and the rows read by then."""
+def _scored(job: _Job, done: int, folder: Path) -> Iterator[tuple[pl.DataFrame, dict[str, int]]]:
+    """The answers and counts of the parts after the first ``done``."""
     total = job.source.total()
     pending: _Pending | None = None
     for number, batch in enumerate(_parts(job, total, folder)):
@@ -196,7 +194,7 @@ def _progress(read: int, total: int | None) -> None:
     log.debug("progress", extra={"progress": done})
 
 
-def _finished(job: _Job, pending: _Pending) -> tuple[pl.DataFrame, dict[str, int], int]:
+def _finished(job: _Job, pending: _Pending) -> tuple[pl.DataFrame, dict[str, int]]:
     """Wait for a part, and name its items."""
     frame = _frame(job, pending.batch.users, pending.histories, pending.answer())
     empty = int((pending.histories.lengths == 0).sum())
@@ -207,7 +205,7 @@ def _finished(job: _Job, pending: _Pending) -> tuple[pl.DataFrame, dict[str, int
         "skipped": empty - popular,
         "unknown": pending.unknown,
     }
-    return frame, counts, pending.batch.read
+    return frame, counts
 
 
 def _frame(job: _Job, users: pl.Series, histories: Histories, answer: Best) -> pl.DataFrame:
