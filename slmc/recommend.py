@@ -30,24 +30,25 @@ def recommend(
     k: int = 10,
     exclude_seen: bool = False,
 ) -> list[Recommendation]:
-    """The k best items for a history.
+    """The k best items for a history; the most popular ones if it has no known item.
 
     Args:
         engine: A running engine, or its artefact or path.
         ids: Original ids, oldest first, as text or whole numbers. Ids that are not in the
-            vocabulary are skipped with a warning.
+            vocabulary are skipped with a warning. If none is left, the items with the most
+            interactions in the training part are returned.
         k: Number of items, at most the engine's ``top_k``.
         exclude_seen: Leave out the items of ``ids``. Fewer than k items may remain.
 
     Raises:
-        UsageError: No id is known, k is out of range, or an argument has a wrong type.
+        UsageError: k is out of range, or an argument has a wrong type.
         ArtefactError: ``engine`` is not an engine, or it is broken.
     """
     served = _served(engine)
-    best = list(served.recommend(ids, k, exclude_seen, empty="error"))
+    best = served.recommend(ids, k, exclude_seen)
     if exclude_seen and len(best) < k:
         log.warning("only %d of %d items remain without those of the history", len(best), k)
-    return best
+    return list(best)
 
 
 def _served(engine: object) -> Served:

@@ -104,9 +104,7 @@ def _without_header(
     return (rows.filter(~same) if again.height else rows), again
 
 
-def header_names(
-    path: Path, layout: Layout, first: str, wanted: Collection[str] = ()
-) -> list[str]:
+def header_names(path: Path, layout: Layout, first: str, wanted: Collection[str] = ()) -> list[str]:
     """Return the columns: the names of the header, or numbers from 1 without a header."""
     try:
         fields = layout.fields(first)

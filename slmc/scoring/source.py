@@ -19,7 +19,7 @@ from slmc.data.delimited import header_names
 from slmc.data.files import GZIP, Lines, head_lines, is_stream, line_blocks, open_file, rereadable
 from slmc.data.formats import json_objects, parquet_errors, table_blocks
 from slmc.data.layout import Layout
-from slmc.data.readers import place
+from slmc.data.parts import place
 from slmc.data.sniff import detect_layouts
 from slmc.data.sources import fetch
 from slmc.data.times import parse
@@ -191,7 +191,7 @@ class Source:
             if layout.format == "parquet":
                 blocks = _parquet_blocks(path, self.columns)
             elif layout.format == "jsonl" and self.by_user:
-                blocks = _list_blocks(path, self.columns, self.users)
+                blocks = _list_blocks(path, layout, self.columns, self.users)
             else:
                 blocks = self._text_blocks(path, layout)
             for frame, malformed in blocks:
@@ -204,7 +204,7 @@ class Source:
         self, path: Path, layout: Layout
     ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         if layout.format == "sequences":
-            for lines in line_blocks(path):
+            for lines in line_blocks(path, layout.skip):
                 yield _sequences(lines)
             return
         roles = self.columns.named
@@ -295,15 +295,15 @@ def _schema(path: Path, layout: Layout) -> dict[str, pl.DataType]:
         with parquet_errors(path):
             return dict(pl.scan_parquet(rereadable(path), glob=False).collect_schema())
     if layout.format == "jsonl":
-        return _json_schema(path)
-    names = header_names(path, layout, head_lines(path)[0])
+        return _json_schema(path, layout)
+    names = header_names(path, layout, head_lines(path)[layout.skip])
     return dict.fromkeys(names, pl.String())
 
 
-def _json_schema(path: Path) -> dict[str, pl.DataType]:
+def _json_schema(path: Path, layout: Layout) -> dict[str, pl.DataType]:
     """Keys of the first objects -> type of their first value."""
     schema: dict[str, pl.DataType] = {}
-    for line in head_lines(path):
+    for line in head_lines(path)[layout.skip :]:
         try:
             row = json.loads(line)
         except ValueError:
@@ -331,14 +331,14 @@ def _parquet_blocks(path: Path, columns: Columns) -> Iterator[tuple[pl.DataFrame
 
 
 def _list_blocks(
-    path: Path, columns: Columns, users: pl.DataType
+    path: Path, layout: Layout, columns: Columns, users: pl.DataType
 ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     """JSON lines with a list of items each."""
     items = columns.items or ""
     types: dict[str, pl.DataType] = {items: pl.List(pl.String)}
     if columns.user is not None:
         types[columns.user] = users
-    for lines in line_blocks(path):
+    for lines in line_blocks(path, layout.skip):
         bad = [(line, reason) for line, _, reason in lines.malformed]
         texts = lines.filled
         if not texts["text"].str.contains(INEXACT).any():

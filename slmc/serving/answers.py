@@ -17,11 +17,13 @@ Empty = Literal["popular", "skip", "error"]
 
 def popular(catalogue: Catalogue, wish: Wish) -> Best:
     """The most popular allowed rows, at most k, and their training interactions."""
-    rows = catalogue.popular
+    items = catalogue.popular
+    rows = items["row"].to_numpy().astype(np.int64)
+    counts = items["count"].to_numpy().astype(np.float32)
     if wish.allowed is not None:
-        rows = rows[wish.allowed[rows]]
-    rows = rows[: wish.k]
-    return rows, catalogue.popularity[rows - 1].astype(np.float32)
+        allowed = wish.allowed[rows]
+        rows, counts = rows[allowed], counts[allowed]
+    return rows[: wish.k], counts[: wish.k]
 
 
 def as_frame(

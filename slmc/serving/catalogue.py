@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.errors import ArtefactError, UsageError
-from slmc.export.vocabulary import FILE, Vocabulary
+from slmc.export.vocabulary import FILE, Vocabulary, popularity
 
 PARQUET = "items.parquet"
 EXAMPLES = 3
@@ -37,10 +37,8 @@ class Catalogue:
     items: pl.Series
     """Original ids, as texts."""
     titles: list[str | None]
-    counts: NDArray[np.int64] | None
-    """``[V]`` interactions in the training part; None if the artefact does not have them."""
-    file: Path
-    """Where it was read from, for messages."""
+    parquet: Path
+    """The ``items.parquet`` with the training interactions."""
 
     @classmethod
     def open(cls, folder: Path, num_items: int) -> Self:
@@ -49,26 +47,25 @@ class Catalogue:
         Raises:
             ArtefactError: The file is broken, or has another number of items.
         """
-        file = folder / PARQUET
+        file, parquet = folder / FILE, folder / PARQUET
         if file.is_file():
+            vocabulary = Vocabulary.open(file)
+            texts, titles = pl.Series("item", vocabulary.items, pl.String), vocabulary.titles
+        else:
+            file = parquet
             try:
-                frame = pl.read_parquet(file, columns=["item", "title", "count"])
+                frame = pl.read_parquet(parquet, columns=["item", "title"])
             except (pl.exceptions.PolarsError, OSError):
                 raise ArtefactError(
-                    f"{file} does not describe the items.", "Copy the artefact again."
+                    f"{parquet} does not describe the items.", "Copy the artefact again."
                 ) from None
-            counts = frame["count"].fill_null(0).to_numpy().astype(np.int64)
-            catalogue = cls(frame["item"], frame["title"].to_list(), counts, file)
-        else:
-            vocabulary = Vocabulary.open(folder / FILE)
-            texts = pl.Series("item", vocabulary.items, dtype=pl.String)
-            catalogue = cls(texts, vocabulary.titles, None, folder / FILE)
-        if len(catalogue) != num_items:
+            texts, titles = frame["item"], frame["title"].to_list()
+        if texts.len() != num_items:
             raise ArtefactError(
-                f"{catalogue.file} names {len(catalogue)} items, the engine ranks {num_items}.",
+                f"{file} names {texts.len()} items, the engine ranks {num_items}.",
                 "Run `slmc export` again.",
             )
-        return catalogue
+        return cls(texts, titles, parquet)
 
     def __len__(self) -> int:
         """V."""
@@ -80,23 +77,13 @@ class Catalogue:
         return {item: row for row, item in enumerate(self.items, start=1)}
 
     @cached_property
-    def popular(self) -> NDArray[np.int64]:
-        """All rows by falling training popularity; ties by the smaller row.
+    def popular(self) -> pl.DataFrame:
+        """``row`` and training ``count`` of all items, the most popular first.
 
         Raises:
-            UsageError: The artefact does not have the popularity of its items.
+            ArtefactError: The artefact does not have them.
         """
-        return np.argsort(-self.popularity, kind="stable") + 1
-
-    @property
-    def popularity(self) -> NDArray[np.int64]:
-        """``[V]`` interactions in the training part; raises as :attr:`popular`."""
-        if self.counts is None:
-            raise UsageError(
-                f"{self.file.parent} has no {PARQUET}, hence no popularity for empty histories.",
-                "Export the engine again, or leave out users without a history.",
-            )
-        return self.counts
+        return popularity(self.parquet)
 
     def rows(self, ids: pl.Series) -> NDArray[np.int32]:
         """The row of each id of a column, 0 for an unknown or missing one."""
@@ -147,14 +134,14 @@ class Catalogue:
         return ", ".join(self.items.head(EXAMPLES).to_list())
 
     def frame(self) -> pl.DataFrame:
-        """``row``, ``item``, ``title`` and, if known, the training ``count`` of each item."""
+        """``row``, ``item``, ``title`` and training ``count`` of each item; raises as above."""
         columns = {
             "row": pl.Series(range(1, len(self) + 1), dtype=pl.Int32),
             "item": self.items,
             "title": pl.Series(self.titles, dtype=pl.String),
         }
-        known = {} if self.counts is None else {"count": pl.Series(self.counts)}
-        return pl.DataFrame(columns | known)
+        counts = self.popular.select(pl.col("row").cast(pl.Int32), "count")
+        return pl.DataFrame(columns).join(counts, on="row", how="left", maintain_order="left")
 
     def _known(self, ids: Iterable[Any], role: str) -> list[int]:
         texts, _ = as_texts(ids, role, ordered=False)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from slmc.data.clock import align
+from slmc.data.clock import Alignment, Tally
 from slmc.data.columns import inexact_from
 from slmc.data.times import parse
 from slmc.errors import DataError, UsageError
@@ -124,7 +124,9 @@ def read_frame(frame: pl.DataFrame, columns: Columns, what: str = "the frame") -
 
 def order_of(times: pl.Series, what: str) -> pl.Series:
     """Times as integers by which they can be sorted; raises ``DataError`` for unreadable ones."""
-    values = align([parse(times)]).values[0]
+    parsed, tally = parse(times), Tally()
+    tally.add(parsed)
+    values, _ = Alignment.of(tally).align(parsed)
     if values.null_count():
         place = int(values.is_null().arg_max() or 0)
         raise DataError(

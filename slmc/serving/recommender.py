@@ -156,9 +156,15 @@ class Served:
         texts, kind = as_texts(history)
         wish = self._wish(k, exclude_seen, allow, deny)
         _check_choice("empty", empty, Empty)
-        rows = self._rows(texts, unknown)
+        rows = self._rows(texts, unknown, warn=empty != "popular")
         if not rows and empty == "error":
             raise no_known_id(texts, self.catalogue)
+        if not rows and empty == "popular":
+            log.warning(
+                "none of the ids is in the vocabulary: %s; these are the most popular items. "
+                "Ids of the log are, for example, %s",
+                shown(texts) or "the list is empty", self.catalogue.example,
+            )  # fmt: skip
         if not rows and empty == "skip":
             return Recommendations(())
         if rows:
@@ -277,10 +283,12 @@ class Served:
         exclude = self.excludes_seen if exclude_seen is None else exclude_seen
         return Wish(check_k(self.ranker, int(k)), exclude, self.catalogue.mask(allow, deny))
 
-    def _rows(self, texts: Sequence[str], unknown: Unknown) -> list[int]:
+    def _rows(self, texts: Sequence[str], unknown: Unknown, *, warn: bool = True) -> list[int]:
+        """Rows of the known ids; with ``warn``, also warns if none is known."""
         row_of = self.catalogue.row_of
         missing = [text for text in texts if text not in row_of]
-        refuse_or_warn(missing, unknown, self.catalogue)
+        if warn or len(missing) < len(texts) or unknown != "skip":
+            refuse_or_warn(missing, unknown, self.catalogue)
         return [row_of[text] for text in texts if text in row_of]
 
     def _named(self, best: Best, kind: type[Id]) -> tuple[Recommendation, ...]:

@@ -97,7 +97,7 @@ def test_ids_come_out_in_the_type_in_which_they_come_in(served: Any) -> None:
 def test_uuids_are_ids(tmp_path: Path) -> None:
     ids = [UUID(int=one) for one in (7, 8)]
     texts = pl.Series([str(id) for id in ids])
-    catalogue = Catalogue(texts, [None, None], None, tmp_path / "items.parquet")
+    catalogue = Catalogue(texts, [None, None], tmp_path / "items.parquet")
     assert catalogue.has_kind(UUID) and not catalogue.has_kind(int)
     assert catalogue.rows(texts).tolist() == [1, 2]
 
@@ -105,7 +105,7 @@ def test_uuids_are_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["007", "+7", "7.0", "-0", "7 "])
 def test_a_catalogue_of_other_texts_has_no_numbers(text: str, tmp_path: Path) -> None:
     items = pl.Series(["5", text])
-    assert not Catalogue(items, [None, None], None, tmp_path).has_kind(int)
+    assert not Catalogue(items, [None, None], tmp_path).has_kind(int)
 
 
 def test_unknown_ids_are_skipped_or_refused(served: Any, caplog: pytest.LogCaptureFixture) -> None:
