@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import slmc
+from slmc import artefact
 from slmc.artefact import Artefact
 from slmc.errors import DataError, UsageError
 from slmc.model.loading import load_model
@@ -36,15 +37,15 @@ def served(request: pytest.FixtureRequest) -> Any:
 
 
 @cache
-def loaded(model: Artefact) -> Any:
-    return load_model(model)
+def loaded(path: Path) -> Any:
+    return load_model(artefact.load(path))
 
 
 def ranked(
     model: Artefact, history: list[int], excluded: set[int], allowed: set[int]
 ) -> list[tuple[int, float]]:
     """Every allowed id with its score, best first, by a plain sort; ties by the smaller row."""
-    module = loaded(model)
+    module = loaded(model.path)
     rows = torch.tensor([[id - 100 for id in history[-6:]]])
     with torch.no_grad():
         user = module.user_vectors(rows).double()
