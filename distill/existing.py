@@ -14,7 +14,7 @@ from slmc.errors import UsageError
 from slmc.model import decoders, selfcheck
 from slmc.model.loading import check_decoder
 from slmc.model.quantized import is_quantized
-from slmc.model.recommender import RecommenderConfig, SequentialRecommender
+from slmc.model.recommender import FORMER_TYPE, RecommenderConfig, SequentialRecommender
 from slmc.model.silence import silence_transformers
 from slmc.model.weights import INDEX, SINGLE, Weights
 
@@ -27,7 +27,10 @@ def is_recommender(directory: Path) -> bool:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == RecommenderConfig.model_type
+    return isinstance(config, dict) and config.get("model_type") in (
+        RecommenderConfig.model_type,
+        FORMER_TYPE,
+    )
 
 
 def check(directory: Path, history: int | None = None) -> PreTrainedModel:

@@ -28,12 +28,22 @@ LAYERS: tuple[set[str], ...] = (
     {"stages"},
     {"recipe"},
     {"pipeline"},
-    {"report", "recommend", "package"},
+    {"report", "serving"},
+    {"recommend", "scoring", "api", "package"},
     {"commands"},
     {"__main__"},
 )
 """Folders of slmc, and the modules at its top: each imports only from those before it."""
-TORCH_FREE = ("slmc", "slmc.recipe", "slmc.recipe.schema", "slmc.stages", "slmc.evaluation.gates")
+TORCH_FREE = (
+    "slmc",
+    "slmc.api",
+    "slmc.scoring.score",
+    "slmc.serving.opening",
+    "slmc.recipe",
+    "slmc.recipe.schema",
+    "slmc.stages",
+    "slmc.evaluation.gates",
+)
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "peft", "accelerate")
 
 

@@ -44,6 +44,8 @@ PAGES = (
     "docs/engines.md",
     "docs/recipes.md",
     "docs/ci.md",
+    "docs/scoring.md",
+    "docs/python.md",
     "docs/deploy.md",
     "docs/distributed.md",
     "docs/package.md",

@@ -20,7 +20,7 @@ ALL_SCORES = "all_scores"
 noise in column 0 and in columns after V."""
 
 
-def extra_outputs(requested: Sequence[str], rows: int, width: int) -> dict[str, list[Any]]:
+def extra_outputs(requested: Sequence[str], rows: int, width: int | str) -> dict[str, list[Any]]:
     """Return the outputs in addition to the best items: name -> [type, shape]."""
     widths = {SCORES: rows, USER_VECTORS: width}
     return {name: ["float32", ["batch", widths[name]]] for name in requested if name in widths}

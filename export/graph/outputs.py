@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     import onnx
 
 
-def add_outputs(model: onnx.ModelProto, requested: Sequence[str], rows: int, width: int) -> None:
+def add_outputs(
+    model: onnx.ModelProto, requested: Sequence[str], rows: int, width: int | str
+) -> None:
     """Make values that the graph computes anyway its outputs.
 
     Args:
         model: Changed in place.
         requested: ``scores``, ``user_vectors``; ``topk`` is an output of every graph.
         rows: V + 1.
-        width: d.
+        width: d, or a name for it where it is not known.
     """
     from onnx import TensorProto, helper
 

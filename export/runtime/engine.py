@@ -24,8 +24,16 @@ from slmc.artefact import Artefact
 from slmc.data.batches import pad_left
 from slmc.errors import ArtefactError, MissingError
 from slmc.export.config import HALVES
-from slmc.export.graph.interface import ALLOWED, EXCLUDE_SEEN, INPUT, SCORES, TOP_ITEMS, TOP_SCORES
-from slmc.export.graph.outputs import ensure_scores
+from slmc.export.graph.interface import (
+    ALLOWED,
+    EXCLUDE_SEEN,
+    INPUT,
+    SCORES,
+    TOP_ITEMS,
+    TOP_SCORES,
+    USER_VECTORS,
+)
+from slmc.export.graph.outputs import add_outputs, ensure_scores
 from slmc.export.runtime.pages import large_pages
 
 if TYPE_CHECKING:
@@ -166,6 +174,15 @@ class Engine:
         np.put_along_axis(scores, items, best, axis=1)
         return scores[:, 1:]
 
+    def user_vectors(self, item_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the user vectors ``[B, d]`` of rows ``[B, L]`` padded with 0 on the left.
+
+        The first call opens another session, with the vectors as an output.
+        """
+        inputs = {INPUT: self._checked(item_ids)}
+        (vectors,) = self._run(self._vectors, self.file, [USER_VECTORS], inputs)
+        return vectors[: len(item_ids)]
+
     def padded(self, histories: Histories) -> NDArray[np.int64]:
         """Pad the newest items of each history to the longest, ``[B, L]``."""
         longest = max((rows.size for rows in histories), default=1)
@@ -178,6 +195,14 @@ class Engine:
         inputs = {INPUT: "tensor(int64)", EXCLUDE_SEEN: "tensor(bool)", ALLOWED: "tensor(bool)"}
         file = self.folder / MASKED
         return self._open_session(file, str(file), inputs)
+
+    @cached_property
+    def _vectors(self) -> "InferenceSession":
+        """The session with user vectors; this one, if the engine was exported with them."""
+        if USER_VECTORS in [output.name for output in self.session.get_outputs()]:
+            return self.session
+        graph = _with_vectors(self.file)
+        return self._open_session(self.file, graph, {INPUT: "tensor(int64)"})
 
     def _open_session(
         self, file: Path, graph: str | bytes, inputs: Mapping[str, str]
@@ -308,13 +333,28 @@ def session_options(
     return options
 
 
-def _with_scores(file: Path, rows: int) -> bytes:
-    """The graph with one more output: the scores ``[B, rows]`` from which the top-k is taken."""
+def _graph(file: Path) -> Any:
+    """The graph in a file, without its weights."""
     onnx = import_extra("onnx")
     try:
-        model = onnx.load(file, load_external_data=False)
+        return onnx.load(file, load_external_data=False)
     except (OSError, import_extra("google.protobuf.message").DecodeError):
         raise ArtefactError(f"{file} is not an ONNX graph.", REMEDY) from None
+
+
+def _with_vectors(file: Path) -> bytes:
+    """The graph with one more output: the user vectors ``[B, d]``."""
+    model = _graph(file)
+    if not any(USER_VECTORS in node.output for node in model.graph.node):
+        raise ArtefactError(f"{file}: the graph has no value {USER_VECTORS!r}.", REMEDY)
+    add_outputs(model, [USER_VECTORS], 0, "width")
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def _with_scores(file: Path, rows: int) -> bytes:
+    """The graph with one more output: the scores ``[B, rows]`` from which the top-k is taken."""
+    model, onnx = _graph(file), import_extra("onnx")
     if not ensure_scores(model, rows):
         raise ArtefactError(f"{file}: the graph has no value {SCORES!r}.", REMEDY)
     if any(output.name == SCORES for output in model.graph.output):

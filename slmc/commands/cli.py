@@ -58,6 +58,11 @@ COMMANDS = {
         USE,
         "slmc.commands.package",
     ),
+    "score": Subcommand(
+        "Recommend to the users of a file, and write the best items of each.",
+        USE,
+        "slmc.commands.score",
+    ),
     "show": Subcommand(
         "Show what artefacts are and how they were made.", USE, "slmc.commands.show"
     ),

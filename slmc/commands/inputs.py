@@ -5,7 +5,7 @@ from pathlib import Path
 from slmc import artefact as artefacts
 from slmc.artefact import Artefact, Kind
 from slmc.config import StageConfig
-from slmc.errors import ArtefactError, UsageError
+from slmc.errors import UsageError
 
 
 def artefact_at(path: Path, kind: Kind | None = None) -> Artefact:
@@ -17,15 +17,12 @@ def artefact_at(path: Path, kind: Kind | None = None) -> Artefact:
     """
     if path.is_symlink():
         from slmc.pipeline.inventory import register_moved
-        from slmc.pipeline.rundir import RunDir
 
         register_moved(path.parent)
     if path.is_symlink() and not path.exists():
-        again = RunDir(path.parent).again(path.name)
-        raise ArtefactError(
-            f"{path} links to {path.readlink()}, which no longer exists.",
-            f"Make it again with {again}." if again else "Run its recipe again.",
-        )
+        from slmc.serving.opening import broken_link
+
+        raise broken_link(path)
     return artefacts.load(path, kind=kind)
 
 

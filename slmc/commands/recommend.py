@@ -35,5 +35,5 @@ def recommend(
         return
     table = Table("", "item", "title", "score", box=None, pad_edge=False)
     for place, one in enumerate(recommendations, start=1):
-        table.add_row(str(place), one.item, one.title or "", f"{one.score:.3f}")
+        table.add_row(str(place), str(one.item), one.title or "", f"{one.score:.3f}")
     console.show(table)

@@ -74,7 +74,7 @@ def column_places(
     Raises:
         DataError: A column is missing, or occurs twice.
     """
-    names = _names(path, layout, first, columns.values())
+    names = header_names(path, layout, first, columns.values())
     if layout.format == "recbole":
         columns = {role: name.partition(":")[0] for role, name in columns.items()}
     for column in columns.values():
@@ -104,7 +104,7 @@ def _without_header(
     return (rows.filter(~same) if again.height else rows), again
 
 
-def _names(path: Path, layout: Layout, first: str, wanted: Collection[str]) -> list[str]:
+def header_names(path: Path, layout: Layout, first: str, wanted: Collection[str] = ()) -> list[str]:
     """Return the columns: the names of the header, or numbers from 1 without a header."""
     try:
         fields = layout.fields(first)

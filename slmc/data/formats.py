@@ -78,7 +78,7 @@ def read_blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Itera
         columns = {"user": "the user", "item": "an item"}
     schema = pl.Schema({"line": pl.Int64()} | {role: _type(role) for role in columns})
     yield Table(pl.DataFrame(schema=schema), pl.DataFrame(schema=MALFORMED))
-    for rows, malformed in _blocks(path, layout, columns):
+    for rows, malformed in table_blocks(path, layout, columns):
         yield Table(rows.cast(schema), malformed)
 
 
@@ -91,7 +91,7 @@ def check_columns(path: Path, layout: Layout, columns: Mapping[str, str]) -> Non
         DataError: A column is missing.
     """
     if layout.format == "parquet":
-        with _parquet_errors(path):
+        with parquet_errors(path):
             _selected(path, columns)
     elif layout.delimited:
         column_places(path, layout, columns, head_lines(path)[layout.skip])
@@ -105,7 +105,12 @@ Blocks = Iterator[tuple[pl.DataFrame, pl.DataFrame]]
 """Rows and malformed rows of each block."""
 
 
-def _blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
+def table_blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
+    """Read a text file block by block; arguments and errors as :func:`read_table`.
+
+    Yields:
+        ``line`` and a text column per role, and the malformed rows.
+    """
     if layout.format == "sequences":
         return map(_sequences, line_blocks(path, layout.skip))
     if layout.format == "jsonl":
@@ -141,7 +146,7 @@ def _jsonl(path: Path, layout: Layout, columns: Mapping[str, str]) -> Blocks:
     schema = {"line": pl.Int64} | dict.fromkeys(columns, pl.String)
     for lines in line_blocks(path, layout.skip):
         bad, rows = [*lines.malformed], []
-        for line, row in _objects(lines, bad):
+        for line, row in json_objects(lines, bad):
             names.update(dict.fromkeys(row))
             try:
                 found.update(name for name in columns.values() if member(row, name) is not None)
@@ -173,9 +178,10 @@ def _check_characters(name: str, text: str | None) -> None:
         raise ValueError(f"{name} contains {half}, half of a character") from None
 
 
-def _objects(
+def json_objects(
     lines: Lines, bad: list[tuple[int, str, str]]
 ) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield line and object of JSON lines; others are added to ``bad``: line, fault, reason."""
     for line, text in lines.filled.iter_rows():
         try:
             row = json.loads(text, parse_float=Decimal)
@@ -193,7 +199,7 @@ def _objects(
 def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Table]:
     """Read the requested columns of a Parquet file by polars' streaming engine."""
     ids = pl.col(role for role in columns if role in IDS).cast(pl.Categorical)
-    with _parquet_errors(path):
+    with parquet_errors(path):
         rows, selected = _selected(path, columns)
         refuse_inexact(path, rows, columns)
         rows = (
@@ -224,7 +230,7 @@ def _selected(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, lis
 
 
 @contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
+def parquet_errors(path: Path) -> Iterator[None]:
     """Turn polars' errors about a broken Parquet file into a :class:`DataError`."""
     try:
         yield

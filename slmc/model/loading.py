@@ -9,7 +9,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from slmc.artefact import Artefact
 from slmc.errors import ArtefactError, UsageError
-from slmc.model import decoders, quantized
+from slmc.model import decoders, quantized, recommender, sasrec
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
 from slmc.model.silence import silence_transformers
@@ -17,8 +17,13 @@ from slmc.model.silence import silence_transformers
 Recommender = SequentialRecommender | Sasrec
 """Models that can be evaluated and exported. Both have ``item_vectors``, ``user_vectors`` (packed
 and padded), ``layers``, ``prefix_states`` and ``serving``."""
-MODEL_TYPES = (RecommenderConfig.model_type, SasrecModelConfig.model_type)
-"""``model_type`` of the models that slmc saves."""
+MODEL_TYPES = (
+    RecommenderConfig.model_type,
+    recommender.FORMER_TYPE,
+    SasrecModelConfig.model_type,
+    sasrec.FORMER_TYPE,
+)
+"""``model_type`` of the models that slmc saves, and has saved."""
 SERVING = ("config.json", "model.safetensors", "items.parquet", "preprocessor.json")
 """Files that are needed to serve a model; ``size_mb`` is their size."""
 

@@ -23,12 +23,15 @@ from transformers import (
 from slmc.model import decoders, packing
 from slmc.model.packing import Packing, Prefix
 from slmc.model.quantized_table import QuantizedTable
+from slmc.model.types import name_with_import, register
+
+FORMER_TYPE = "slmc"
 
 
 class RecommenderConfig(PreTrainedConfig):
     """Config of a :class:`SequentialRecommender`; ``backbone_config`` is that of its decoder."""
 
-    model_type = "slmc"
+    model_type = name_with_import(FORMER_TYPE)
     final_norm: bool = True
     """Whether the decoder's norm follows its last layer; not after an early exit
     (:mod:`slmc.model.exit_heads`), whose head was trained on the states before any norm. It is
@@ -292,5 +295,4 @@ def _item_table(config: RecommenderConfig) -> nn.Embedding | QuantizedTable:
     return nn.Embedding(rows, width, padding_idx=0)
 
 
-AutoConfig.register(RecommenderConfig.model_type, RecommenderConfig)
-AutoModel.register(RecommenderConfig, SequentialRecommender)
+register(RecommenderConfig, SequentialRecommender, FORMER_TYPE)

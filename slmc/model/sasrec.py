@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from slmc.model import packing
 from slmc.model.packing import Packing, Prefix
+from slmc.model.types import name_with_import, register
+
+FORMER_TYPE = "slmc_sasrec"
 
 
 class SasrecModelConfig(PreTrainedConfig):
     """Config of a :class:`Sasrec`."""
 
-    model_type = "slmc_sasrec"
+    model_type = name_with_import(FORMER_TYPE)
 
     def __init__(
         self,
@@ -161,5 +164,4 @@ class Sasrec(PreTrainedModel):
         return nn.functional.pad(scores, (1, 0), value=float("-inf"))
 
 
-AutoConfig.register(SasrecModelConfig.model_type, SasrecModelConfig)
-AutoModel.register(SasrecModelConfig, Sasrec)
+register(SasrecModelConfig, Sasrec, FORMER_TYPE)
