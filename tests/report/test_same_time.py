@@ -12,22 +12,22 @@ from slmc.pipeline import RunResult
 from slmc.report import markdown, numbers, same_time
 from slmc.report.html import page
 from slmc.report.same_time import tied_targets
-from slmc.report.tables import Z, user_table
+from slmc.report.tables import Z, user_tables
 from slmc.report.terminal import run_table
 from slmc.report.view import view_of
 
 NAMES = ["markov", "teach", "export"]
 
 
-def marked(result: RunResult, name: str) -> pl.DataFrame | None:
-    """The table of an evaluation of 80 users; every fourth target is tied."""
-    table = user_table(result, name)
-    return None if table is None else table.with_columns(same_time=pl.int_range(pl.len()) % 4 == 0)
+def marked(result: RunResult, name: str) -> list[pl.DataFrame]:
+    """The tables of an evaluation of 80 users; every fourth target is tied."""
+    fourth = pl.int_range(pl.len()) % 4 == 0
+    return [table.with_columns(same_time=fourth) for table in user_tables(result, name)]
 
 
 @pytest.fixture
 def tied(finished: RunResult, monkeypatch: pytest.MonkeyPatch) -> same_time.TiedTargets:
-    monkeypatch.setattr(same_time, "user_table", marked)
+    monkeypatch.setattr(same_time, "user_tables", marked)
     table = tied_targets(finished, "ndcg@10", [*NAMES, "unknown"])
     assert table is not None
     return table
@@ -39,8 +39,7 @@ def test_values_by_hand(finished: RunResult, tied: same_time.TiedTargets) -> Non
         "step", "NDCG@10, same-time (25.0 % of users)", "NDCG@10, later (75.0 % of users)",
     ]  # fmt: skip
     assert [step for step, _ in tied.rows] == NAMES
-    table = user_table(finished, "teach")
-    assert table is not None
+    (table,) = user_tables(finished, "teach")
     of_users = values(table, "ndcg@10", finished.protocol)
     same = np.arange(80) % 4 == 0
     for (value, half), users in zip(tied.rows[1][1], (same, ~same), strict=True):
@@ -57,6 +56,16 @@ def test_each_form_shows_it(finished: RunResult, tied: same_time.TiedTargets) ->
     for text in (page(view), markdown.summary(view), terminal.export_text()):
         assert cell in text and "(25.0 % of users)" in text
     assert "<h2>Same-time and later targets</h2>" in page(view)
+
+
+def test_a_run_of_an_older_version_has_no_table(
+    finished: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def older(result: RunResult, name: str) -> list[pl.DataFrame]:
+        return [table.drop("same_time") for table in user_tables(result, name)]
+
+    monkeypatch.setattr(same_time, "user_tables", older)
+    assert tied_targets(finished, "ndcg@10", NAMES) is None
 
 
 def test_without_ties_there_is_no_table(finished: RunResult) -> None:
