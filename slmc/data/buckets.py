@@ -98,7 +98,7 @@ def core(config: PrepareConfig, rows: Sorted) -> tuple[NDArray[np.bool_], NDArra
 def _dealt(
     read_log: Log, user_places: NDArray[np.uint32], item_places: NDArray[np.uint32]
 ) -> Iterator[Spool]:
-    """Deal the good rows of a log into buckets of users; frees the log's own rows."""
+    """Deal the good rows of a log into buckets of users, in the order of user ids."""
     number = min(-(-read_log.good.height // BUCKET_ROWS), MOST_BUCKETS)
     rows = np.zeros(int(user_places.max(initial=0)) + 1, dtype=np.int64)
     counts = read_log.ids["user"].rows

@@ -111,7 +111,7 @@ def fetch_log(config: PrepareConfig) -> Log:
 
 
 def build(config: PrepareConfig, read_log: Log) -> Prepared:
-    """Build the dataset of a log; the log is used up.
+    """Build the dataset of a log.
 
     Raises:
         DataError: The core leaves fewer than two users, or the split leaves no test target (a

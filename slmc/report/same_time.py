@@ -75,6 +75,8 @@ def tied_targets(result: "RunResult", metric: str, names: Sequence[str]) -> Tied
         tables = user_tables(result, name)
         if not tables:
             continue
+        if not all("same_time" in table.columns for table in tables):
+            return None  # measured by an older version
         parts = [
             [table.filter(pl.Series(segment_mask(table, segment))) for table in tables]
             for segment in SEGMENTS
