@@ -91,7 +91,7 @@ def _keys(
             type=_type(field, defs),
             default="required" if is_required else _written(default),
             text=" ".join(field.get("description", "").split()),
-            in_cache_key=field.get("key", True),
+            in_cache_key=field.get("key") is not False,
         )
         nested = default if isinstance(default, dict) else {}
         rows: dict[str, Key] = {}

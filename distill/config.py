@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, create_model, model_validator
 
 from slmc.config import IN_KEY_IF_SET, OUTSIDE_KEY, TRAINING, Size, StageConfig, TrainConfig
+from slmc.training.config import Layer, check_text_settings
 
 TEACHERS = ("teacher", "teacher2", "teacher3", "teacher4")
 """Roles of the teachers of a distillation; in recipes ``teachers: [ID, ID]``."""
@@ -50,7 +51,7 @@ class MustBeat(StageConfig):
         "sasrec",
     )
     """Baselines to compare with, paired over validation users; Holm's correction (1979) accounts
-    for several."""
+    for several. sasrec is that of the baselines step: by default the recipe's last one."""
     metric: str = "ndcg@10"
     """Metric of the comparison."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -85,12 +86,27 @@ class TeachConfig(Dropout, TrainConfig):
     control: bool = False
     """Also train the same teacher from random weights, for the same number of steps: this shows
     what the LLM's pretraining contributes on this log."""
-    item_embeddings: Literal["sasrec", "random"] = "sasrec"
-    """sasrec: the item table of the SASRec baseline; random: randomly initialised and trained."""
+    item_embeddings: Literal["sasrec", "random", "text", "hybrid"] = "sasrec"
+    """sasrec: the item table of SASRec (input sasrec: by default the recipe's last one); random:
+    randomly initialised and trained; text: the item's text through an adapter that is trained with
+    the teacher; hybrid: the sum of text and a learned vector per item. Text needs data.items."""
     item_dim: int = Field(64, ge=1)
-    """Width of a random item table; ignored with SASRec's, which has its own width."""
+    """Width of the item table; ignored with SASRec's, which has its own width."""
+    encoder: str | None = Field(None, json_schema_extra=OUTSIDE_KEY)
+    """Encoder of the texts: a directory or hub id of a sentence encoder or an LLM; null: the
+    teacher's own backbone."""
+    encoder_revision: str | None = Field(None, json_schema_extra=IN_KEY_IF_SET)
+    """Commit, tag or branch of a hub id."""
+    encoder_layer: Layer = Field("auto", json_schema_extra=IN_KEY_IF_SET)
+    """Hidden layer to use; auto: of four layers the one whose text similarity alone ranks
+    validation users best; null: the last one of a sentence encoder, the middle one of an LLM."""
+    id_dropout: float = Field(0.0, ge=0, lt=1, json_schema_extra=IN_KEY_IF_SET)
+    """Probability that a training step leaves out the learned vector of an item (hybrid). Above 0
+    texts learn to stand alone, as those of new items do; known items may rank a little worse."""
     freeze_items: bool = True
-    """Keep the item table fixed during training."""
+    """Keep the item table fixed during training. A table from texts is trained with the teacher;
+    it is fixed afterwards, so that students keep it and new items can be added. false: students
+    train it further."""
     tune: Literal["all", "lora"] = "all"
     """all: train all weights of the backbone; lora: train LoRA adapters only."""
     lora: Lora = Lora()
@@ -108,7 +124,29 @@ class TeachConfig(Dropout, TrainConfig):
             raise ValueError("item_embeddings: random needs freeze_items: false")
         if self.prompt is not None and self.targets == "all":
             raise ValueError("a prompt needs targets: last, because it encloses whole histories")
+        if self.encoder is not None and not self.items_from_texts:
+            raise ValueError("encoder needs item_embeddings: text or hybrid")
+        if self.items_from_texts and self.text_encoder[0].startswith("random://"):
+            raise ValueError(
+                f"item_embeddings: {self.item_embeddings} needs an encoder here, because a random "
+                "backbone has no tokenizer"
+            )
+        check_text_settings(
+            self.item_embeddings, self.encoder, self.encoder_revision, self.id_dropout
+        )
         return self
+
+    @property
+    def items_from_texts(self) -> bool:
+        """Whether the teacher's own item table comes from texts."""
+        return self.item_embeddings in ("text", "hybrid")
+
+    @property
+    def text_encoder(self) -> tuple[str, str | None]:
+        """The encoder of the texts and its revision: the backbone if no other is named."""
+        if self.encoder is not None:
+            return self.encoder, self.encoder_revision
+        return self.backbone, self.revision
 
 
 # `from` is a keyword of Python, so no class body can have it.

@@ -46,6 +46,7 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         )
     with draft(out) as work:
         torch.manual_seed(config.seed)
+        table_from = inputs.get("student", inputs["teacher"])
         student, origin = initial_student(config, inputs, teachers[0], data)
         adapted = student if config.tune == "lora" else None
         if isinstance(adapted, SequentialRecommender):
@@ -83,7 +84,7 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         if isinstance(adapted, SequentialRecommender):
             merge_adapters(adapted)
         if config.item_dim is not None:
-            narrow.follow_texts(inputs, student, data.counts, work.path)
+            narrow.follow_texts(table_from, student, data.counts, work.path)
         if config.keep_heads and isinstance(task, Distillation):
             task.save_heads(work.path)
         trained_on = TrainedOn.of(teachers[0].artefact).with_backbone(config)
@@ -95,4 +96,5 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
             inputs=inputs,
             numbers=asdict(outcome) | {FACTS: asdict(trained_on)},
             device=placement.device.type,
+            table_from=table_from,
         )

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from slmc.data.dataset import Dataset
+from slmc.distill.config import TeachConfig
 from slmc.errors import UsageError
 from slmc.model import decoders, selfcheck
 from slmc.model.loading import check_decoder
@@ -31,6 +32,20 @@ def is_recommender(directory: Path) -> bool:
         RecommenderConfig.model_type,
         FORMER_TYPE,
     )
+
+
+def refuse_texts(config: TeachConfig) -> None:
+    """Refuse an item table from texts: an existing recommender keeps its own.
+
+    Raises:
+        UsageError: The config asks for one.
+    """
+    if config.items_from_texts:
+        raise UsageError(
+            f"item_embeddings: {config.item_embeddings} cannot be used with the backbone "
+            f"{config.backbone}: it is a recommender, which keeps its own item table.",
+            "Leave item_embeddings out, or name a plain LLM.",
+        )
 
 
 def check(directory: Path, history: int | None = None) -> PreTrainedModel:

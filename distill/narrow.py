@@ -205,7 +205,7 @@ class ItemScores(nn.Module):
 
 @torch.no_grad()
 def follow_texts(
-    inputs: dict[str, Artefact],
+    source: Artefact,
     model: Recommender,
     counts: NDArray[np.integer],
     out: Path,
@@ -216,10 +216,14 @@ def follow_texts(
     interactions. It gives the other items their vectors (as negatives, training has pushed them
     away), and is written behind the map from texts, for items that come later. Nothing is done if
     the first table itself was trained after it came from texts: such a map refuses new items.
+
+    Args:
+        source: The model whose item table the trained one started from.
+        model: The trained model.
+        counts: ``[V + 1]`` training interactions of the items.
+        out: Folder of the artefact that is being written.
     """
-    models = [inputs[role] for role in text_map.ROLES if role in inputs]
-    source = next((one for one in models if text_map.FILE in one.manifest.files), None)
-    if source is None:
+    if text_map.FILE not in source.manifest.files:
         return
     known, before = TextMap.open(source), load_model(source).item_vectors().detach()
     if not known.fits(before):

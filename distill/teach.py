@@ -1,7 +1,7 @@
 """Train an LLM to rank a catalogue (E4SRec, arXiv 2312.02443): the teacher of the distillation."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from slmc.model.saving import seal_model
 from slmc.training.loop import train
 from slmc.training.next_item import NextItem, decay_of, training_rows, validation
 from slmc.training.softmax import Softmax
+from slmc.training.text_table import TextTable
 from slmc.training.types import Outcome, TrainSetup
 
 log = logging.getLogger("slmc.teach")
@@ -50,8 +51,11 @@ def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
     placement = device.choose(config.device, config.dtype)
     with draft(out) as work:
         torch.manual_seed(config.seed)
-        model, origin = _untrained(config, inputs["sasrec"], data)
-        outcome = _train(config, model, origin, data, placement, work.resume, inputs.get("like"))
+        start = _untrained(config, inputs, data, placement)
+        model, texts = start.model, start.texts
+        outcome = _train(config, start, data, placement, work.resume, inputs.get("like"))
+        if texts is not None:
+            texts.fold(model, work.path)
         comparison = {}
         if config.must_beat is not None:
             comparison = must_beat.compare(
@@ -67,20 +71,36 @@ def teach(config: TeachConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
             stage="teach",
             config=config,
             inputs=inputs,
-            numbers=asdict(outcome) | {"must_beat": comparison},
+            numbers=asdict(outcome)
+            | {"must_beat": comparison}
+            | (texts.numbers if texts is not None else {}),
             device=placement.device.type,
+            table_from=start.table_from,
         )
 
 
+@dataclass(frozen=True)
+class _Start:
+    """A teacher before training."""
+
+    model: SequentialRecommender
+    origin: Origin
+    """The weights that it must start from."""
+    texts: TextTable | None = None
+    """The item table from texts that is trained along."""
+    table_from: Artefact | None = None
+    """The model whose item table it uses."""
+
+
 def _untrained(
-    config: TeachConfig, sasrec: Artefact, data: Dataset
-) -> tuple[SequentialRecommender, Origin]:
-    """Return the recommender before training, and the weights that it must start from."""
+    config: TeachConfig, inputs: dict[str, Artefact], data: Dataset, placement: Placement
+) -> _Start:
     directory = Path(config.backbone)
     if existing.is_recommender(directory):
+        existing.refuse_texts(config)
         model = existing.read(directory, data)
         # Its item table is reordered to this dataset's vocabulary.
-        return model, Origin.of_files(directory, excluded="item_embeddings.")
+        return _Start(model, Origin.of_files(directory, excluded="item_embeddings."))
     if config.epochs == 0:
         raise UsageError(
             f"epochs: 0 trains nothing, but {config.backbone} is a plain LLM "
@@ -90,16 +110,22 @@ def _untrained(
     llm = backbone.load(config.backbone, revision=config.revision, layers=config.layers)
     if config.init == "random":
         llm = llm.randomised()
-    items = _items(config, sasrec, data)
+    texts = None
+    if config.items_from_texts:
+        name, revision = config.text_encoder
+        texts = TextTable.of(config, name, revision, config.item_dim, inputs["data"], placement)
+    items = _items(config, inputs["sasrec"], data) if texts is None else texts.start
     prompt = config.prompt
     prefix = llm.prompt(prompt.prefix) if prompt else None
     suffix = llm.prompt(prompt.suffix) if prompt else None
     model = fresh(llm, items, history=data.history, prefix=prefix, suffix=suffix)
     model.item_embeddings.requires_grad_(not config.freeze_items)
-    return model, origin_of(llm, items, (prefix, suffix))
+    table_from = inputs["sasrec"] if config.item_embeddings == "sasrec" else None
+    return _Start(model, origin_of(llm, items, (prefix, suffix)), texts, table_from)
 
 
 def _items(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Tensor:
+    """Return the item table before training: that of SASRec, or a random one."""
     if config.item_embeddings == "sasrec":
         return load_model(sasrec).item_vectors().detach()
     items = torch.randn(data.num_items + 1, config.item_dim) * 0.02
@@ -109,20 +135,22 @@ def _items(config: TeachConfig, sasrec: Artefact, data: Dataset) -> Tensor:
 
 def _train(
     config: TeachConfig,
-    model: SequentialRecommender,
-    origin: Origin,
+    start: _Start,
     data: Dataset,
     placement: Placement,
     resume: Path,
     like: Artefact | None,
 ) -> Outcome:
+    model = start.model
     if config.epochs == 0:
         place(model, placement.device)
         return Outcome.untrained(config.select_by)
     model.set_dropout(config.dropout, config.residual_dropout, config.attention_dropout)
     if config.tune == "lora":
         add_adapters(model, config.lora)
-    origin.check(model)
+    start.origin.check(model)
+    if start.texts is not None:
+        start.texts.put_into(model)
     prompt = (model.config.prefix_length, model.config.suffix_length)
     name = "teach" if config.init == "backbone" else "teach from random weights"
     softmax = Softmax.of(config, data.num_items, name)

@@ -94,7 +94,7 @@ STAGES: dict[str, Stage] = {
         schema=3,
         check="slmc.distill.must_beat:check",
         optional=frozenset({"like"}),
-        fingerprint="slmc.model.sources:fingerprint",
+        fingerprint="slmc.model.sources:teacher_fingerprint",
     ),
     "distill": Stage(
         {

@@ -92,6 +92,7 @@ def prune(config: PruneConfig, inputs: dict[str, Artefact], out: Path) -> Artefa
             stage="prune",
             config=config,
             inputs=inputs,
+            table_from=inputs["model"],
             numbers=sizes | {"kept_layers": layers} | numbers | {"layers": listed},
             device=placement.device.type,
             note=(

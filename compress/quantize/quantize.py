@@ -68,6 +68,7 @@ def quantize(config: QuantizeConfig, inputs: dict[str, Artefact], out: Path) -> 
             stage="quantize",
             config=config,
             inputs=inputs,
+            table_from=inputs["model"],
             numbers=numbers,
             device=target.type,
             note=_note(config, done),

@@ -55,9 +55,10 @@ def parent(artefact: Artefact, role: str) -> Artefact | None:
 
 
 def check_backbone(config: StageConfig, data: Artefact) -> None:
-    """Refuse a local backbone that slmc does not support, before any stage runs."""
+    """Refuse a local backbone or encoder that slmc does not support, before any stage runs."""
     from slmc.distill.config import TeachConfig
-    from slmc.pipeline.preflight import check_backbone as check
+    from slmc.pipeline import preflight
 
     if isinstance(config, TeachConfig):
-        check(config, data.manifest.config.get("history"))
+        preflight.check_backbone(config, data.manifest.config.get("history"))
+        preflight.check_encoder(config)

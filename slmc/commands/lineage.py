@@ -12,7 +12,7 @@ from slmc.config import StageConfig
 from slmc.errors import UsageError
 from slmc.recipe import load
 from slmc.recipe.paths import to_folder
-from slmc.recipe.steps import as_written
+from slmc.recipe.steps import FIRST, as_written
 from slmc.recipe.text import dump
 from slmc.stages import STAGES
 from slmc.system import refuse_existing
@@ -38,6 +38,7 @@ def as_recipe(stage: str, config: StageConfig, inputs: Mapping[str, Artefact], f
     lines: dict[str, tuple[str, dict[str, Any]]] = {}
     ids = {role: _walk(artefact, lines) for role, artefact in inputs.items()}
     _add(stage, config, ids, lines)
+    _drop_defaults(lines)
     data = next((body for at, body in lines.values() if at == "prepare"), {})
     steps = [{at: body or None} for at, body in lines.values() if at != "prepare"]
     recipe = {"version": 1, "name": file.stem, "data": data, "steps": steps}
@@ -71,10 +72,7 @@ def _add(
     lines: dict[str, tuple[str, dict[str, Any]]],
 ) -> str:
     body = config.model_dump(mode="json", exclude_defaults=True)
-    # The recipe fills these roles by default: it has one dataset, one SASRec, one report.
-    roles = {r: i for r, i in ids.items() if r not in ("data", "sasrec", "baselines")}
-    if roles and stage != "baselines":
-        body = as_written(stage, roles) | body
+    body = as_written(stage, {role: one for role, one in ids.items() if role != "data"}) | body
     for known, line in lines.items():
         if line == (stage, body) or line == (stage, {"id": known} | body):
             return known
@@ -82,6 +80,15 @@ def _add(
     name = stage if not count else f"{stage}-{count + 1}"
     lines[name] = (stage, ({"id": name} if count else {}) | body)
     return name
+
+
+def _drop_defaults(lines: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+    """Leave out the roles that a recipe fills by default: the last SASRec, the last baselines."""
+    last = {stage: name for name, (stage, _) in lines.items()}
+    for _, body in lines.values():
+        for role in FIRST:
+            if role in body and body[role] == last[role]:
+                del body[role]
 
 
 def _read_back(text: str) -> None:

@@ -16,8 +16,17 @@ LONGEST = 20
 """Length of the top lists that an evaluation stores: the largest K of overlap@K."""
 
 Segment = Literal[
-    "all", "cold-users", "tail-items", "long-histories", "new-items", "same-time", "later"
+    "all",
+    "cold-users",
+    "tail-items",
+    "long-histories",
+    "cold-items",
+    "new-items",
+    "same-time",
+    "later",
 ]
+COLD = 5
+"""Largest number of training interactions of a cold item."""
 
 
 class Gate(StageConfig):
@@ -43,8 +52,9 @@ class Gate(StageConfig):
     segment: Segment = "all"
     """Users to evaluate: all; cold-users, the quarter with the shortest histories; long-histories,
     the quarter with the longest; tail-items, users whose target is in the least popular 80 % of
-    the catalogue; new-items, users whose target has no training interactions; same-time, users
-    whose target has the time of the item before it; later, the other users of a log with times."""
+    the catalogue; cold-items, users whose target has at most 5 training interactions; new-items,
+    users whose target has none; same-time, users whose target has the time of the item before it;
+    later, the other users of a log with times."""
     anomalous: Literal["warn", "fail"] = "warn"
     """Whether to warn or fail if an engine, or a pruned or quantized model, is more than 5 % better
     than the baseline, and the baseline is the model that it was made from."""

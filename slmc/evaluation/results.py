@@ -18,7 +18,7 @@ from slmc.config import CROSS_ENTROPIES, Protocol, Sampled
 from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError, VerdictError
 from slmc.evaluation.config import EvaluateConfig
-from slmc.evaluation.gates import Segment
+from slmc.evaluation.gates import COLD, Segment
 from slmc.evaluation.metrics import rank_metric
 
 TOP = 20
@@ -219,13 +219,16 @@ def segment_mask(per_user: pl.DataFrame, segment: Segment) -> NDArray[np.bool_]:
     A quarter refers to all ranked users. Users whose history is as long as that of the user at
     the quartile belong to it.
     """
-    history = per_user["history"].to_numpy()
     if segment == "cold-users":
+        history = per_user["history"].to_numpy()
         return np.asarray(history <= np.quantile(history, 0.25, method="lower"))
     if segment == "long-histories":
+        history = per_user["history"].to_numpy()
         return np.asarray(history >= np.quantile(history, 0.75, method="higher"))
     if segment == "tail-items":
         return per_user["tail"].to_numpy()
+    if segment == "cold-items":
+        return np.asarray(per_user["count"].to_numpy() <= COLD)
     if segment == "new-items":
         return per_user["new"].to_numpy()
     if segment in ("same-time", "later"):

@@ -18,7 +18,7 @@ from slmc.model.silence import silence_transformers
 
 Save = Callable[[PreTrainedModel, Artefact, Path], None]
 """Writes a model and the vocabulary of a dataset into a folder."""
-TRAINING_METRICS = ("best_epoch", "stopped", "still_improving", "must_beat")
+TRAINING_METRICS = ("best_epoch", "stopped", "still_improving", "must_beat", "encoder_layer")
 """Metrics of training that are copied to the manifest."""
 HOW_TO_LOAD = (
     "pip install slmc; in Python `import slmc.model.loading`, then "
@@ -64,6 +64,7 @@ def seal_model(
     device: str,
     note: str = "",
     save: Save | None = None,
+    table_from: Artefact | None = None,
 ) -> Artefact:
     """Write and seal a model.
 
@@ -78,9 +79,13 @@ def seal_model(
         device: Device that was used.
         note: Text of the model card about this stage; by default about the training.
         save: Writes the files instead of :func:`save_model`.
+        table_from: The model that the item table came from; None if it was made here. Its map from
+            texts to item vectors is copied, unless the stage wrote one.
     """
     (save or save_model)(model, inputs["data"], work.path)
-    _copy_text_map(inputs, work.path)
+    copy = work.path / text_map.FILE
+    if table_from is not None and text_map.FILE in table_from.manifest.files and not copy.exists():
+        shutil.copyfile(table_from.file(text_map.FILE), copy)
     (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     metrics = describe(model, work.path) | {
         name: numbers[name] for name in TRAINING_METRICS if name in numbers
@@ -94,14 +99,6 @@ def seal_model(
         metrics=metrics,
         device=device,
     )
-
-
-def _copy_text_map(inputs: Mapping[str, Artefact], out: Path) -> None:
-    """Copy the map from texts to item vectors from the model that the item table came from."""
-    models = [inputs[role] for role in text_map.ROLES if role in inputs]
-    source = next((one for one in models if text_map.FILE in one.manifest.files), None)
-    if source is not None and not (out / text_map.FILE).exists():
-        shutil.copyfile(source.file(text_map.FILE), out / text_map.FILE)
 
 
 def save_model(model: PreTrainedModel, dataset: Artefact, out: Path) -> None:

@@ -48,11 +48,20 @@ class NamesEncoder(Protocol):
     encoder_revision: str | None
 
 
+class NamesBoth(NamesBackbone, NamesEncoder, Protocol):
+    """A config that names a backbone and may name a text encoder."""
+
+
 def fingerprint(config: NamesBackbone) -> dict[str, str]:
     """Return the current content of the backbone."""
     if config.backbone is None:
         return {}  # the LLM of the teacher, whose digest is an input
     return {"backbone": digest_of(config.backbone, config.revision)}
+
+
+def teacher_fingerprint(config: NamesBoth) -> dict[str, str]:
+    """Return the current content of the backbone, and of a text encoder that is named."""
+    return fingerprint(config) | encoder_fingerprint(config)
 
 
 def encoder_fingerprint(config: NamesEncoder) -> dict[str, str]:

@@ -7,6 +7,7 @@ and the last layers predict tokens. Letters: N texts, D width of the encoder.
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ TOKENS = 4096
 """Tokens of a batch, padding included."""
 LONGEST = 256
 """Tokens of a text, at most: what stands further behind says little of an item."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Depths of the layers that ``encoder_layer: auto`` compares."""
 
 
 @dataclass(frozen=True)
@@ -66,78 +69,160 @@ def text_vectors(
         UsageError: The encoder cannot be opened, has no tokenizer, or has fewer layers.
         MissingError: It has to be downloaded, and the download fails.
     """
-    known = hashlib.sha256(repr((encoder.digest, encoder.layer, LONGEST)).encode())
-    for text in texts:
-        known.update(hashlib.sha256(text.encode()).digest())
-    file = cache.root() / "texts" / f"{known.hexdigest()}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.name}.lock")):
-        if not file.is_file():
+    return layer_vectors(texts, encoder, [encoder.layer], device)[encoder.layer]
+
+
+def layer_vectors(
+    texts: Sequence[str],
+    encoder: Encoder,
+    layers: Sequence[int | None],
+    device: torch.device | str = "cpu",
+) -> dict[int | None, Tensor]:
+    """Return the vectors of several layers: those not in the cache are computed in one pass.
+
+    Args:
+        texts: Texts that are not empty.
+        encoder: The encoder; its ``layer`` is not used.
+        layers: Layers, as :attr:`Encoder.layer`.
+        device: Device of the encoder.
+
+    Raises:
+        UsageError, MissingError: As :func:`text_vectors`.
+    """
+    folder = cache.root() / "texts"
+    folder.mkdir(parents=True, exist_ok=True)
+    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    files = {layer: folder / f"{_key(encoder, layer, digests)}.safetensors" for layer in layers}
+    # One lock for all layers: two processes never wait for each other.
+    with FileLock(folder / f".{_key(encoder, 'layers', digests)}.lock"):
+        missing = [layer for layer, file in files.items() if not file.is_file()]
+        if missing:
             directory = locate(encoder.name, encoder.revision)
             # Opening a model may draw random numbers: a run must not depend on what is cached.
             with torch.random.fork_rng():
-                vectors = _computed(texts, directory, encoder, device)
-            staged = file.with_name(f".{file.name}.partial")
-            try:
-                save_file({"vectors": vectors}, staged)
-                os.replace(staged, file)
-            finally:
-                staged.unlink(missing_ok=True)
-    return load_file(file)["vectors"]
+                computed = _computed(texts, directory, encoder.name, missing, device)
+            for layer in missing:
+                _store(computed.pop(layer), files[layer])
+    return {layer: load_file(file)["vectors"] for layer, file in files.items()}
+
+
+def candidate_layers(encoder: Encoder) -> tuple[list[int], int]:
+    """Return layers to choose from, spread over the depth of an encoder, and its depth.
+
+    Raises:
+        UsageError: The encoder cannot be opened.
+        MissingError: It has to be downloaded, and the download fails.
+    """
+    depth = _depth(locate(encoder.name, encoder.revision), encoder.name)
+    return sorted({math.ceil(share * depth) for share in SHARES}), depth
+
+
+def check(name: str, layer: int | None = None) -> None:
+    """Check that a local directory can encode texts, without its weights; others are not checked.
+
+    Args:
+        name: A directory, hub id or GGUF file.
+        layer: Layer that must exist.
+
+    Raises:
+        UsageError: It has no readable config, no tokenizer, or fewer layers.
+    """
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        return
+    depth = _depth(directory, name)
+    _check_tokenizer(directory, name)
+    _check_layer(layer or 0, depth, name)
+
+
+def _key(encoder: Encoder, layer: int | str | None, digests: Sequence[bytes]) -> str:
+    known = hashlib.sha256(repr((encoder.digest, layer, LONGEST)).encode())
+    for digest in digests:
+        known.update(digest)
+    return known.hexdigest()
+
+
+def _store(vectors: Tensor, file: Path) -> None:
+    staged = file.with_name(f".{file.name}.partial")
+    try:
+        save_file({"vectors": vectors}, staged)
+        os.replace(staged, file)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _computed(
     texts: Sequence[str],
     directory: Path,
-    encoder: Encoder,
+    name: str,
+    layers: Sequence[int | None],
     device: torch.device | str,
-) -> Tensor:
-    tokenizer, model = _opened(directory, encoder.name)
+) -> dict[int | None, Tensor]:
+    tokenizer, model = _opened(directory, name)
     model.to(device)
-    depth, layer = int(model.config.num_hidden_layers), encoder.layer
-    if layer is None:
-        layer = depth // 2 if _is_causal(model) else depth
-    if layer > depth:
-        raise UsageError(
-            f"encoder {encoder.name}: it has {depth} layers, so there is no layer {layer}.",
-            f"Choose a layer from 0 to {depth}.",
-        )
+    depth = int(model.config.num_hidden_layers)
+    usual = depth // 2 if _is_causal(model) else depth
+    read = {layer: usual if layer is None else layer for layer in layers}
+    deepest = max(read.values())
+    _check_layer(deepest, depth, name)
     if isinstance(getattr(model, "layers", None), torch.nn.ModuleList):
         # One more than is used: the last of these states goes through the final norm.
-        model.layers = model.layers[: layer + 1]
-    log.info("encoding %d texts with %s, layer %d of %d", len(texts), encoder.name, layer, depth)
-    vectors: Tensor | None = None
+        model.layers = model.layers[: deepest + 1]
+    shown = ", ".join(map(str, sorted(set(read.values()))))
+    log.info("encoding %d texts with %s, layer %s of %d", len(texts), name, shown, depth)
+    vectors: dict[int | None, Tensor] = {}
     done = 0
     for places, tokens in _batches(texts, tokenizer):
-        tokens = {name: value.to(device) for name, value in tokens.items()}
+        tokens = {key: value.to(device) for key, value in tokens.items()}
         with torch.inference_mode():
-            states = model(**tokens, output_hidden_states=True).hidden_states[layer]
-        kept = tokens["attention_mask"][..., None].to(states.dtype)
-        means = ((states * kept).sum(dim=1) / kept.sum(dim=1)).float().cpu()
-        if vectors is None:
-            vectors = torch.empty(len(texts), means.shape[1])
-        vectors[places] = means
+            states = model(**tokens, output_hidden_states=True).hidden_states
+        for layer, number in read.items():
+            means = _mean(states[number], tokens["attention_mask"])
+            if layer not in vectors:
+                vectors[layer] = torch.empty(len(texts), means.shape[1])
+            vectors[layer][places] = means
         done += len(places)
         progress = {"task": "texts", "done": done, "total": len(texts)}
         log.debug("encoded %d of %d texts", done, len(texts), extra={"progress": progress})
-    if vectors is None or not vectors.isfinite().all():
+    if not vectors or not all(one.isfinite().all() for one in vectors.values()):
         raise UsageError(
-            f"encoder {encoder.name}: it returns vectors that are not finite.",
+            f"encoder {name}: it returns vectors that are not finite.",
             "Name another encoder, or another layer of it.",
         )
     return vectors
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean ``[B, D]`` of the states of real tokens ``[B, T, D]``, float32."""
+    kept = mask[..., None].to(states.dtype)
+    return ((states * kept).sum(dim=1) / kept.sum(dim=1)).float().cpu()
+
+
+def _depth(directory: Path, encoder: str) -> int:
+    from transformers import AutoConfig
+
+    try:
+        with silence_transformers():
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        return int(config.num_hidden_layers)
+    # As in _opened.
+    except Exception as error:
+        raise _unreadable(encoder, error) from error
+
+
+def _unreadable(encoder: str, error: Exception) -> UsageError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UsageError(
+        f"encoder {encoder}: transformers cannot open it ({line}).",
+        "Name a directory or hub id with config.json, safetensors weights and a tokenizer.",
+    )
 
 
 def _opened(directory: Path, encoder: str) -> tuple[Any, Any]:
     """The tokenizer and the model, in evaluation mode."""
     from transformers import AutoModel, AutoTokenizer
 
-    # Without these files transformers makes an empty tokenizer, which knows no word.
-    if not any(file for name in TOKENIZERS for file in directory.glob(name)):
-        raise UsageError(
-            f"encoder {encoder}: it has no tokenizer.",
-            "Name a directory or hub id with tokenizer.json, tokenizer.model or a vocabulary.",
-        )
+    _check_tokenizer(directory, encoder)
     try:
         with silence_transformers():
             tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -146,14 +231,27 @@ def _opened(directory: Path, encoder: str) -> tuple[Any, Any]:
             )
     # The exception depends on which library reads the broken file.
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"encoder {encoder}: transformers cannot open it ({line}).",
-            "Name a directory or hub id with config.json, safetensors weights and a tokenizer.",
-        ) from error
+        raise _unreadable(encoder, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer, model.eval()
+
+
+def _check_tokenizer(directory: Path, encoder: str) -> None:
+    # Without these files transformers makes an empty tokenizer, which knows no word.
+    if not any(file for name in TOKENIZERS for file in directory.glob(name)):
+        raise UsageError(
+            f"encoder {encoder}: it has no tokenizer.",
+            "Name a directory or hub id with tokenizer.json, tokenizer.model or a vocabulary.",
+        )
+
+
+def _check_layer(layer: int, depth: int, encoder: str) -> None:
+    if layer > depth:
+        raise UsageError(
+            f"encoder {encoder}: it has {depth} layers, so there is no layer {layer}.",
+            f"Choose a layer from 0 to {depth}.",
+        )
 
 
 def _is_causal(model: Any) -> bool:

@@ -5,6 +5,7 @@ Raw text vectors lie in a narrow cone, and as item vectors they rank badly; whit
 the text vectors, d item width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -57,6 +58,13 @@ class Whitening:
     def __call__(self, vectors: Tensor) -> Tensor:
         """Map ``[N, D]`` to ``[N, d]``; the fitted vectors become uncorrelated with variance 1."""
         return (vectors - self.mean) @ self.directions
+
+
+def table_of(vectors: Tensor, rows: Sequence[int], num_items: int) -> Tensor:
+    """Return a table ``[V + 1, d]`` with ``vectors`` ``[N, d]`` in ``rows``, zeros elsewhere."""
+    table = torch.zeros(num_items + 1, vectors.shape[1])
+    table[list(rows)] = vectors
+    return table
 
 
 def adapter(width: int) -> nn.Sequential:

@@ -26,8 +26,6 @@ from slmc.model.text_items import Whitening, adapter, item_vectors
 FILE = "text_items.safetensors"
 MATRIX, OFFSET = "projection.matrix", "projection.offset"
 """Names of the tensors of a projection in this file."""
-ROLES = ("student", "model", "teacher", "sasrec")
-"""Roles of the models that a stage may take its item table from, in this order."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class TextMap:
         if FILE not in model.manifest.files:
             raise UsageError(
                 f"the item table of {model.path} did not come from texts.",
-                "Set sasrec.item_embeddings to text or hybrid, and train again.",
+                "Set item_embeddings of sasrec or teach to text or hybrid, and train again.",
             )
         with safe_open(model.file(FILE), framework="pt") as file:
             metadata: dict[str, Any] = file.metadata()

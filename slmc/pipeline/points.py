@@ -181,7 +181,7 @@ class _PointReader:
         if step.stage == "sasrec":
             return None
         if step.stage == "teach":
-            return "sasrec"
+            return self.recipe.baseline_sasrec
         if (teacher := step.inputs.get("teacher")) is not None:
             return teacher.partition(COPY)[0]
         teachers = [one for one in self.recipe.steps if one.stage == "teach" and not one.is_control]

@@ -8,13 +8,14 @@ from typing import Any
 
 from slmc import cache
 from slmc.compress.config import PruneConfig
-from slmc.config import OnDevice
+from slmc.config import OnDevice, StageConfig
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.errors import MissingError, UsageError
 from slmc.export.config import ExportConfig
 from slmc.recipe import Recipe
 from slmc.recipe.steps import Step
 from slmc.stages import STAGES
+from slmc.training.config import SasrecConfig
 
 MB = 10**6
 NEEDED_MB = {"llm": 3000, "small": 100}
@@ -88,7 +89,7 @@ def check_engines(steps: Sequence[Step]) -> None:
 
 
 def check_backbones(recipe: Recipe, steps: Sequence[Step]) -> None:
-    """Check that slmc supports every local backbone, and can prune it if a step does.
+    """Check every local backbone and text encoder: that slmc supports it, and can prune it.
 
     Hub ids and GGUF files are checked by the stages, since they have to be downloaded or converted.
 
@@ -104,9 +105,10 @@ def check_backbones(recipe: Recipe, steps: Sequence[Step]) -> None:
     known |= {name: known[choice.candidates[0]] for name, choice in recipe.choices.items()}
     for step in steps:
         made_from = _made_from(step, known) if isinstance(step.config, PruneConfig) else step
-        if made_from is None or not isinstance(made_from.config, (TeachConfig, DistillConfig)):
-            continue
         try:
+            check_encoder(step.config)
+            if made_from is None or not isinstance(made_from.config, (TeachConfig, DistillConfig)):
+                continue
             decoder = check_backbone(made_from.config, recipe.data.history)
             if decoder is not None and isinstance(step.config, PruneConfig):
                 _check_prunable(step.config, decoder)
@@ -136,8 +138,29 @@ def check_backbone(config: TeachConfig | DistillConfig, history: int | None) -> 
     from slmc.model import backbone
 
     if existing.is_recommender(Path(name)):
+        if isinstance(config, TeachConfig):
+            existing.refuse_texts(config)
         return existing.check(Path(name), history)
     return backbone.check(name, revision=config.revision, layers=config.layers, history=history)
+
+
+def check_encoder(config: StageConfig) -> None:
+    """Check that the text encoder of a config, if it is a local folder, can encode texts.
+
+    Raises:
+        UsageError: It has no tokenizer, or fewer layers than the config names.
+    """
+    if isinstance(config, TeachConfig) and config.items_from_texts:
+        name = config.text_encoder[0]
+    elif isinstance(config, SasrecConfig) and config.encoder is not None:
+        name = config.encoder
+    else:
+        return
+    # Imported here, since it imports torch.
+    from slmc.model import text_encoder
+
+    layer = config.encoder_layer
+    text_encoder.check(name, None if layer == "auto" else layer)
 
 
 def _made_from(step: Step, known: Mapping[str, Step]) -> Step | None:

@@ -15,8 +15,9 @@ from slmc.distill.config import OF_SCORES, OF_STATES, DistillConfig, TeachConfig
 from slmc.export.config import ExportConfig
 from slmc.export.constraints import Refusal, Source, refusals
 from slmc.recipe.faults import Faults
+from slmc.recipe.item_tables import table_fault
 from slmc.recipe.sets import bodies
-from slmc.recipe.steps import Step
+from slmc.recipe.steps import Step, is_sasrec
 from slmc.recipe.text import Document
 from slmc.training.config import SasrecConfig
 
@@ -55,24 +56,26 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
         conflicts.append(_too_deep("layers", config.layers, inputs["teacher"], known))
     elif isinstance(config, DistillConfig):
         conflicts.append(_too_deep("blocks", config.blocks, inputs["student"], known))
-    elif isinstance(config, SasrecConfig):
+    elif isinstance(config, SasrecConfig | TeachConfig):
         conflicts.append(_without_texts(config, known[inputs["data"]].config))
     elif isinstance(config, PruneConfig):
         conflicts.append(_too_deep("layers", config.layers, inputs["model"], known))
         conflicts.append(_without_head(config, inputs["model"], known))
     elif isinstance(config, ExportConfig):
         of = inputs["model"]
+        if config.items is not None and (why := table_fault(of, known)) is not None:
+            conflicts.append(("items", f"{config.items}: {why}"))
         for one in impossible(config, sources(of, known), repr(of)):
             conflicts.append((one.key, f"{one.value}: {one.why}. {one.remedy}"))
     return [one for one in conflicts if one is not None]
 
 
-def _without_texts(config: SasrecConfig, data: StageConfig) -> Conflict | None:
+def _without_texts(config: StageConfig, data: StageConfig) -> Conflict | None:
     """Item embeddings from texts that the dataset does not have."""
-    if config.item_embeddings == "ids" or (isinstance(data, PrepareConfig) and data.items):
+    kind = getattr(config, "item_embeddings", None)
+    if kind not in ("text", "hybrid") or (isinstance(data, PrepareConfig) and data.items):
         return None
-    what = f"{config.item_embeddings}: the data has no texts of items. Set data.items."
-    return "item_embeddings", what
+    return "item_embeddings", f"{kind}: the data has no texts of items. Set data.items."
 
 
 def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
@@ -83,18 +86,6 @@ def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
     return [
         (role, f"{taken!r} {why}") for role, taken in step.inputs.items() if is_sasrec(taken, known)
     ]
-
-
-def is_sasrec(name: str, known: Mapping[str, Step]) -> bool:
-    """Return whether a step's model is a SASRec: trained as one, or distilled into one."""
-    step = known[name]
-    if step.stage == "sasrec":
-        return True
-    return (
-        step.stage == "distill"
-        and "student" in step.inputs
-        and is_sasrec(step.inputs["student"], known)
-    )
 
 
 def _of_teachers(step: Step, known: Mapping[str, Step]) -> list[Conflict]:

@@ -11,6 +11,7 @@ from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.gates import Gate
 from slmc.recipe.copies import BEST, Choice
 from slmc.recipe.faults import nearest
+from slmc.recipe.item_tables import has_texts
 from slmc.recipe.paths import to_folder
 from slmc.recipe.steps import COPY, Step, as_written, can_repeat
 from slmc.recipe.sweep import Sweep
@@ -72,14 +73,25 @@ class Recipe:
     def is_measured(self, step: Step) -> bool:
         """Whether the schedule has an evaluation of the step: each model and engine has one.
 
-        SASRec is evaluated with the baselines, and has its own evaluation only if another step
-        uses it as its model, a gate names it, or the recipe sweeps its settings.
+        The SASRec of the baselines is evaluated with them, and has its own evaluation only if
+        another step uses it as its model, a gate names it, or the recipe sweeps its settings.
         """
-        if step.stage != "sasrec":
+        if step.stage != "sasrec" or step.written != self.baseline_sasrec:
             return step.can_rank
         taken = any(_written(other.inputs.get("model")) == step.written for other in self.steps)
         named = {_written(name) for gate in self.gates for name in (gate.on, gate.baseline)}
         return taken or step.written in named | self.ranked
+
+    @property
+    def baseline_sasrec(self) -> str:
+        """Id, as written, of the SASRec among the baselines, with which reports compare."""
+        taken = next(step.inputs["sasrec"] for step in self.steps if step.stage == "baselines")
+        return _written(taken) or taken
+
+    def has_texts(self, written: str) -> bool:
+        """Whether the item table of a step's model came from texts."""
+        steps = self.written or self.steps
+        return has_texts(written, {step.id: step for step in steps})
 
     def copies(self, written: str) -> list[Step]:
         """All copies of the step with that id in the recipe; the step itself if it has none."""

@@ -22,6 +22,9 @@ ROUNDS = 5
 TOP_K = 20
 """Items that an evaluation keeps of each list, so an engine must return at least as many."""
 
+WITHOUT_TEXTS = {"encoder": None, "encoder_revision": None, "id_dropout": 0.0}
+"""An encoder is large, and the sample has fewer items than its vectors have directions."""
+
 
 def shrunk(config: Config) -> Config:
     """The config with smaller values for everything that costs time."""
@@ -41,9 +44,7 @@ def _prepare(config: PrepareConfig) -> dict[str, Any]:
 
 
 def _sasrec(config: SasrecConfig) -> dict[str, Any]:
-    # The encoder is large, and the sample has fewer items than its vectors have directions.
-    without = dict.fromkeys(("encoder", "encoder_revision", "encoder_layer"))
-    return {"item_embeddings": "ids", **without}
+    return {"item_embeddings": "ids", "encoder_layer": None, **WITHOUT_TEXTS}
 
 
 def _teach(config: TeachConfig) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def _teach(config: TeachConfig) -> dict[str, Any]:
         "layers": min(config.layers or LAYERS, LAYERS),
         "prompt": None,
         "must_beat": must_beat and must_beat.model_dump(),
+        "item_embeddings": "sasrec" if config.items_from_texts else config.item_embeddings,
+        **WITHOUT_TEXTS,
     }
 
 
@@ -102,6 +105,7 @@ def _export(config: ExportConfig) -> dict[str, Any]:
     lengths = tuple(min(length, HISTORY) for length in config.tensorrt.length)
     return {
         "top_k": min(config.top_k, TOP_K),
+        "items": None,  # new items need texts
         "parity": {**config.parity.model_dump(), "histories": histories},
         "tensorrt": {**config.tensorrt.model_dump(), "length": lengths},
     }

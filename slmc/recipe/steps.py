@@ -120,6 +120,18 @@ def default_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     return fitting[-1].id if fitting else None
 
 
+def is_sasrec(name: str, known: Mapping[str, Step]) -> bool:
+    """Return whether a step's model is a SASRec: trained as one, or distilled into one."""
+    step = known[name]
+    if step.stage == "sasrec":
+        return True
+    return (
+        step.stage == "distill"
+        and "student" in step.inputs
+        and is_sasrec(step.inputs["student"], known)
+    )
+
+
 def writable_roles(stage: str) -> set[str]:
     """Roles of a stage that a recipe names one by one: not the dataset, not those of a list."""
     listed = {role for roles in STAGES[stage].lists.values() for role in roles[1:]}

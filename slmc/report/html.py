@@ -10,7 +10,7 @@ from slmc.config import parse_budget
 from slmc.evaluation.bootstrap import Bounds
 from slmc.report import numbers, tradeoff
 from slmc.report.curves import Curves
-from slmc.report.markdown import CONTROLS
+from slmc.report.markdown import CONTROLS, TARGETS
 from slmc.report.terminal import (
     cells,
     change_of,
@@ -71,6 +71,7 @@ def page(view: View) -> str:
         points_caption=points_caption(view),
         controls=[(one, difference_of(one)) for one in view.comparisons],
         controls_text=CONTROLS,
+        targets_title=TARGETS,
         curves=[(one, lines(one)) for one in view.curves],
         # Our own SVG with escaped texts, so it is markup.
         tradeoff=Markup(tradeoff.picture(view.rows, view.metric) or ""),

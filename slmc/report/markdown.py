@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from slmc.report import numbers
+from slmc.report.targets import TargetTable
 from slmc.report.terminal import (
     cells,
     difference_of,
@@ -21,6 +22,8 @@ CONTROLS = (
     "pretraining. Changes are paired over users. ce is in nats; lower is better."
 )
 """Explains the table of controls."""
+TARGETS = "Cold and new items"
+"""Title of the table of targets."""
 
 
 def summary(view: View) -> str:
@@ -41,6 +44,8 @@ def summary(view: View) -> str:
             *table(point_headings(view.points, view.select_by), rows),
         ]
         lines += ["", escape(points_caption(view))]
+    if view.targets is not None:
+        lines += ["", f"### {TARGETS}", "", *target_table(view.targets)]
     if view.judged:
         lines += ["", "### Gates", ""]
         lines += [f"- **{one.label}** {escape(one.verdict.sentence)}" for one in view.judged]
@@ -59,6 +64,12 @@ def main_table(view: View) -> list[str]:
     """The main table and its caption."""
     rows = [cells(row) for row in view.rows]
     return [*table(headings(view), rows), "", escape(view.caption)]
+
+
+def target_table(targets: TargetTable) -> list[str]:
+    """The metric by how often targets occur in training."""
+    lines = table(targets.headings, [[row.step, *row.values] for row in targets.rows])
+    return lines + [part for one in targets.sentences for part in ("", escape(one))]
 
 
 def comparison_table(view: View) -> list[str]:

@@ -121,14 +121,24 @@ def rows_of(
     reader = _RowReader(result, metric, teacher, timed)
     rows = []
     if _baselines(result) is not None:
-        sasrecs = dict.fromkeys(step.label for step in result.recipe.copies("sasrec"))
-        rows = [reader.baseline(name) for name in ("popularity", "markov", *sasrecs)]
+        rows = [reader.baseline(name) for name in baseline_names(result)]
     for label, steps in measured_steps(result).items():
         if steps[0].stage == "sasrec" and rows:
             continue  # it has a row in the baselines
         kind: Kind = "engine" if steps[0].gives == "engine" else "model"
         rows.append(reader.row(label, "control" if steps[0].is_control else kind, steps))
     return rows
+
+
+def baseline_names(result: "RunResult") -> list[str]:
+    """The baselines: popularity, Markov-1, the SASRec among them, then the other SASRecs."""
+    own = result.recipe.baseline_sasrec
+    labels = [
+        step.label
+        for step in sorted(result.recipe.steps, key=lambda step: step.written != own)
+        if step.stage == "sasrec"
+    ]
+    return list(dict.fromkeys(("popularity", "markov", *labels)))
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ class _RowReader:
 
     def baseline(self, name: str) -> Row:
         """The row of popularity, Markov-1 or SASRec."""
-        steps = [step for step in self.result.recipe.copies("sasrec") if step.label == name]
+        steps = [s for s in self.result.recipe.steps if s.stage == "sasrec" and s.label == name]
         done = self.result.artefacts()
         return self.row(name, "baseline", [step for step in steps if step.id in done])
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slmc.evaluation.verdict import Verdict
     from slmc.pipeline.points import Against, PointResult
     from slmc.report.tables import Comparison, Row, Timing
+    from slmc.report.targets import TargetTable
     from slmc.report.view import View
 
 COLOURS = {"pass": "green", "fail": "red", "regression": "red", "inconclusive": "yellow"}
@@ -78,6 +79,8 @@ def run_table(view: "View") -> RenderableType:
             points_table(view.points, view.select_by),
             Text(points_caption(view), style="dim"),
         ]
+    if view.targets is not None:
+        lines += [_targets(view.targets), *(Text(one) for one in view.targets.sentences)]
     lines += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]
@@ -172,6 +175,15 @@ def _is_named(value: object, step: str) -> bool:
     if parts[1].startswith(NUMBERED):
         return False
     return not isinstance(value, str | list | dict) or value in parts
+
+
+def _targets(targets: "TargetTable") -> Table:
+    table = Table(pad_edge=False)
+    for i, heading in enumerate(targets.headings):
+        table.add_column(heading, justify="right" if i else "left")
+    for row in targets.rows:
+        table.add_row(row.step, *row.values)
+    return table
 
 
 def difference_of(one: "Comparison") -> str:

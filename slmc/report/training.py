@@ -1,4 +1,4 @@
-"""Models whose training ended at a limit while their ranking still improved."""
+"""Notes on how models were trained: limits that ended it, and chosen layers of text encoders."""
 
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,20 @@ def unfinished(result: "RunResult") -> list[str]:
     return [
         _sentence(step.id, step.artefact) for step in result.steps if still_improving(step.artefact)
     ]
+
+
+def encoder_layers(result: "RunResult") -> list[str]:
+    """A sentence for each model of a run whose text encoder's layer was chosen on validation."""
+    sentences = []
+    for step in result.steps:
+        chosen = step.artefact.manifest.metrics.get("encoder_layer")
+        if chosen is not None:
+            values = ", ".join(f"{layer}: {value:.4f}" for layer, value in chosen["values"].items())
+            sentences.append(
+                f"{step.id}: texts are encoded by layer {chosen['layer']} of {chosen['depth']}; "
+                f"validation {chosen['metric']} by text similarity alone, by layer: {values}"
+            )
+    return sentences
 
 
 def _sentence(step_id: str, artefact: "Artefact") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmc.artefact import Artefact
 from slmc.pipeline.points import PointResult, ranking_metric
-from slmc.report.advice import advice
+from slmc.report.advice import advice, texts_not_apart
 from slmc.report.costs import costs, price_of
 from slmc.report.curves import Curves, curves_of
 from slmc.report.power import detectable
@@ -21,7 +21,8 @@ from slmc.report.tables import (
     teacher_of,
     timings,
 )
-from slmc.report.training import unfinished
+from slmc.report.targets import TargetTable, target_table
+from slmc.report.training import encoder_layers, unfinished
 
 if TYPE_CHECKING:
     from slmc.evaluation.verdict import Verdict
@@ -89,6 +90,8 @@ class View:
     data: dict[str, Any]
     versions: dict[str, str]
     steps: list[RanStep]
+    targets: TargetTable | None
+    """The metric by how often targets occur in training; None if there is nothing to show."""
     curves: list[Curves]
     tied: TiedTargets | None
     """The metric on targets with the time of the item before, and on later ones; None without."""
@@ -192,9 +195,16 @@ def view_of(result: "RunResult") -> View:
         versions=_versions(result),
         steps=[RanStep(s.id, s.stage, s.status, s.seconds, s.key.digest) for s in result.steps],
         tied=tied_targets(result, metric, [row.step for row in rows]),
+        targets=target_table(result, metric, rows),
         curves=curves_of(result.run_dir / "log.jsonl"),
         detectable=detectable(result, teacher, rows),
-        notes=[*costs(benches, times), *unfinished(result), *result.notes],
+        notes=[
+            *costs(benches, times),
+            *texts_not_apart(result),
+            *encoder_layers(result),
+            *unfinished(result),
+            *result.notes,
+        ],
         ended=(ended.step, ended.error.what) if (ended := result.ended) is not None else None,
         last=artefacts.get(last_step),
         last_step=last_step,

@@ -1,10 +1,13 @@
 """Settings of SASRec. No torch here."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from slmc.config import OUTSIDE_KEY, TrainConfig
+
+Layer = Annotated[int, Field(ge=0)] | Literal["auto"] | None
+"""A hidden layer of a text encoder."""
 
 
 class SasrecConfig(TrainConfig):
@@ -23,8 +26,9 @@ class SasrecConfig(TrainConfig):
     """Encoder of the texts: a directory or hub id of a sentence encoder or an LLM."""
     encoder_revision: str | None = None
     """Commit, tag or branch of a hub id."""
-    encoder_layer: int | None = Field(None, ge=0)
-    """Hidden layer to use; null: the last one of a sentence encoder, the middle one of an LLM."""
+    encoder_layer: Layer = None
+    """Hidden layer to use; null: the last one of a sentence encoder, the middle one of an LLM;
+    auto: of four layers the one whose text similarity alone ranks validation users best."""
     id_dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that a training step leaves out the learned vector of an item (hybrid). Above 0
     texts learn to stand alone, as those of new items do; known items may rank a little worse."""
@@ -54,4 +58,19 @@ class SasrecConfig(TrainConfig):
             raise ValueError(f"item_embeddings: {self.item_embeddings} needs an encoder")
         if self.item_embeddings == "ids" and self.encoder is not None:
             raise ValueError("encoder needs item_embeddings: text or hybrid")
+        if self.item_embeddings == "ids" and self.encoder_layer is not None:
+            raise ValueError("encoder_layer needs item_embeddings: text or hybrid")
+        check_text_settings(
+            self.item_embeddings, self.encoder, self.encoder_revision, self.id_dropout
+        )
         return self
+
+
+def check_text_settings(
+    item_embeddings: str, encoder: str | None, revision: str | None, id_dropout: float
+) -> None:
+    """Raise ``ValueError`` for a setting of an item table from texts that would have no effect."""
+    if revision is not None and encoder is None:
+        raise ValueError("encoder_revision needs an encoder")
+    if id_dropout and item_embeddings != "hybrid":
+        raise ValueError("id_dropout needs item_embeddings: hybrid")

@@ -124,6 +124,29 @@ def validation(
     Raises:
         UndecidedError: There is no validation target.
     """
+    targets, evaluation = validation_setup(data, config, (config.select_by, "ce"))
+    tokens = sum(rows.size for rows in targets.histories)
+    if softmax.negatives is not None:
+        costs = Costs(model, data, softmax, config.rows)
+        count = len(targets.users)
+        targets = targets.sample(costs.affordable_users(tokens // count, count, name), config.seed)
+        tokens = costs.in_tokens(len(targets.users), sum(h.size for h in targets.histories))
+    return Validation(validator(model, targets, data, evaluation, placement), tokens)
+
+
+def validation_setup(
+    data: Dataset, config: TrainConfig, metrics: tuple[str, ...]
+) -> tuple[Targets, EvaluateConfig]:
+    """Return the sampled validation users, and how they are ranked.
+
+    Args:
+        data: The dataset.
+        config: Its protocol, seed and number of validation users are used.
+        metrics: Names of the metrics; repeated ones are measured once.
+
+    Raises:
+        UndecidedError: There is no validation target.
+    """
     targets = data.targets("valid").sample(config.validation_users, config.seed)
     if not targets.users:
         raise UndecidedError(
@@ -136,15 +159,9 @@ def validation(
         split="valid",
         seed=config.seed,
         batch=VALIDATION_BATCH,
-        metrics=tuple(dict.fromkeys((config.select_by, "ce"))),
+        metrics=tuple(dict.fromkeys(metrics)),
     )
-    tokens = sum(rows.size for rows in targets.histories)
-    if softmax.negatives is not None:
-        costs = Costs(model, data, softmax, config.rows)
-        count = len(targets.users)
-        targets = targets.sample(costs.affordable_users(tokens // count, count, name), config.seed)
-        tokens = costs.in_tokens(len(targets.users), sum(h.size for h in targets.histories))
-    return Validation(validator(model, targets, data, evaluation, placement), tokens)
+    return targets, evaluation
 
 
 def validator(

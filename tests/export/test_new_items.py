@@ -14,9 +14,7 @@ from safetensors import safe_open
 from slmc.artefact import Artefact
 from slmc.compress.config import QuantizeConfig
 from slmc.compress.quantize.quantize import quantize
-from slmc.data.config import ItemTable, PrepareConfig
 from slmc.data.dataset import Dataset
-from slmc.data.prepare import prepare
 from slmc.distill.config import DistillConfig, TeachConfig
 from slmc.distill.distill import distill
 from slmc.distill.narrow import follow_texts
@@ -47,13 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def data(log_csv: Path, folder: Path) -> Artefact:
-    items = pl.read_csv(log_csv, infer_schema=False)["item_id"].unique().sort()
-    words = text_encoders.WORDS
-    titles = [f"{words[n % 7]} {words[n // 7 % 7]} {words[n % 5 + 7]}" for n in range(len(items))]
-    pl.DataFrame({"item_id": items, "title": titles}).write_csv(folder / "items.csv")
-    (folder / "new.csv").write_text(NEW + f"{items[0]},known already\n")
-    table = ItemTable(source=str(folder / "items.csv"))
-    return prepare(PrepareConfig(source=str(log_csv), core=1, items=table), {}, folder / "data")
+    made = text_encoders.titled(log_csv, folder)
+    known = pl.read_csv(folder / "items.csv")["item_id"][0]
+    (folder / "new.csv").write_text(NEW + f"{known},known already\n")
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +152,7 @@ def test_items_without_interactions_follow_their_texts(
     model, counts = load_model(narrow_student), Dataset.open(data).counts.copy()
     counts[[3, 8]] = 0
     before = model.item_vectors().detach().clone()
-    follow_texts({"teacher": teacher}, model, counts, tmp_path)
+    follow_texts(teacher, model, counts, tmp_path)
     after = model.item_vectors().detach()
     changed = (before != after).any(dim=1).nonzero().flatten().tolist()
     assert changed == [3, 8] and not after[0].any()

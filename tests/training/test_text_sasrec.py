@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-import polars as pl
 import pytest
 import text_encoders
 import torch
 from pydantic import ValidationError
 
 from slmc.artefact import Artefact
-from slmc.data.config import ItemTable, PrepareConfig
 from slmc.data.dataset import Dataset
-from slmc.data.prepare import prepare
 from slmc.distill.config import TeachConfig
 from slmc.distill.teach import teach
 from slmc.errors import UsageError
@@ -31,14 +28,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
-    folder = tmp_path_factory.mktemp("titled")
-    items = pl.read_csv(log_csv, infer_schema=False)["item_id"].unique().sort()
-    words = text_encoders.WORDS
-    file = folder / "items.csv"
-    text = [f"{words[n % 7]} {words[n // 7 % 7]} {words[n % 5 + 7]}" for n in range(len(items))]
-    pl.DataFrame({"item_id": items, "title": text}).write_csv(file)
-    config = PrepareConfig(source=str(log_csv), core=1, items=ItemTable(source=str(file)))
-    return prepare(config, {}, folder / "data")
+    return text_encoders.titled(log_csv, tmp_path_factory.mktemp("titled"))
 
 
 def config(folder: Path, **settings: object) -> SasrecConfig:
