@@ -137,7 +137,8 @@ def check_backbone(config: TeachConfig | DistillConfig, history: int | None) -> 
 
     if existing.is_recommender(Path(name)):
         return existing.check(Path(name), history)
-    return backbone.check(name, revision=config.revision, layers=config.layers, history=history)
+    layers = config.layers if isinstance(config.layers, int) else None
+    return backbone.check(name, revision=config.revision, layers=layers, history=history)
 
 
 def _made_from(step: Step, known: Mapping[str, Step]) -> Step | None:

@@ -79,6 +79,7 @@ def run_table(view: "View") -> RenderableType:
             Text(points_caption(view), style="dim"),
         ]
     lines += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
+    lines += [Text(f"{one.step} {one.sentence}") for one in view.depths]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]
         mark = Text("gate ", style=colour)
