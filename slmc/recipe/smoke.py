@@ -79,6 +79,7 @@ def _distill(config: DistillConfig) -> dict[str, Any]:
         losses = {**config.losses.model_dump(), "supervise": None}
         return {
             "losses": losses,
+            "keep_heads": False,
             "packings": 1,
             "backbone": config.backbone and BACKBONE,
             "revision": None,
