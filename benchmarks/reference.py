@@ -22,7 +22,7 @@ from slmc.stages import STAGES
 
 SHARED = (*(Seeded.model_fields | Placed.model_fields | Protocol.model_fields), "select_by")
 """Keys that a step takes from the recipe unless it sets them itself."""
-ORDER = ("sasrec", "baselines", "teach", "distill", "prune", "quantize", "export", "bench")
+ORDER = ("sasrec", "baselines", "teach", "depth", "distill", "prune", "quantize", "export", "bench")
 """Stages in the order of a recipe."""
 TYPES = {
     "integer": "integer",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, create_model, model_validator
 
 from slmc.config import IN_KEY_IF_SET, OUTSIDE_KEY, TRAINING, Size, StageConfig, TrainConfig
+from slmc.distill.depth_config import LayerCount, Select
 from slmc.training.config import Layer, check_text_settings
 
 TEACHERS = ("teacher", "teacher2", "teacher3", "teacher4")
@@ -230,8 +231,13 @@ class Losses(StageConfig):
 class DistillConfig(Dropout, TrainConfig):
     """Distil the teacher into a student with fewer layers (SLMRec, arXiv 2405.17890, section 4)."""
 
-    layers: int = Field(4, ge=1)
-    """Decoder layers of the student."""
+    layers: LayerCount = 4
+    """Decoder layers of the student; {from: depth}: as many as the depth report chooses, and then
+    at most as many blocks."""
+    select: Select | None = Field(None, json_schema_extra=IN_KEY_IF_SET)
+    """Layers of the LLM or teacher that the student starts from. first: the first ones; interval:
+    evenly spaced; influence: those that change the hidden state most, by the depth report or else
+    by a pass over training histories; null: those of the depth report, else the first."""
     blocks: int = Field(4, ge=1)
     """Number of blocks B that teacher and student are divided into."""
     losses: Losses = Losses(cosine=1.0, norm=0.1, supervise=1.0)
@@ -254,7 +260,7 @@ class DistillConfig(Dropout, TrainConfig):
     """Store the heads of losses.supervise with the student, so that prune can end it after a block
     (exit_block); without this they are discarded after training."""
     init: Literal["backbone", "teacher"] = "backbone"
-    """Start from the first layers of the LLM (backbone) or of the trained teacher (teacher). A
+    """Start from layers of the LLM (backbone) or of the trained teacher (teacher); see select. A
     student artefact overrides this."""
     backbone: str | None = Field(None, json_schema_extra=OUTSIDE_KEY)
     """Another LLM for the student, of any hidden size; null uses the teacher's. Named as in
@@ -285,7 +291,7 @@ class DistillConfig(Dropout, TrainConfig):
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "DistillConfig":
-        if self.blocks > self.layers:
+        if isinstance(self.layers, int) and self.blocks > self.layers:
             raise ValueError(f"{self.blocks} blocks do not fit into {self.layers} layers")
         if self.losses.supervise is not None and self.blocks == 1:
             raise ValueError(
@@ -293,4 +299,9 @@ class DistillConfig(Dropout, TrainConfig):
             )
         if self.keep_heads and self.losses.supervise is None:
             raise ValueError("keep_heads needs losses.supervise, which trains the heads")
+        if self.select == "influence" and self.init == "backbone" and self.backbone is not None:
+            raise ValueError(
+                "select: influence is measured on the teacher's layers, but backbone names another "
+                "LLM; use first or interval"
+            )
         return self

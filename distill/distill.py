@@ -10,6 +10,7 @@ from slmc.artefact import Artefact, draft
 from slmc.data.dataset import Dataset
 from slmc.distill import narrow
 from slmc.distill.config import DistillConfig
+from slmc.distill.selection import select
 from slmc.distill.start import FACTS, TrainedOn, initial_student
 from slmc.distill.student import add_adapters, merge_adapters, parameter_groups
 from slmc.distill.task import Distillation
@@ -28,7 +29,8 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
     """Train a student on the data and on the hidden states and scores of its teachers.
 
     The roles are ``teacher``, ``teacher2`` … (:data:`slmc.distill.config.TEACHERS`); ``student``, a
-    model to start from; and ``like``, a model whose number of training steps is repeated.
+    model to start from; ``depth``, a report that chooses the student's layers; and ``like``, a
+    model whose number of training steps is repeated.
 
     Raises:
         UsageError: The student is deeper than the teacher, or ranks another catalogue; or a
@@ -47,7 +49,9 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
     with draft(out) as work:
         torch.manual_seed(config.seed)
         table_from = inputs.get("student", inputs["teacher"])
-        student, origin = initial_student(config, inputs, teachers[0], data)
+        given = config
+        config, kept = select(config, inputs, teachers[0].model, data)
+        student, origin = initial_student(config, kept, inputs, teachers[0], data)
         adapted = student if config.tune == "lora" else None
         if isinstance(adapted, SequentialRecommender):
             add_adapters(adapted, config.lora)
@@ -92,9 +96,9 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
             work,
             student,
             stage="distill",
-            config=config,
+            config=given,
             inputs=inputs,
-            numbers=asdict(outcome) | {FACTS: asdict(trained_on)},
+            numbers=asdict(outcome) | {FACTS: asdict(trained_on), "kept_layers": kept},
             device=placement.device.type,
             table_from=table_from,
         )

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from slmc.artefact import Artefact
 from slmc.data.dataset import Dataset
 from slmc.distill.config import DistillConfig
-from slmc.distill.student import first_layers, fresh, origin_of
+from slmc.distill.selection import spaced_over
+from slmc.distill.student import fresh, keep_layers, origin_of
 from slmc.distill.teachers import Teacher
 from slmc.errors import UsageError
 from slmc.evaluation.evaluate import check_catalogue
 from slmc.model import backbone
+from slmc.model.layers import Layers, with_layers
 from slmc.model.loading import Recommender, load_model
 from slmc.model.origin import Origin
 from slmc.model.recommender import SequentialRecommender
@@ -47,12 +49,17 @@ class TrainedOn:
 
 
 def initial_student(
-    config: DistillConfig, inputs: dict[str, Artefact], teacher: Teacher, data: Dataset
+    config: DistillConfig,
+    kept: Layers | None,
+    inputs: dict[str, Artefact],
+    teacher: Teacher,
+    data: Dataset,
 ) -> tuple[Recommender, Origin]:
     """Return the student before training, and the weights that it must start from.
 
-    The student is an input artefact, the first layers of the LLM, or those of the teacher. An item
-    table is trained if the teacher's was; a SASRec's always is.
+    The student is an input artefact, or has the layers ``kept`` of the LLM or of the teacher
+    (:func:`slmc.distill.selection.select`). An item table is trained if the teacher's was; that of
+    a SASRec always is.
 
     Raises:
         UsageError: The settings do not fit the student or the teacher.
@@ -61,11 +68,11 @@ def initial_student(
         student = load_model(inputs["student"])
         check_catalogue(student.config.num_items, data)
         origin = Origin.of_files(inputs["student"].path)
-    elif config.init == "teacher":
-        student = first_layers(_on_llm(teacher, "init: teacher"), config.layers)
-        origin = Origin.of_files(teacher.artefact.path)
+    elif config.init == "teacher" and kept is not None:
+        student = with_layers(_on_llm(teacher, "init: teacher"), kept)
+        origin = Origin.of_files(teacher.artefact.path).keeping(kept)
     else:
-        student, origin = _on_backbone(config, teacher)
+        student, origin = _on_backbone(config, kept, teacher)
     if isinstance(student, SequentialRecommender):
         frozen = TrainedOn.of(teacher.artefact).freeze_items
         student.item_embeddings.requires_grad_(not frozen)
@@ -120,7 +127,9 @@ def _on_llm(teacher: Teacher, setting: str) -> SequentialRecommender:
     return teacher.model
 
 
-def _on_backbone(config: DistillConfig, teacher: Teacher) -> tuple[SequentialRecommender, Origin]:
+def _on_backbone(
+    config: DistillConfig, kept: Layers | None, teacher: Teacher
+) -> tuple[SequentialRecommender, Origin]:
     source = TrainedOn.of(teacher.artefact).with_backbone(config)
     if source.backbone is None:
         remedy = "Name it with --backbone"
@@ -130,7 +139,9 @@ def _on_backbone(config: DistillConfig, teacher: Teacher) -> tuple[SequentialRec
             f"distill: {teacher.artefact.path} does not record which LLM it was trained from.",
             f"{remedy}.",
         )
-    llm = backbone.load(source.backbone, revision=source.revision, layers=config.layers)
+    reach = None if kept is None else max(kept) + 1
+    llm = backbone.load(source.backbone, revision=source.revision, layers=reach)
+    llm = keep_layers(llm, spaced_over(llm, config) if kept is None else kept)
     items = teacher.model.item_vectors().detach()
     before = after = None
     prefix, suffix = teacher.prompt

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from slmc.distill.config import Lora
 from slmc.errors import UsageError
 from slmc.model import decoders
 from slmc.model.backbone import Backbone
+from slmc.model.layers import decoder_with_layers
 from slmc.model.loading import Recommender
 from slmc.model.origin import Origin
 from slmc.model.recommender import RecommenderConfig, SequentialRecommender
@@ -79,26 +81,12 @@ def origin_of(backbone: Backbone, items: Tensor, prompt: Sequence[Tensor | None]
     return origin.joined("backbone.", known)
 
 
-def first_layers(teacher: SequentialRecommender, layers: int) -> SequentialRecommender:
-    """Return a copy of a recommender with its first ``layers`` decoder layers only.
-
-    Raises:
-        UsageError: It has fewer layers.
-    """
-    depth = len(teacher.layers)
-    if layers > depth:
-        raise UsageError(
-            f"layers: {layers} is more than the {depth} layers of the teacher.",
-            f"Set at most {depth}.",
-        )
-    config = RecommenderConfig.from_dict(teacher.config.to_dict())
-    config.backbone_config.num_hidden_layers = layers
-    if getattr(config.backbone_config, "layer_types", None):
-        config.backbone_config.layer_types = config.backbone_config.layer_types[:layers]
-    model = SequentialRecommender(config)
-    kept = model.state_dict()
-    model.load_state_dict({k: v for k, v in teacher.state_dict().items() if k in kept})
-    return model
+def keep_layers(backbone: Backbone, kept: Sequence[int]) -> Backbone:
+    """Return a backbone that has only the kept decoder layers; itself if they are all."""
+    if list(kept) == list(range(backbone.model.config.num_hidden_layers)):
+        return backbone
+    origin = backbone.origin and backbone.origin.keeping(kept)
+    return replace(backbone, model=decoder_with_layers(backbone.model, kept), origin=origin)
 
 
 def parameter_groups(

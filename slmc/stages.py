@@ -11,6 +11,7 @@ from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
 from slmc.distill.config import TEACHERS, DistillConfig, TeachConfig
+from slmc.distill.depth_config import DepthConfig
 from slmc.evaluation.config import BaselinesConfig, EvaluateConfig, EvaluateEngineConfig
 from slmc.export.config import BenchConfig, ExportConfig
 from slmc.training.config import SasrecConfig
@@ -96,18 +97,25 @@ STAGES: dict[str, Stage] = {
         optional=frozenset({"like"}),
         fingerprint="slmc.model.sources:teacher_fingerprint",
     ),
+    "depth": Stage(
+        {"data": "dataset", "teacher": "model"},
+        "report",
+        DepthConfig,
+        "slmc.distill.depth:depth",
+    ),
     "distill": Stage(
         {
             "data": "dataset",
             **dict.fromkeys(TEACHERS, "model"),
             "student": "model",
+            "depth": "report",
             "like": "model",
         },
         "model",
         DistillConfig,
         "slmc.distill.distill:distill",
         schema=2,
-        optional=frozenset({*TEACHERS[1:], "student", "like"}),
+        optional=frozenset({*TEACHERS[1:], "student", "depth", "like"}),
         lists={"teachers": TEACHERS},
         fingerprint="slmc.model.sources:fingerprint",
     ),

@@ -38,6 +38,7 @@ PAGES = (
     "docs/data.md",
     "docs/commands.md",
     "docs/teacher-student.md",
+    "docs/depth.md",
     "docs/text.md",
     "docs/gates.md",
     "docs/compress.md",

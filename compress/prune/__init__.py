@@ -2,5 +2,5 @@
 
 Read ``prune`` (the stage), ``sizes`` (the shape of the pruned model), ``units`` (KV groups and MLP
 channels as slices of weights), ``importance`` (their scores), ``width`` (remove them) and ``depth``
-(choose the layers to remove).
+(search the layers to remove).
 """

@@ -10,21 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slmc.compress.prune.units import Slice, Units
-from slmc.data.batches import pack, pad_left
+from slmc.data.batches import pack
 from slmc.errors import BrokenRunError, UndecidedError
+from slmc.model.layers import BATCH, Histories, forward
 from slmc.model.recommender import SequentialRecommender
 from slmc.training.next_item import NextItem
 from slmc.training.softmax import Softmax
 from slmc.training.types import Batch
 
-BATCH = 32
-"""Batch size, in histories or packed rows."""
 Method = Literal["magnitude", "activation", "taylor"]
-Histories = Sequence[NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -119,17 +116,6 @@ def taylor(model: SequentialRecommender, units: Sequence[Units], on: Calibration
             torch.stack([_first_order_per_unit(one) for one in unit.slices]).sum(dim=0)
             for unit in units
         ]
-
-
-@torch.no_grad()
-def forward(model: SequentialRecommender, histories: Histories) -> int:
-    """Run the model on histories, so that hooks see its activations; returns the tokens."""
-    tokens = 0
-    for start in range(0, len(histories), BATCH):
-        ids = torch.from_numpy(pad_left(histories[start : start + BATCH])).to(model.device)
-        model.user_vectors(ids)
-        tokens += int((ids != 0).sum()) + len(ids) * len(model.prompt)
-    return tokens
 
 
 def _first_order_per_unit(one: Slice) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from slmc.artefact import Artefact, draft
-from slmc.compress.calibration import histories
 from slmc.compress.config import PruneConfig
 from slmc.compress.prune import depth, importance, width
 from slmc.compress.prune.exits import early_exit
@@ -23,14 +22,17 @@ from slmc.compress.prune.sizes import Kept, Sizes, target_sizes
 from slmc.compress.prune.width import FIND
 from slmc.compress.validation import validation_config
 from slmc.data.batches import pad_left
+from slmc.data.calibration import histories
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
 from slmc.evaluation.evaluate import check_catalogue
 from slmc.evaluation.results import protocol
 from slmc.model.device import Placement, choose
+from slmc.model.layers import by_influence, skipping
 from slmc.model.loading import load_recommender, place
 from slmc.model.quantized import is_quantized
 from slmc.model.recommender import SequentialRecommender
+from slmc.model.redundancy import block_influence
 from slmc.model.saving import seal_model
 from slmc.training.next_item import validator
 
@@ -132,10 +134,10 @@ def _layers(
     """Return the layers to keep, and the numbers that decided it."""
     if config.layers is None:
         return tuple(range(target.layers)), {}
-    influence = depth.block_influence(model, on.histories)
+    influence = block_influence(model, on.histories)
     numbers: dict[str, Any] = {"block_influence": influence}
     if config.depth_by == "influence":
-        return depth.by_influence(influence, target.layers), numbers
+        return by_influence(influence, target.layers), numbers
     targets = data.targets("valid").sample(depth.SEARCH_USERS, config.seed)
     evaluation = validation_config(config, data).model_copy(update={"metrics": (SEARCHED,)})
     measure = validator(model, targets, data, evaluation, placement)
@@ -160,7 +162,7 @@ def _units(
     }
     flat = [one for by_layer in units.values() for one in by_layer]
     removed = [i for i in range(len(model.layers)) if i not in layers]
-    with depth.skipping(model.layers, removed):
+    with skipping(model.layers, removed):
         scored = iter(importance.scores(config.importance, model, flat, on) if flat else [])
     kept: dict[str, list[tuple[int, ...]]] = {}
     for field in fields:

@@ -10,10 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from slmc.compress.config import PruneConfig
 from slmc.errors import UsageError
+from slmc.model.layers import keep_in_config
 from slmc.model.recommender import RecommenderConfig
-
-PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
-"""Entries of decoder configs that hold one value per layer."""
 
 log = logging.getLogger("slmc.prune")
 
@@ -59,10 +57,7 @@ def resized(config: RecommenderConfig, kept: Kept) -> RecommenderConfig:
 def resize(decoder: Any, kept: Kept) -> None:
     """Change a decoder's config to the pruned shape, in place; raises the errors of its class."""
     before = Sizes.of(decoder)
-    decoder.num_hidden_layers = len(kept.layers)
-    for name in PER_LAYER:
-        if getattr(decoder, name, None):
-            setattr(decoder, name, [getattr(decoder, name)[i] for i in kept.layers])
+    keep_in_config(decoder, kept.layers)
     if "heads" in kept.units:
         groups = len(kept.units["heads"][0])
         # Without head_dim, the config would use hidden_size / heads, which is wrong after pruning.

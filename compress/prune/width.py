@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from slmc.compress.prune.depth import skipping
 from slmc.compress.prune.sizes import Kept, resize, resized
 from slmc.compress.prune.units import ROWS, Units, channels, kv_groups, refusal
 from slmc.errors import BrokenRunError, MissingError
 from slmc.model.decoders import BUILDING
+from slmc.model.layers import skipping
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.silence import silence_transformers
 

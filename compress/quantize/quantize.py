@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slmc.artefact import Artefact, Draft, draft
-from slmc.compress.calibration import histories
 from slmc.compress.config import QuantizeConfig
 from slmc.compress.quantize import layer_report, storage
 from slmc.compress.quantize.assignment import assign
@@ -21,6 +20,7 @@ from slmc.compress.quantize.sensitivity import Trial, sensitivity
 from slmc.compress.quantize.sequential import Finished, Method, quantize_layers
 from slmc.compress.validation import change, check_users, measure, validation_config
 from slmc.data.batches import pad_left
+from slmc.data.calibration import histories
 from slmc.data.dataset import Dataset
 from slmc.errors import UsageError
 from slmc.evaluation.evaluate import check_catalogue

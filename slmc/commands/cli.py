@@ -40,6 +40,7 @@ COMMANDS = {
     "recipe": Subcommand("List, show, copy and check recipes.", RECIPES, "slmc.commands.recipe"),
     "data": Subcommand("Prepare, check and describe a dataset.", STAGES, "slmc.commands.data"),
     "teach": Subcommand("Train an LLM to rank the catalogue: the teacher.", STAGES),
+    "depth": Subcommand("Measure how a model ranks with fewer of its layers.", STAGES),
     "distill": Subcommand("Distil a teacher into a student.", STAGES),
     "prune": Subcommand("Remove layers, attention heads and MLP channels from a model.", STAGES),
     "quantize": Subcommand("Store a model's weights in 4 or 8 bits.", STAGES),

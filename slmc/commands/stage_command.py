@@ -15,6 +15,7 @@ from slmc.config import StageConfig
 from slmc.stages import STAGES
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 
@@ -43,6 +44,27 @@ def bench_costs(report: Artefact, config: StageConfig) -> dict[str, Any]:
     return {"cost_per_million": costs} if costs else {}
 
 
+def depth_table(report: Artefact, config: StageConfig) -> "RenderableType":
+    """The table of a depth report."""
+    from slmc.report import depth
+
+    return depth.table(depth.read(report))
+
+
+def depth_numbers(report: Artefact, config: StageConfig) -> dict[str, Any]:
+    """All numbers of a depth report, in place of the summary in its manifest."""
+    from slmc.report import depth
+
+    return {"metrics": depth.read(report)}
+
+
+def check_depth(report: Artefact) -> None:
+    """Raise ``VerdictError`` if no depth is within the budget."""
+    from slmc.report import depth
+
+    depth.check(depth.read(report))
+
+
 @dataclass(frozen=True)
 class StageCommand:
     """How the command of a stage differs from those of other stages."""
@@ -51,14 +73,19 @@ class StageCommand:
     """Role of the positional argument; every other role is an option."""
     defaults: tuple[str, ...] = ()
     """Roles whose stage is run with its default settings if the option is left out."""
-    table: "Callable[[Artefact, StageConfig], Table] | None" = None
+    table: "Callable[[Artefact, StageConfig], RenderableType] | None" = None
     """Makes the table that is shown in addition to the artefact's path."""
     more: Callable[[Artefact, StageConfig], dict[str, Any]] = lambda *_: {}
     """Makes further entries of the result in JSON."""
+    check: Callable[[Artefact], None] | None = None
+    """Called after the result is printed; raises ``VerdictError`` if the answer is no."""
 
 
 STAGE_COMMANDS = {
     "teach": StageCommand(defaults=("sasrec", "baselines")),
+    "depth": StageCommand(
+        argument="teacher", table=depth_table, more=depth_numbers, check=check_depth
+    ),
     "distill": StageCommand(argument="teacher"),
     "prune": StageCommand(argument="model"),
     "quantize": StageCommand(argument="model"),
@@ -109,6 +136,8 @@ def stage_app(name: str, summary: str) -> typer.Typer:
         )
         if own.table is not None and not json:
             console.show(own.table(artefact, config), aside=True)
+        if own.check is not None:
+            own.check(artefact)
 
     run.__name__, run.__doc__ = name, summary
     settings = configured(stage.config, f"slmc {name}")

@@ -3,6 +3,6 @@
 Read ``prepare`` (the stage), ``sources`` (files, URLs, wheels), ``sniff`` (detects the format of a
 file), ``formats`` (reads its rows), ``readers`` (the log as one table), ``buckets`` (sorts it),
 ``split`` and ``histories``, then ``dataset`` and ``batches`` (packed histories). ``spool`` keeps on
-disk what is too large for memory. ``check`` is ``slmc data check``. Imports artefacts and configs
-only.
+disk what is too large for memory; ``calibration`` samples training histories. ``check`` is ``slmc
+data check``. Imports artefacts and configs only.
 """

@@ -6,7 +6,7 @@ which once replaced the weights of an LLM by noise; this check would find it.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slmc.errors import BrokenRunError
+from slmc.model.layers import renumbered
 from slmc.model.weights import Weights
 
 ADAPTED = {"base_model.model.": "", ".base_layer.": "."}
@@ -52,6 +53,10 @@ class Origin:
         digests = {prefix + key: value for key, value in self.digests.items()}
         more = {key: digest(tensor) for key, tensor in tensors.items()}
         return type(self)(self.name, digests | more)
+
+    def keeping(self, layers: Sequence[int]) -> Self:
+        """Return the origin of a model that has only these decoder layers."""
+        return type(self)(self.name, renumbered(self.digests, layers))
 
     def check(self, model: nn.Module) -> None:
         """Compare the tensors that the model shares with its source.

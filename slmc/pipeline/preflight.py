@@ -141,7 +141,8 @@ def check_backbone(config: TeachConfig | DistillConfig, history: int | None) -> 
         if isinstance(config, TeachConfig):
             existing.refuse_texts(config)
         return existing.check(Path(name), history)
-    return backbone.check(name, revision=config.revision, layers=config.layers, history=history)
+    layers = config.layers if isinstance(config.layers, int) else None
+    return backbone.check(name, revision=config.revision, layers=layers, history=history)
 
 
 def check_encoder(config: StageConfig) -> None:

@@ -12,6 +12,7 @@ from slmc.compress.config import PruneConfig, QuantizeConfig
 from slmc.config import StageConfig
 from slmc.data.config import PrepareConfig
 from slmc.distill.config import OF_SCORES, OF_STATES, DistillConfig, TeachConfig
+from slmc.distill.depth_config import DepthConfig
 from slmc.export.config import ExportConfig
 from slmc.export.constraints import Refusal, Source, refusals
 from slmc.recipe.faults import Faults
@@ -51,11 +52,9 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
     conflicts: list[Conflict | None] = [*_of_sasrec(step, known)]
     if isinstance(config, DistillConfig):
         conflicts += _of_teachers(step, known)
-    if isinstance(config, DistillConfig) and "student" not in inputs:
-        # An existing student keeps its layers, so ``layers`` counts only without one.
-        conflicts.append(_too_deep("layers", config.layers, inputs["teacher"], known))
-    elif isinstance(config, DistillConfig):
-        conflicts.append(_too_deep("blocks", config.blocks, inputs["student"], known))
+        conflicts += _of_layers(config, inputs, known)
+    elif isinstance(config, DepthConfig):
+        conflicts.append(_not_shallower(config, inputs["teacher"], known))
     elif isinstance(config, SasrecConfig | TeachConfig):
         conflicts.append(_without_texts(config, known[inputs["data"]].config))
     elif isinstance(config, PruneConfig):
@@ -70,6 +69,48 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
     return [one for one in conflicts if one is not None]
 
 
+def _of_layers(
+    config: DistillConfig, inputs: Mapping[str, str], known: Mapping[str, Step]
+) -> list[Conflict | None]:
+    """Layers of a student that its inputs do not have, and a depth step that does not fit."""
+    if "student" in inputs:
+        # An existing student keeps its layers, so ``layers`` counts only without one.
+        what = "a student that is the model of another step keeps its layers. Leave one of them out"
+        chosen = {"layers": not isinstance(config.layers, int), "select": config.select is not None}
+        wrong = [(key, f"{what}.") for key, is_set in chosen.items() if is_set]
+        return [*wrong, _too_deep("blocks", config.blocks, inputs["student"], known)]
+    number = config.layers if isinstance(config.layers, int) else None
+    return [
+        _too_deep("layers", number, inputs["teacher"], known),
+        _of_depth(config, inputs, known),
+    ]
+
+
+def _of_depth(
+    config: DistillConfig, inputs: Mapping[str, str], known: Mapping[str, Step]
+) -> Conflict | None:
+    """A depth step that is of another teacher, or is not used."""
+    if "depth" not in inputs:
+        return None
+    name, teacher = inputs["depth"], inputs["teacher"]
+    from_depth = not isinstance(config.layers, int)
+    key = "layers" if from_depth else "depth"
+    other = known[name].inputs["teacher"]
+    if other != teacher:
+        return key, f"{name!r} measures {other!r}, but the teacher is {teacher!r}."
+    if not from_depth and config.select != "influence":
+        return key, "is not used. Set layers: {from: depth} or select: influence, or leave it out."
+    return None
+
+
+def _not_shallower(config: DepthConfig, teacher: str, known: Mapping[str, Step]) -> Conflict | None:
+    """Depths that are not below that of the model."""
+    depth, most = depth_of(teacher, known), max(config.depths or [0])
+    if depth is None or most < depth:
+        return None
+    return "depths", f"{most} is not less than the {depth} layers of {teacher!r}"
+
+
 def _without_texts(config: StageConfig, data: StageConfig) -> Conflict | None:
     """Item embeddings from texts that the dataset does not have."""
     kind = getattr(config, "item_embeddings", None)
@@ -80,7 +121,7 @@ def _without_texts(config: StageConfig, data: StageConfig) -> Conflict | None:
 
 def _of_sasrec(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
     """Inputs that are a SASRec, in a stage that needs a recommender on an LLM."""
-    if not isinstance(step.config, (PruneConfig, QuantizeConfig)):
+    if not isinstance(step.config, (DepthConfig, PruneConfig, QuantizeConfig)):
         return []
     why = f"is a SASRec, but {step.stage} needs a recommender on an LLM. Export it directly."
     return [
@@ -158,7 +199,7 @@ def depth_of(name: str, known: Mapping[str, Step]) -> int | None:
     if isinstance(step.config, TeachConfig):
         return step.config.layers
     if isinstance(step.config, DistillConfig) and "student" not in step.inputs:
-        return step.config.layers
+        return step.config.layers if isinstance(step.config.layers, int) else None
     if isinstance(step.config, PruneConfig) and step.config.layers is not None:
         return step.config.layers
     if isinstance(step.config, PruneConfig) and step.config.exit_block is not None:

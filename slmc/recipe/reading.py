@@ -17,6 +17,7 @@ from slmc.recipe.steps import (
     WRITABLE,
     Step,
     can_repeat,
+    default_depth,
     default_input,
     with_control,
     writable_roles,
@@ -37,7 +38,8 @@ class Written:
     named: dict[str, Any] = field(default_factory=dict)
     """Role -> id of the input step that the file names."""
     keys: dict[str, Path] = field(default_factory=dict)
-    """Role -> its path below the body, where that is not the role itself: an entry of a list."""
+    """Role -> its path below the body, where that is not the role itself: an entry of a list, or
+    ``layers.from``."""
 
     def key(self, role: str) -> Path:
         """Path below the body at which the file names the input of a role."""
@@ -130,6 +132,11 @@ class StepReader:
             )
             named |= listed
             keys |= {role: (key, i) for i, role in enumerate(listed)}
+        if "depth" in roles and isinstance(layers := body.get("layers"), dict) and "from" in layers:
+            # `layers: {from: ID}` names the step; the config only says that there is one.
+            body["layers"] = {**layers, "from": "depth"}
+            if "depth" not in named:
+                named["depth"], keys["depth"] = layers["from"], ("layers", "from")
         config = checked(
             self.document,
             self.faults,
@@ -196,11 +203,13 @@ class StepReader:
     def _linked(self, one: Written, before: list[Step], later: set[str]) -> Step:
         """The step with its input steps: those that the file names, else the defaults."""
         stage = STAGES[one.stage]
-        inputs = {}
+        inputs: dict[str, str] = {}
         which = {}
         for role, kind in stage.takes.items():
             if role in one.named:
                 taken, which[role] = self._named(one, role, kind, before, later)
+            elif role == "depth":
+                taken = default_depth(one.config, inputs.get("teacher"), before)
             else:
                 taken = default_input(role, kind, before)
                 if taken is None and role not in stage.optional:
@@ -219,19 +228,24 @@ class StepReader:
         """Id of the step that the file names, and what it writes behind ``@``."""
         known = {step.id: step for step in before}
         name, _, which = str(one.named[role]).partition(COPY)
+        stages = {"depth"} if role == "depth" else STAGES.keys()
+        fitting = [step.id for step in before if step.gives == kind and step.stage in stages]
         if name in known:
-            if known[name].gives == kind:
+            if name in fitting:
                 return name, which
-            what = (
-                f"needs {WITH_ARTICLE[kind]}, but {name!r} makes {WITH_ARTICLE[known[name].gives]}"
-            )
+            step = known[name]
+            made = WITH_ARTICLE[step.gives] if step.gives != kind else f"a report of {step.stage}"
+            needed = WITH_ARTICLE[kind] if role != "depth" else "a report of depth"
+            what = f"needs {needed}, but {name!r} makes {made}"
         elif name == one.id:
             what = "a step cannot be its own input"
         elif name in later:
             what = f"{name!r} comes after this step"
         else:
-            fitting = [step.id for step in before if step.gives == kind]
             what = f"there is no step {name!r}.{nearest(name, fitting)}"
+        if role == "depth":
+            what += "" if what[-1] in ".?" else "."
+            what += " Put a step `- depth: {}` before this one."
         self._fault((*one.path, *one.key(role)), f"{one.id}.{dotted(one.key(role))}", what)
         return None, ""
 

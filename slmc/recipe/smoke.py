@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from slmc.compress.config import PruneConfig, QuantizeConfig
-from slmc.config import Protocol, Sampled, StageConfig, TrainConfig
+from slmc.config import CROSS_ENTROPIES, Protocol, Sampled, StageConfig, TrainConfig
 from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, MustBeat, TeachConfig
+from slmc.distill.depth_config import DepthConfig
 from slmc.export.config import BenchConfig, ExportConfig
 from slmc.training.config import SasrecConfig
 
@@ -63,7 +64,29 @@ def _teach(config: TeachConfig) -> dict[str, Any]:
     }
 
 
+def _depth(config: DepthConfig) -> dict[str, Any]:
+    # Every depth is within the budget, so that a step that reads it goes on.
+    budget = "100%" if config.metric not in CROSS_ENTROPIES else 100.0
+    return {
+        "max_drop": budget,
+        "depths": None,
+        "users": min(config.users, USERS),
+        "histories": min(config.histories, USERS),
+        "fit": {**config.fit.model_dump(), "epochs": 1},
+    }
+
+
 def _distill(config: DistillConfig) -> dict[str, Any]:
+    if not isinstance(config.layers, int):
+        # A depth step may choose one layer, which has no earlier block to supervise.
+        losses = {**config.losses.model_dump(), "supervise": None}
+        return {
+            "losses": losses,
+            "keep_heads": False,
+            "packings": 1,
+            "backbone": config.backbone and BACKBONE,
+            "revision": None,
+        }
     return {
         "layers": min(config.layers, LAYERS),
         "blocks": min(config.blocks, LAYERS),
@@ -120,6 +143,7 @@ SHRINK: dict[type[StageConfig], Callable[[Any], dict[str, Any]]] = {
     PrepareConfig: _prepare,
     SasrecConfig: _sasrec,
     TeachConfig: _teach,
+    DepthConfig: _depth,
     DistillConfig: _distill,
     PruneConfig: _prune,
     QuantizeConfig: _quantize,

@@ -101,6 +101,18 @@ def can_repeat(stage: str) -> bool:
     return STAGES[stage].gives == "model" and issubclass(STAGES[stage].config, Seeded)
 
 
+def default_depth(config: StageConfig, teacher: str | None, before: list[Step]) -> str | None:
+    """Id of the depth step whose report a distill step uses if the recipe names none.
+
+    It is the last one of the same teacher, if the layers are chosen by influence. With
+    ``layers: {from: ID}`` the recipe names it.
+    """
+    if not isinstance(config, DistillConfig) or config.select != "influence":
+        return None
+    fitting = [s for s in before if s.stage == "depth" and s.inputs.get("teacher") == teacher]
+    return fitting[-1].id if fitting else None
+
+
 def default_input(role: str, kind: Kind, before: list[Step]) -> str | None:
     """Id of the step that is the input in ``role`` if the recipe names none.
 

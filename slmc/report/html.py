@@ -73,7 +73,8 @@ def page(view: View) -> str:
         controls_text=CONTROLS,
         targets_title=TARGETS,
         curves=[(one, lines(one)) for one in view.curves],
-        # Our own SVG with escaped texts, so it is markup.
+        # Our own SVGs with escaped texts, so they are markup.
+        depths=[(one, Markup(one.plot)) for one in view.depths],
         tradeoff=Markup(tradeoff.picture(view.rows, view.metric) or ""),
         numbers=numbers,
         width=WIDTH,

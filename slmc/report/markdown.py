@@ -54,6 +54,9 @@ def summary(view: View) -> str:
     if view.tied is not None:
         lines += ["", "### Same-time and later targets", ""]
         lines += [*table(view.tied.headings, view.tied.cells), "", escape(view.tied.caption)]
+    if view.depths:
+        lines += ["", "### Fewer layers", ""]
+        lines += [f"- {escape(f'{one.step}: {one.sentence}')}" for one in view.depths]
     notes = [*view.detectable, *view.notes]
     if notes:
         lines += ["", "### What the numbers can show", "", *(f"- {escape(one)}" for one in notes)]

@@ -82,6 +82,7 @@ def run_table(view: "View") -> RenderableType:
     if view.targets is not None:
         lines += [_targets(view.targets), *(Text(one) for one in view.targets.sentences)]
     lines += [Text(f"control {sentence_of(one)}") for one in view.comparisons]
+    lines += [Text(f"{one.step} {one.sentence}") for one in view.depths]
     for one in view.judged:
         colour = COLOURS[one.verdict.outcome]
         mark = Text("gate ", style=colour)

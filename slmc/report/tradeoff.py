@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from slmc.evaluation.plot import TEXT, axis
 from slmc.report.tables import Row
 
 WIDTH, HEIGHT = 860.0, 330.0
@@ -12,12 +13,10 @@ WIDTH, HEIGHT = 860.0, 330.0
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 150.0, 34.0, 46.0
 FEWEST = 3
 """Smallest number of points for a plot."""
-SPARE = 0.06
-"""Free share of an axis at each end."""
 GAP = 13.0
 """Smallest distance of two labels."""
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#333}.t{font-weight:600;font-size:14px}"
+    f"{TEXT}"
     ".g{stroke:#ddd}.e{stroke:#7a8fb0;stroke-width:1.4}.p{fill:#1f5fbf}.o{fill:#9aa7ba}"
     ".f{fill:none;stroke:#1f5fbf;stroke-width:1.6;stroke-dasharray:5 3}"
 )
@@ -77,10 +76,10 @@ def _points(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Po
 
 def _panel(title: str, points: Sequence[Point], top: float) -> str:
     costs = [math.log10(point.cost) for point in points]
-    x = _axis(min(costs), max(costs), LEFT, WIDTH - RIGHT)
+    x = axis(min(costs), max(costs), LEFT, WIDTH - RIGHT)
     low = min(point.value - point.half for point in points)
     high = max(point.value + point.half for point in points)
-    y = _axis(low, high, top + HEIGHT - BOTTOM, top + TOP)
+    y = axis(low, high, top + HEIGHT - BOTTOM, top + TOP)
     parts = [f'<text class="t" x="{LEFT:.0f}" y="{top + 20:.0f}">{escape(title)}</text>']
     for cost in _ticks(min(p.cost for p in points), max(p.cost for p in points)):
         at = x(math.log10(cost))
@@ -124,12 +123,6 @@ def _labels(
         placed.append((across, down))
         parts.append(f'<text x="{across:.1f}" y="{down:.1f}">{escape(point.name)}</text>')
     return "".join(parts)
-
-
-def _axis(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    width = (high - low) or 1.0
-    low, width = low - SPARE * width, width * (1 + 2 * SPARE)
-    return lambda value: start + (end - start) * (value - low) / width
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from slmc.artefact import Artefact
 from slmc.pipeline.points import PointResult, ranking_metric
+from slmc.report import depth
 from slmc.report.advice import advice, texts_not_apart
 from slmc.report.costs import costs, price_of
 from slmc.report.curves import Curves, curves_of
+from slmc.report.depth import DepthResult
 from slmc.report.power import detectable
 from slmc.report.same_time import TiedTargets, tied_targets
 from slmc.report.tables import (
@@ -95,6 +97,7 @@ class View:
     curves: list[Curves]
     tied: TiedTargets | None
     """The metric on targets with the time of the item before, and on later ones; None without."""
+    depths: list[DepthResult]
     detectable: list[str]
     """Sentences on the smallest loss that the test set can detect."""
     notes: list[str] = field(default_factory=list)
@@ -197,6 +200,7 @@ def view_of(result: "RunResult") -> View:
         tied=tied_targets(result, metric, [row.step for row in rows]),
         targets=target_table(result, metric, rows),
         curves=curves_of(result.run_dir / "log.jsonl"),
+        depths=[depth.result(s.id, s.artefact) for s in result.steps if s.stage == "depth"],
         detectable=detectable(result, teacher, rows),
         notes=[
             *costs(benches, times),

@@ -25,6 +25,7 @@ steps:
     dtype: fp32
     must_beat: {{otherwise: warn}}
     control: true
+- depth: {{ways: [first], histories: 20, max_drop: 50%}}
 - distill: {{layers: 2, blocks: 2, epochs: 1, lr: 3e-3, rows: 8, dtype: fp32, control: true}}
 - export: {{id: sasrec-engine, model: sasrec, top_k: 20}}
 - export: {{top_k: 20}}

@@ -1,4 +1,4 @@
-"""Which layers are removed: ShortGPT's formula by hand, a search that finds the idle layer."""
+"""Which layers are removed: a search that finds the idle layer."""
 
 import logging
 from copy import deepcopy
@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from prunable import ITEMS, KINDS, build, some_histories, some_ids
+from prunable import ITEMS, build, some_histories, some_ids
 
-from slmc.compress.prune.depth import block_influence, by_influence, by_search, skipping
+from slmc.compress.prune.depth import by_search
 from slmc.compress.prune.sizes import Kept
 from slmc.compress.prune.width import cut
 from slmc.data.batches import pad_left
@@ -18,6 +18,7 @@ from slmc.evaluation.config import EvaluateConfig
 from slmc.evaluation.evaluate import rank
 from slmc.evaluation.results import protocol, values
 from slmc.evaluation.scorers import VectorScorer
+from slmc.model.layers import skipping
 from slmc.model.recommender import SequentialRecommender
 
 FLOAT32 = 1e-5
@@ -46,41 +47,6 @@ def idle(model: SequentialRecommender, *numbers: int) -> SequentialRecommender:
             model.layers[number].get_parameter("self_attn.o_proj.weight").zero_()
             model.layers[number].get_parameter("mlp.down_proj.weight").zero_()
     return model
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_block_influence_is_one_minus_the_mean_cosine(kind: str) -> None:
-    model = build(kind, layers=3)
-    cosines: list[list[float]] = [[], [], []]
-    for history in some_histories():
-        ids = torch.from_numpy(pad_left([history]))
-        inputs: list[torch.Tensor] = []
-        handle = model.layers[0].register_forward_pre_hook(
-            lambda _, args, kept=inputs: kept.append(args[0][0])
-        )
-        with model.block_states((0, 1, 2)) as outputs:
-            model.user_vectors(ids)
-        handle.remove()
-        states = [x.double().numpy() for x in [inputs[0], *outputs]]
-        for number in range(3):
-            for x, y in zip(states[number], states[number + 1], strict=True):
-                cosines[number].append(float(x @ y / np.sqrt((x @ x) * (y @ y))))
-    expected = [1 - float(np.mean(values)) for values in cosines]
-    influence = block_influence(model, some_histories())
-    assert influence == pytest.approx(expected, rel=FLOAT32)
-    assert len({round(value, 6) for value in influence}) == 3
-
-
-def test_a_layer_that_does_nothing_has_no_influence() -> None:
-    influence = block_influence(idle(build("llama", layers=3), 1), some_histories())
-    assert abs(influence[1]) < 1e-12 and influence[0] > 0.01 and influence[2] > 0.01
-
-
-def test_the_most_influential_layers_stay_in_their_order() -> None:
-    assert by_influence([0.3, 0.1, 0.2, 0.4], 3) == (0, 2, 3)
-    assert by_influence([0.3, 0.1, 0.2, 0.4], 1) == (3,)
-    assert by_influence([0.1, 0.1, 0.1], 2) == (0, 1)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from slmc.artefact import Artefact
-from slmc.compress.calibration import histories
+from slmc.data.calibration import histories
 from slmc.data.dataset import Dataset
 from slmc.errors import UndecidedError
 

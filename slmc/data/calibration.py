@@ -1,4 +1,4 @@
-"""The calibration set: training histories on which compression methods measure activations.
+"""The calibration set: training histories on which activations are measured.
 
 The sample is stratified by the two properties in which histories differ most: their length, and
 the popularity of their items.
@@ -15,7 +15,7 @@ from slmc.errors import UndecidedError
 BANDS = 4
 """Number of bands of history length; within a band, histories are ordered by popularity."""
 
-log = logging.getLogger("slmc.compress")
+log = logging.getLogger("slmc.data")
 
 
 def histories(data: Dataset, *, count: int, seed: int) -> list[NDArray[np.int32]]:
