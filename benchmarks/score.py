@@ -14,7 +14,6 @@ Beauty if ``SLMC_DATA`` names the folder of its log, else drawn from a similar d
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,10 +47,13 @@ CHUNK_USERS = 200_000
 SMALL = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 64}
 IDS = pl.Series([f"B{row:09d}" for row in range(ITEMS)])
 CALL = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from slmc.commands import cli
 code = cli.call(sys.argv[1:])
-sys.stderr.write(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB\\n")
+# ru_maxrss of a new process begins with that of its parent; VmHWM does not.
+peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
+sys.stderr.write(f"peak {int(peak[1]) / 1024:.0f} MB\\n")
 sys.exit(code)
 """
 
@@ -175,7 +177,6 @@ def memory(folder: Path, users: int, threads: int) -> None:
         )
         seconds = json.loads(done.stdout)["seconds"]
         print(f"{number:,} users: {done.stderr.strip()}, {seconds:.0f} s")
-    print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":
