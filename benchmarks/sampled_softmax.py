@@ -142,8 +142,10 @@ def costs(catalogues: list[int], full_up_to: int) -> list[dict[str, Any]]:
             queue: Any = context.Queue()
             process = context.Process(target=step_costs, args=(items, negatives, queue))
             process.start()
-            rows.append({"items": items, "negatives": negatives} | queue.get())
             process.join()
+            if process.exitcode:
+                raise SystemExit(f"the process for {items} items ended with {process.exitcode}")
+            rows.append({"items": items, "negatives": negatives} | queue.get())
             print(
                 "{items:,} items, negatives {negatives}: {cpu_s:.2f} s a step, "
                 "{peak_mb:,.0f} MB".format(**rows[-1]),
