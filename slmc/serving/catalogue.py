@@ -41,14 +41,19 @@ class Catalogue:
     """The ``items.parquet`` with the training interactions."""
 
     @classmethod
-    def open(cls, folder: Path, num_items: int) -> Self:
+    def open(cls, folder: Path, num_items: int, *, of_engine: bool) -> Self:
         """Read the catalogue of a model or an engine that ranks ``num_items`` items.
+
+        Args:
+            folder: The artefact.
+            num_items: V.
+            of_engine: Whether it is an engine, which has its catalogue as ``items.jsonl``.
 
         Raises:
             ArtefactError: The file is broken, or has another number of items.
         """
         file, parquet = folder / FILE, folder / PARQUET
-        if file.is_file():
+        if of_engine:
             vocabulary = Vocabulary.open(file)
             texts, titles = pl.Series("item", vocabulary.items, pl.String), vocabulary.titles
         else:

@@ -85,7 +85,9 @@ class Served:
     def __init__(self, artefact: Artefact, ranker: EngineRanker | ModelRanker) -> None:
         """Take a ranker and read its catalogue; :func:`slmc.load` makes these objects."""
         self.artefact, self.ranker = artefact, ranker
-        self.catalogue = Catalogue.open(artefact.path, ranker.num_items)
+        self.catalogue = Catalogue.open(
+            artefact.path, ranker.num_items, of_engine=artefact.manifest.kind == "engine"
+        )
 
     def __repr__(self) -> str:
         """``<Engine of 1,682 items: runs/movies/09-export>``."""

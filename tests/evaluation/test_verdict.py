@@ -194,6 +194,7 @@ def test_segments() -> None:
             "history": [1, 2, 2, 3, 4, 5, 6, 7],
             "tail": [True, False] * 4,
             "new": [False, True] * 4,
+            "count": [9, 0, 6, 0, 5, 0, 1, 0],
             "same_time": [True, False, False, None] * 2,
         }
     )
@@ -203,6 +204,7 @@ def test_segments() -> None:
     assert marked["long-histories"].tolist() == [False] * 6 + [True] * 2
     assert marked["tail-items"].tolist() == [True, False] * 4
     assert marked["new-items"].tolist() == [False, True] * 4
+    assert marked["cold-items"].tolist() == [False, True, False, True, True, True, True, True]
     assert marked["same-time"].tolist() == [True, False, False, False] * 2
     assert marked["later"].tolist() == [False, True, True, False] * 2
 
