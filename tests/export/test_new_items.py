@@ -96,7 +96,9 @@ def test_the_others_rank_as_without_them(
     assert ranks[0].equals(ranks[1])
 
 
-@pytest.mark.parametrize(("form", "levels"), [("int8", 127), ("int4", 7)])
+@pytest.mark.parametrize(
+    ("form", "levels"), [pytest.param("int8", 127, marks=pytest.mark.slow), ("int4", 7)]
+)
 def test_a_quantized_table_gets_rounded_rows(
     form: str, levels: int, data: Artefact, teacher: Artefact, folder: Path, tmp_path: Path
 ) -> None:
