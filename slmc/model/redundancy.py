@@ -160,15 +160,8 @@ def _similarities(model: SequentialRecommender) -> Iterator[Tensor]:
 
         return hook
 
-    handles = [
-        layer.register_forward_hook(add_similarity(number), with_kwargs=True)
-        for number, layer in enumerate(model.layers)
-    ]
-    try:
+    with _hooked(model, add_similarity):
         yield sums
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -193,12 +186,21 @@ def _sampling(model: SequentialRecommender, states: Tensor) -> Iterator[Callable
 
         return hook
 
+    with _hooked(model, keep):
+        yield take
+
+
+@contextmanager
+def _hooked(
+    model: SequentialRecommender, hook_of: Callable[[int], Callable[..., None]]
+) -> Iterator[None]:
+    """Call ``hook_of(number)`` after each layer, with its inputs and its output."""
     handles = [
-        layer.register_forward_hook(keep(number), with_kwargs=True)
+        layer.register_forward_hook(hook_of(number), with_kwargs=True)
         for number, layer in enumerate(model.layers)
     ]
     try:
-        yield take
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -370,9 +370,9 @@ def _slowly(
             if listed is not None and not isinstance(listed, list):
                 raise ValueError(f"{items} is not a list")
             ids = [json_text(one, items) for one in listed or ()]
-            owner = json_text(row.get(user), user) if user is not None else None
+            owner: str | int | None = json_text(row.get(user), user) if user is not None else None
             if user is not None and types[user].is_integer() and owner is not None:
-                owner = int(owner)  # type: ignore[assignment]
+                owner = int(owner)
             rows.append({items: ids, LINE: line} | ({user: owner} if user is not None else {}))
         except ValueError as error:
             bad.append((line, str(error)))
