@@ -15,17 +15,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+VALUE = "_value_of_the_cell"
 NOTEBOOK = Path(__file__).parents[1] / "docs/quickstart.ipynb"
 
 
 def outputs(code: str, namespace: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """Run a cell; returns its outputs in the form of nbformat 4."""
-    tree, printed, value = ast.parse(code), io.StringIO(), None
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    tree, printed = ast.parse(code), io.StringIO()
+    last = tree.body[-1]
+    if isinstance(last, ast.Expr):  # its value is the output of the cell, as in Jupyter
+        shown = ast.Assign([ast.Name(VALUE, ast.Store())], last.value)
+        tree.body[-1] = ast.fix_missing_locations(ast.copy_location(shown, last))
     with contextlib.redirect_stdout(printed):
         exec(compile(tree, "cell", "exec"), namespace)
-        if isinstance(last, ast.Expr):
-            value = eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
+    value = namespace.pop(VALUE, None)
     stored: list[dict[str, Any]] = []
     if text := printed.getvalue():
         lines = text.splitlines(keepends=True)
