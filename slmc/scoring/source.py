@@ -19,6 +19,7 @@ from slmc.data.delimited import header_names
 from slmc.data.files import GZIP, Lines, head_lines, is_stream, line_blocks, open_file, rereadable
 from slmc.data.formats import json_objects, parquet_errors, table_blocks
 from slmc.data.layout import Layout
+from slmc.data.lists import split_lists
 from slmc.data.parts import place
 from slmc.data.sniff import detect_layouts
 from slmc.data.sources import fetch
@@ -26,14 +27,7 @@ from slmc.data.times import parse
 from slmc.errors import DataError
 from slmc.scoring.settings import Settings
 from slmc.serving.catalogue import Catalogue, Id, shown
-from slmc.serving.frames import (
-    Columns,
-    find_columns,
-    holds_numbers,
-    read_frame,
-    split_lists,
-    text_of,
-)
+from slmc.serving.frames import Columns, find_columns, holds_numbers, read_frame, text_of
 from slmc.serving.histories import Ints
 
 STDIN = Path("/dev/stdin")

@@ -1,0 +1,99 @@
+"""Build an index of faiss over the item vectors.
+
+The score of an item is the inner product of user and item vector, so the indices rank by it.
+Letters: V items, d item width.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmc.export.runtime.engine import cores
+from slmc.export.runtime.vector_index import VectorIndex, import_faiss
+
+Kind = Literal["faiss", "hnsw"]
+LINKS = 32
+"""Links of an item in the graph of hnsw; twice as many in its lowest layer."""
+BUILD_DEPTH = 80
+"""Candidates that are compared when an item is linked."""
+PER_LIST = 39
+"""Training vectors for each inverted list: the fewest that faiss takes without a warning."""
+CHUNK = 1 << 18
+"""Items that are added at once."""
+FEWEST = 1
+"""Smallest effort of a search: lists that are visited, or candidates of the graph."""
+
+log = logging.getLogger("slmc.export")
+
+
+def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) -> VectorIndex:
+    """Build an index; vectors are stored as 16-bit floats.
+
+    Args:
+        kind: ``faiss``: inverted lists around the means of clusters. ``hnsw``: a graph of neighbours
+            (Malkov and Yashunin, arXiv 1603.09320).
+        vectors: ``[V, d]``, of the rows 1..V.
+        threads: Cores to use; default: all of this process. With several, the links of a graph
+            depend on their order.
+    """
+    faiss = import_faiss()
+    faiss.omp_set_num_threads(threads or cores())
+    number, width = vectors.shape
+    product, half = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
+    if kind == "hnsw":
+        index = faiss.IndexHNSWSQ(width, half, LINKS, product)
+        index.hnsw.efConstruction = BUILD_DEPTH
+        index.train(vectors[:1])
+    else:
+        lists = lists_of(number)
+        means = faiss.IndexFlatIP(width)
+        index = faiss.IndexIVFScalarQuantizer(means, width, lists, half, product, False)
+        index.cp.seed = 17
+        index.own_fields, means.this.own = True, False
+        index.train(_sample(vectors, lists * PER_LIST))
+    for start in range(0, number, CHUNK):
+        index.add(vectors[start : start + CHUNK])
+        done = {"task": f"index {kind}", "done": min(start + CHUNK, number), "total": number}
+        log.debug("progress", extra={"progress": done | {"unit": "items"}})
+    faiss.omp_set_num_threads(1)
+    return VectorIndex(index)
+
+
+def lists_of(number: int) -> int:
+    """Number of inverted lists: about 4 times the root of the items, so that a list is short."""
+    return max(1, min(round(4 * math.sqrt(number)), number // PER_LIST))
+
+
+def efforts(index: VectorIndex) -> Iterator[int]:
+    """Efforts of a search, from the smallest, each twice the one before."""
+    most = getattr(index.index, "nlist", 4096)
+    effort = FEWEST if hasattr(index.index, "nlist") else 16
+    while effort < most:
+        yield effort
+        effort *= 2
+    yield most
+
+
+def set_effort(index: VectorIndex, effort: int) -> dict[str, int]:
+    """Set the effort of a search, which is stored with the index; return it by faiss's name."""
+    if hasattr(index.index, "nlist"):
+        index.index.nprobe = effort
+        return {"nprobe": effort}
+    index.index.hnsw.efSearch = effort
+    return {"efSearch": effort}
+
+
+def _sample(vectors: NDArray[np.float32], number: int) -> NDArray[np.float32]:
+    if number >= len(vectors):
+        return vectors
+    rows = np.random.default_rng(0).choice(len(vectors), number, replace=False)
+    return vectors[np.sort(rows)]
+
+
+def save(index: VectorIndex, file: Any) -> None:
+    """Write an index."""
+    import_faiss().write_index(index.index, str(file))
