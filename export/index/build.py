@@ -43,17 +43,13 @@ def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) 
     faiss = import_faiss()
     faiss.omp_set_num_threads(threads or cores())
     number, width = vectors.shape
-    product, half = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
+    lists = lists_of(number)
+    form = f"HNSW{LINKS}_SQfp16" if kind == "hnsw" else f"IVF{lists},SQfp16"
+    index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
     if kind == "hnsw":
-        index = faiss.IndexHNSWSQ(width, half, LINKS, product)
         index.hnsw.efConstruction = BUILD_DEPTH
         index.train(vectors[:1])
     else:
-        lists = lists_of(number)
-        means = faiss.IndexFlatIP(width)
-        index = faiss.IndexIVFScalarQuantizer(means, width, lists, half, product, False)
-        index.cp.seed = 17
-        index.own_fields, means.this.own = True, False
         index.train(_sample(vectors, lists * PER_LIST))
     for start in range(0, number, CHUNK):
         index.add(vectors[start : start + CHUNK])
