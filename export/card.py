@@ -67,7 +67,7 @@ Limits: {max_error:g} and {min_overlap:.2%}. Source model: digest `{source}`.
 
 
 NEW_ITEMS = {
-    "texts": "their texts",
+    "texts": "made from their texts",
     "neighbours": "the mean vectors of neighbours that were named",
     "co-occurrence": "the mean vectors of items that users took next to them",
     "vectors": "vectors that were given",
@@ -78,10 +78,10 @@ INDEX = """\
 
 ## Approximate search
 
-`index/items.faiss` ({size_mb:.1f} MB, {setting}) finds {recall:.1%} of the 10 best of {items:,} items,
-measured on {histories} histories. With one thread a history takes {index_ms:.2f} ms with it and
-{exact_ms:.2f} ms with `onnx/model.onnx`, {speedup:.1f} times as long. Entry p of the index is line
-p + 1 of `items.jsonl`. Continue the code above (`pip install faiss-cpu`):
+`index/items.faiss` ({size_mb:.1f} MB, {setting}) finds {recall:.1%} of the 10 best of {items:,}
+items, measured on {histories} histories. With one thread a history takes {index_ms:.2f} ms with it
+and {exact_ms:.2f} ms with `onnx/model.onnx`, {speedup:.1f} times as long. Entry p of the index
+belongs to row p + 1. Continue the code above (`pip install faiss-cpu`):
 
 ```python
 import faiss
@@ -139,8 +139,8 @@ def _new_items(new: dict[str, Any] | None) -> str:
         return ""
     replaced = f"; {new['replaced']:,} others got new vectors" if new["replaced"] else ""
     return (
-        f"- {new['added']:,} items are newer than the model{replaced}. They were not trained: their "
-        f"vectors are\n  {NEW_ITEMS[new['by']]}.\n"
+        f"- {new['added']:,} items are newer than the model{replaced}. They were not trained: "
+        f"their vectors\n  are {NEW_ITEMS[new['by']]}.\n"
     )
 
 

@@ -116,7 +116,10 @@ class ExportConfig(Seeded):
     def _belong_together(self) -> Self:
         if self.replace and self.items is None:
             raise ValueError("replace: needs a file of items that says which; set items")
-        if self.index is None and self.index_recall != type(self).model_fields["index_recall"].default:
+        if (
+            self.index is None
+            and self.index_recall != type(self).model_fields["index_recall"].default
+        ):
             raise ValueError("index_recall: there is no index; set index")
         return self
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slmc.export.graph.interface import ALL_SCORES, FIRST, NUMBER, SCORES, extra_outputs
+from slmc.export.graph.interface import (
+    ALL_SCORES,
+    FIRST,
+    NUMBER,
+    SCORES,
+    USER_VECTORS,
+    extra_outputs,
+)
 
 if TYPE_CHECKING:
     import onnx

@@ -22,6 +22,8 @@ BUILD_DEPTH = 80
 """Candidates that are compared when an item is linked."""
 PER_LIST = 39
 """Training vectors for each inverted list: the fewest that faiss takes without a warning."""
+MANY_LISTS = 1000
+"""Lists from which a graph finds the nearest ones of a vector."""
 CHUNK = 1 << 18
 """Items that are added at once."""
 FEWEST = 1
@@ -31,11 +33,11 @@ log = logging.getLogger("slmc.export")
 
 
 def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) -> VectorIndex:
-    """Build an index; vectors are stored as 16-bit floats.
+    """Build an index, which keeps the vectors as 16-bit floats.
 
     Args:
-        kind: ``faiss``: inverted lists around the means of clusters. ``hnsw``: a graph of neighbours
-            (Malkov and Yashunin, arXiv 1603.09320).
+        kind: ``faiss``: inverted lists around the means of clusters. ``hnsw``: a graph of
+            neighbours (Malkov and Yashunin, arXiv 1603.09320).
         vectors: ``[V, d]``, of the rows 1..V.
         threads: Cores to use; default: all of this process. With several, the links of a graph
             depend on their order.
@@ -44,7 +46,8 @@ def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) 
     faiss.omp_set_num_threads(threads or cores())
     number, width = vectors.shape
     lists = lists_of(number)
-    form = f"HNSW{LINKS}_SQfp16" if kind == "hnsw" else f"IVF{lists},SQfp16"
+    nearest = "_HNSW32" if lists > MANY_LISTS else ""  # how the lists of a vector are found
+    form = f"HNSW{LINKS}_SQfp16" if kind == "hnsw" else f"IVF{lists}{nearest},SQfp16"
     index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
     if kind == "hnsw":
         index.hnsw.efConstruction = BUILD_DEPTH

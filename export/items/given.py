@@ -108,9 +108,7 @@ def known_neighbours(items: pl.DataFrame, known: pl.DataFrame, file: str) -> pl.
         .group_by("item", maintain_order=True)
         .agg(pl.col("row").alias("rows"), WEIGHTS)
     )
-    joined = items.select("item", "title").join(
-        found, on="item", how="left", maintain_order="left"
-    )
+    joined = items.select("item", "title").join(found, on="item", how="left", maintain_order="left")
     return joined.with_columns(pl.col("rows").fill_null([]), pl.col(WEIGHTS).fill_null([]))
 
 

@@ -7,7 +7,6 @@ d item width.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -60,9 +59,7 @@ class NewItems:
         return {"added": self.added, "replaced": self.replaced, "by": self.by}
 
 
-def extend(
-    model: Recommender, source: Artefact, data: Artefact, config: ExportConfig
-) -> NewItems:
+def extend(model: Recommender, source: Artefact, data: Artefact, config: ExportConfig) -> NewItems:
     """Add rows for new items to the item table of a model, and replace rows if asked to, in place.
 
     Args:

@@ -13,7 +13,10 @@ from slmc.model.quantized_table import QuantizedTable
 
 
 def change(
-    model: Recommender, added: NDArray[np.float32], rows: Sequence[int], swapped: NDArray[np.float32]
+    model: Recommender,
+    added: NDArray[np.float32],
+    rows: Sequence[int],
+    swapped: NDArray[np.float32],
 ) -> None:
     """Change the item table of a model in place; a quantized table gets rounded rows.
 
