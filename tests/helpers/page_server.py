@@ -68,9 +68,8 @@ class Site:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers from the site of its server."""
+    """Answers from the site of its server; one request a connection, so that it can end."""
 
-    protocol_version = "HTTP/1.1"
     site: Site
 
     def do_GET(self) -> None:
