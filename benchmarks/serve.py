@@ -4,7 +4,8 @@ The server runs in a process of its own, and wrk (``apt-get install wrk``), in a
 the histories of the test users to ``/recommend`` as fast as they are answered. Three parts:
 
 1. The bare sessions that ``slmc bench`` chooses for throughput, in batches of 32, and the server
-   take turns on the same cores. The ratio is requests to histories per second, round by round.
+   take turns on the same cores. The ratio is requests to histories per second, round by round,
+   and the same by processor time, which other processes of a shared machine disturb less.
 2. ``--minutes`` at saturation: requests per second, latency, answers by status, and the memory of
    the server.
 3. Four times as many connections as the queue is long: every answer is 200 or 429.
@@ -50,6 +51,8 @@ K = 10
 START_S, STOP_S = 120, 30
 SAMPLE_S = 1.0
 ALLOWED = {"200", "429"}
+Rates = tuple[float, float]
+"""Histories per second, and per second of the processor."""
 
 
 @dataclass
@@ -100,24 +103,19 @@ class Watch:
         """Sample until the block ends."""
         end = threading.Event()
         thread = threading.Thread(target=self._sample, args=(end,))
-        start, used = time.monotonic(), self._processor()
+        start, used = time.monotonic(), processor(self.process)
         thread.start()
         try:
             yield self
         finally:
-            self.cores = (self._processor() - used) / (time.monotonic() - start)
+            self.cores = (processor(self.process) - used) / (time.monotonic() - start)
             end.set()
             thread.join()
 
-    def _all(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
-
-    def _processor(self) -> float:
-        return sum(sum(one.cpu_times()[:2]) for one in self._all())
-
     def _sample(self, end: threading.Event) -> None:
         while not end.wait(SAMPLE_S):
-            self.megabytes.append(sum(one.memory_info().rss for one in self._all()) / 1e6)
+            running = (self.process, *self.process.children(recursive=True))
+            self.megabytes.append(sum(one.memory_info().rss for one in running) / 1e6)
 
     def __str__(self) -> str:
         """Memory in the first, the middle and the last tenth, and its slope after the first."""
@@ -171,14 +169,19 @@ def load(url: str, bodies: Path, connections: int, seconds: float) -> Load:
     return Load(**json.loads(line.removeprefix("result ")))
 
 
-def bare(pool: Pool, draw: Draw, seconds: float) -> float:
-    """Histories per second of bare sessions."""
-    start, number = time.perf_counter(), 0
+def processor(process: psutil.Process) -> float:
+    """Seconds of the processor that a process and its children have used."""
+    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
+
+
+def bare(pool: Pool, draw: Draw, seconds: float) -> Rates:
+    """Histories of bare sessions."""
+    start, used, number = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
         batches = [batch for _ in range(8) for batch in draw()]
         pool.top_concurrent(batches)
         number += sum(map(len, batches))
-    return number / (time.perf_counter() - start)
+    return number / (time.perf_counter() - start), number / (time.process_time() - used)
 
 
 def write_bodies(file: Path, engine: Artefact, histories: Histories) -> Path:
@@ -194,19 +197,28 @@ def write_bodies(file: Path, engine: Artefact, histories: Histories) -> Path:
 
 
 def print_ratio(
-    serving: Callable[[], Load], bare_sessions: Callable[[], float], rounds: int
+    serving: Callable[[], Load],
+    bare_sessions: Callable[[], Rates],
+    process: psutil.Process,
+    rounds: int,
 ) -> list[Load]:
     """Measure the server and the bare sessions in turn, and print their ratio."""
-    loads, ratios, rates = [], [], []
+    loads: list[Load] = []
+    pairs: list[tuple[Rates, Rates]] = []
     for number in range(rounds):
-        first = bare_sessions() if number % 2 else 0.0
+        before = bare_sessions() if number % 2 else None
+        used = processor(process)
         loads.append(serving())
-        rates.append(first or bare_sessions())
-        ratios.append(loads[-1].rate / rates[-1])
-    print(
-        f"server / bare: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}], "
-        f"{rounds} rounds; bare {statistics.median(rates):,.0f} histories/s"
-    )
+        used = processor(process) - used
+        served = loads[-1].rate, loads[-1].statuses.get("200", 0) / used
+        pairs.append((served, before or bare_sessions()))
+    for place, name in enumerate(("by the clock", "by processor time")):
+        ratios = [served[place] / alone[place] for served, alone in pairs]
+        mine, other = (statistics.median(pair[side][place] for pair in pairs) for side in (0, 1))
+        print(
+            f"server / bare {name}: {statistics.median(ratios):.2f} [{min(ratios):.2f}, "
+            f"{max(ratios):.2f}]; {mine:,.0f} / {other:,.0f} per second"
+        )
     return loads
 
 
@@ -228,7 +240,9 @@ def measure(folder: Path, given: argparse.Namespace) -> bool:
         run = partial(load, url, bodies)
         run(given.connections, given.round_s)  # warm-up
         serving = partial(run, given.connections, given.round_s)
-        loads = print_ratio(serving, partial(bare, pool, draw, given.round_s), given.rounds)
+        loads = print_ratio(
+            serving, partial(bare, pool, draw, given.round_s), process, given.rounds
+        )
         with Watch(process).running() as watch:
             loads.append(run(given.connections, 60 * given.minutes))
         print(f"{given.minutes:g} minutes, {given.connections} connections: {loads[-1]}")
@@ -244,7 +258,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, help="the dataset; default: from the cache")
     parser.add_argument("--minutes", type=float, default=10, help="at saturation")
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--queue", type=int, default=128, help="requests that may wait")
+    parser.add_argument("--queue", type=int, default=64, help="requests that may wait")
     parser.add_argument("--threads", type=int, default=2, help="of the engine, in both forms")
     parser.add_argument("--rounds", type=int, default=6, help="of the ratio")
     parser.add_argument("--round-s", type=float, default=10, help="seconds of each half of a round")
