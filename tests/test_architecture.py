@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"recipe"},
     {"pipeline"},
     {"report", "serving"},
-    {"recommend", "scoring", "api", "package"},
+    {"recommend", "scoring", "api", "package", "server"},
     {"commands"},
     {"__main__"},
 )
@@ -39,6 +39,7 @@ TORCH_FREE = (
     "slmc.api",
     "slmc.scoring.score",
     "slmc.serving.opening",
+    "slmc.server.run",
     "slmc.recipe",
     "slmc.recipe.schema",
     "slmc.stages",
