@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from score_inputs import interactions, lists, many, write
@@ -66,7 +67,10 @@ def both(engine: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
             found = vars(score(engine, settings))
             counts.append({key: found[key] for key in found.keys() - CLOCK})
             frames.append(pl.read_parquet(output))
-        assert frames[0].equals(frames[1])  # in the same order, too
+        assert frames[0].drop("scores").equals(frames[1].drop("scores"))  # in this order
+        for one, other in zip(*(frame["scores"] for frame in frames), strict=True):
+            # Other parts are other batches, in which float32 rounds otherwise.
+            np.testing.assert_allclose(one.to_numpy(), other.to_numpy(), atol=1e-4)
         assert counts[0] == counts[1]
         assert not [one for one in tmp_path.iterdir() if one.name.startswith(".")]
         return frames[1], counts[1]
@@ -115,19 +119,19 @@ def test_no_row_gives_an_empty_result(both: Score, tmp_path: Path) -> None:
 def test_errors_and_warnings_of_workers(
     both: Score, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines = ['{"user": "a", "items": [101]}', '{"user": "b", "items": 7}']
+    lines = ['{"user": "a", "items": [101]}', '{"user": "b", "items"']
     (tmp_path / "h.jsonl").write_text("\n".join(lines))
     with caplog.at_level(logging.WARNING, "slmc"):
         _, counts = both("h.jsonl", malformed="skip")
-    warning = f"{tmp_path}/h.jsonl, line 2: items is not a list; skipped"
-    assert set(caplog.messages) == {warning}
+    (warning,) = set(caplog.messages)
+    assert warning.startswith(f"{tmp_path}/h.jsonl, line 2: broken JSON")
     assert counts["malformed"] == 1
 
 
 @pytest.mark.parametrize(
     ("options", "error", "what"),
     [
-        ({"malformed": "error"}, DataError, "{}/h.jsonl, line 3: items is not a list."),
+        ({"malformed": "error"}, DataError, "{}/h.jsonl, line 3: broken JSON"),
         ({"malformed": "skip", "unknown": "error"}, DataError,
          "{}/h.jsonl: ids that are not in the vocabulary: 999."),
         ({"malformed": "skip", "empty": "error"}, UsageError, "user 'b' has no known item."),
@@ -136,14 +140,13 @@ def test_errors_and_warnings_of_workers(
 def test_an_error_in_a_worker_is_that_of_one_process(
     options: Any, error: type[Exception], what: str, both: Score, engine: Artefact, tmp_path: Path
 ) -> None:
-    rows = [("a", [101]), ("b", [999]), ("c", 7)]
-    text = "\n".join(json.dumps({"user": user, "items": items}) for user, items in rows)
-    (tmp_path / "h.jsonl").write_text(text)
+    lines = ['{"user": "a", "items": [101]}', '{"user": "b", "items": [999]}', '{"user": "c"']
+    (tmp_path / "h.jsonl").write_text("\n".join(lines))
     for on in ("process", "ray"):
         settings = Settings(str(tmp_path / "h.jsonl"), str(tmp_path / "top.parquet"), on=on)
         with pytest.raises(error) as caught:
             score(engine, replace(settings, **options))
-        assert str(caught.value) == what.format(tmp_path)
+        assert str(caught.value).startswith(what.format(tmp_path))
         assert not (tmp_path / "top.parquet").exists()
 
 
@@ -211,10 +214,11 @@ def test_a_model_that_another_machine_does_not_have_is_unpacked_there(
 USERS = 60_000
 CALL = """
 import json, sys
+from pathlib import Path
 from slmc import artefact
 from slmc.scoring.score import score
 from slmc.scoring.settings import Settings
-model, output, options = artefact.load(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+model, output, options = artefact.load(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
 scored = score(model, Settings("h.parquet", output, exclude_seen=True, part_users=1000, **options))
 print(json.dumps(vars(scored)))
 """
