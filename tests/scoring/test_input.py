@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from score_inputs import HISTORIES, as_lists, interactions, lists, write
+from score_inputs import as_lists, interactions, lists, write
 
 from slmc.artefact import Artefact
 from slmc.errors import DataError
