@@ -75,7 +75,12 @@ def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         prepared.users.write_parquet(work.path / "sequences" / "users.parquet")
         if prepared.texts is not None:
             prepared.texts.write_parquet(work.path / "texts.parquet")
-        preprocessor = {"history": config.history, "unknown_ids": "skip"}
+        # Copied into each model and engine, with what they need to serve.
+        preprocessor = {
+            "history": config.history,
+            "unknown_ids": "skip",
+            "valid_repeats": prepared.metrics["valid_repeats"],
+        }
         _write_json(work.path / "preprocessor.json", preprocessor)
         _write_json(work.path / "metrics.json", prepared.metrics)
         if config.terms is not None:
