@@ -9,8 +9,9 @@ again, and its parts are ranked again. What was found wrong travels in rows too.
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -89,7 +90,8 @@ def rank(served: Served, source: Source, request: Request, parts: Parts) -> None
     todo = pieces(source, served.catalogue, parts.folder / "histories")
     found = Findings(source.malformed, [*source.unknown])
     if todo:
-        with _cluster(settings) as (workers, shared):
+        # Ray prints of workers that die; standard output is for the result of the command.
+        with redirect_stdout(sys.stderr), _cluster(settings) as (workers, shared):
             model = Shipped.of(served.artefact, with_files=not shared)
             catalogue = _CatalogueOf(model, len(served.catalogue))
             reading = _Reading(catalogue, frozenset(parts.numbers))
@@ -174,7 +176,7 @@ def _dataset(todo: list[Piece], reading: "_Reading", ranking: dict[str, Any], wo
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.read_datasource(
-        Pieces(), override_num_blocks=len(todo), concurrency=READERS, num_cpus=0.1
+        Pieces(), override_num_blocks=len(todo), concurrency=min(READERS, len(todo)), num_cpus=0.1
     )
     return dataset.map_batches(
         Worker, batch_size=1, batch_format="pyarrow", num_cpus=ranking["threads"],
