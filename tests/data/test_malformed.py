@@ -149,11 +149,11 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
     "another encoding": (
         "log.csv", "usér,item_id,timestamp\n1,2,3\n".encode("latin-1"), {},
         "log.csv is not UTF-8 text: line 1 has byte 0xe9 at column 3.",
-        "Save it as UTF-8, or set format: parquet if it is one.",
+        "Save it as UTF-8; if it is Latin-1: `iconv -f latin1 -t utf-8 FILE > log.csv`.",
     ),
     "UTF-16": (
         "log.csv", "user_id,item_id\n".encode("utf-16"), {},
-        "log.csv is UTF-16 text.", "Save it as UTF-8.",
+        "log.csv is UTF-16 text.", "Save it as UTF-8: `iconv -f utf-16 -t utf-8 FILE > log.csv`.",
     ),
     "truncated gzip": (
         "log.csv.gz", gzip.compress(GOOD, mtime=0)[:-20], {},
