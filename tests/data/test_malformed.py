@@ -139,7 +139,8 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "log.csv", b"user_id,item_id,timestamp\n1,2,yesterday\n", {},
         "1 of 1 rows are malformed, more than max_malformed (1%) allows; the first: "
         "log.csv, line 2: timestamp is yesterday, neither a number nor an ISO date.",
-        "Fix the rows (`slmc data check` lists them), or raise max_malformed.",
+        "Write times as numbers or as dates such as 2023-11-14 22:30:00, or set columns.time to "
+        "another column (null if the rows are already in time order).",
     ),
     "binary garbage": (
         "log.csv", b"user_id,item\n\x07\x00\x9c\xff", {},

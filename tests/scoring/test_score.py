@@ -25,6 +25,7 @@ from slmc.scoring import grouping
 from slmc.scoring.score import cut, score
 from slmc.scoring.settings import Settings, Shard, hashes
 from slmc.scoring.source import Batch
+from slmc.serving.frames import Columns
 from slmc.serving.opening import load
 
 HISTORIES: dict[str, list[int]] = {
@@ -151,6 +152,18 @@ def test_lists_in_text_and_json_arrays(run: Run, expected: Any, tmp_path: Path) 
 def test_json_numbers_are_exact(run: Run, expected: Any, tmp_path: Path) -> None:
     (tmp_path / "h.jsonl").write_text('{"user": "a", "items": [101.0, 1.02e2]}\n')
     assert as_lists(run("h.jsonl", k=5)) == {"a": expected["a"]}
+
+
+def test_decimals_are_ids(run: Run, expected: Any, tmp_path: Path) -> None:
+    items = pl.Series([101, 102], dtype=pl.Decimal(20, 2))
+    pl.DataFrame({"user": ["a", "a"], "item": items}).write_parquet(tmp_path / "log.parquet")
+    assert as_lists(run("log.parquet", k=5)) == {"a": expected["a"]}
+
+
+def test_a_table_without_a_header(run: Run, expected: Any, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("102,a,9\n101,a,8\n")
+    columns = Columns(user="2", item="1", time="3")
+    assert as_lists(run("log.csv", k=5, header=False, columns=columns)) == {"a": expected["a"]}
 
 
 def test_csv_has_a_row_per_item_and_jsonl_one_per_user(
