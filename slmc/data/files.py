@@ -137,7 +137,7 @@ def has_parquet_magic(path: Path) -> bool:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading; raises :class:`DataError` if it cannot be open_file or read."""
+    """Open a file for reading; raises :class:`DataError` if it cannot be opened or read."""
     try:
         with rereadable(path).open("rb") as stream:
             yield stream

@@ -17,7 +17,7 @@ What the steps amount to:
 Users are sorted by id, so the result does not depend on the order of rows with the same time.
 
 So that a log may be larger than memory, rows are sorted first, in buckets of users
-(``slmc.data.buckets``), and the core is found by passes over the sorted rows.
+(``slmc.data.sorting``), and the core is found by passes over the sorted rows.
 ``slmc.data.histories`` then splits bucket after bucket.
 """
 
@@ -32,7 +32,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact, draft
-from slmc.data import buckets
+from slmc.data import sorting
 from slmc.data.calendar import DAY
 from slmc.data.clock import Clock
 from slmc.data.config import PrepareConfig
@@ -76,7 +76,12 @@ def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         prepared.users.write_parquet(work.path / "sequences" / "users.parquet")
         if prepared.texts is not None:
             prepared.texts.write_parquet(work.path / "texts.parquet")
-        preprocessor = {"history": config.history, "unknown_ids": "skip"}
+        # Copied into each model and engine, with what they need to serve.
+        preprocessor = {
+            "history": config.history,
+            "unknown_ids": "skip",
+            "valid_repeats": prepared.metrics["valid_repeats"],
+        }
         _write_json(work.path / "preprocessor.json", preprocessor)
         _write_json(work.path / "metrics.json", prepared.metrics)
         if config.terms is not None:
@@ -120,8 +125,8 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     """
     if config.split.by == "time":
         _check_dated(config, read_log)
-    rows = buckets.sort(config, read_log)
-    users, kept = buckets.core(config, rows)
+    rows = sorting.sort(config, read_log)
+    users, kept = sorting.core(config, rows)
     splitter = Splitter(config, read_log.clock, rows.item_ids.len())
     parts = [*splitter.split(rows, _sampled(users, rows.user_ids, config), kept)]
     rows.rows.close()

@@ -3,8 +3,7 @@
     .top.parquet.partial/
     ├── job.json              what is scored: another job begins anew
     ├── 000000.parquet        the users of a part, written completely before
-    ├── 000000.json           its counts, which make the part count
-    └── groups/               interactions by groups of users, of a large input
+    └── 000000.json           its counts, which make the part count
 
 A part is the answer for a fixed range of users of the input, so a job that was killed goes on after
 the last complete part.

@@ -6,7 +6,6 @@ While the workers rank one part, the next one is read and the one before is writ
 import hashlib
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +22,11 @@ from slmc.artefact import Artefact
 from slmc.errors import MissingError, UsageError
 from slmc.export.runtime.engine import cores
 from slmc.scoring import grouping, output
+from slmc.scoring.id_lists import read_ids
 from slmc.scoring.output import format_of
 from slmc.scoring.parts import Parts
 from slmc.scoring.settings import PART_ITEMS, Settings
-from slmc.scoring.source import Batch, Source, read_ids
+from slmc.scoring.source import Batch, Source
 from slmc.serving.answers import as_frame
 from slmc.serving.catalogue import shown
 from slmc.serving.histories import Histories
@@ -136,10 +136,9 @@ def score(model: Artefact, settings: Settings, write: Write | None = None) -> Sc
 def _stream(job: _Job, write: Write) -> dict[str, int]:
     """Write each part to standard output."""
     totals = dict.fromkeys(("users", "popular", "skipped", "unknown"), 0)
-    with tempfile.TemporaryDirectory(prefix="slmc-score-") as folder:
-        for frame, counts in _scored(job, 0, Path(folder)):
-            write(output.text_of(frame, "jsonl"))
-            totals = {name: totals[name] + counts[name] for name in totals}
+    for frame, counts in _scored(job, 0, None):
+        write(output.text_of(frame, "jsonl"))
+        totals = {name: totals[name] + counts[name] for name in totals}
     return totals
 
 
@@ -168,7 +167,9 @@ def _to_file(
     return totals, resumed
 
 
-def _scored(job: _Job, done: int, folder: Path) -> Iterator[tuple[pl.DataFrame, dict[str, int]]]:
+def _scored(
+    job: _Job, done: int, folder: Path | None
+) -> Iterator[tuple[pl.DataFrame, dict[str, int]]]:
     """The answers and counts of the parts after the first ``done``."""
     total = job.source.total()
     pending: _Pending | None = None
@@ -222,14 +223,13 @@ def _nothing(k: int) -> Best:
     return np.zeros((0, k), dtype=np.int64), np.zeros((0, k), dtype=np.float32)
 
 
-def _parts(job: _Job, total: int | None, folder: Path) -> Iterator[Batch]:
+def _parts(job: _Job, total: int | None, folder: Path | None) -> Iterator[Batch]:
     """The histories of the input in parts whose limits depend on the input alone."""
     source, catalogue = job.source, job.served.catalogue
     if source.by_user:
         batches = source.histories(catalogue)
     else:
-        groups = folder / "groups"
-        batches = grouping.histories(source, catalogue, groups, total, grouping.IN_MEMORY)
+        batches = grouping.histories(source, catalogue, folder, total)
     yield from cut(batches, job.settings.part_users, PART_ITEMS)
 
 

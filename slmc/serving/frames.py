@@ -272,8 +272,9 @@ def grouped(rows: pl.DataFrame, user: str) -> Table:
         user: Name of the column of users.
     """
     if "time" in rows.columns:
-        first = pl.int_range(pl.len()).min().over("user").alias("first")
-        rows = rows.with_columns(first).sort("first", "time", maintain_order=True)
+        first = pl.col("first").min().over("user")
+        rows = rows.with_row_index("first").with_columns(first)
+        rows = rows.sort("first", "time", maintain_order=True)
     lists = rows.group_by("user", maintain_order=True).agg("item")
     lengths = lists["item"].list.len().to_numpy().astype(np.int64)
     flat = lists["item"].explode(empty_as_null=False)

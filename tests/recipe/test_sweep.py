@@ -237,6 +237,38 @@ def test_a_smoke_run_repeats_small_steps(file: Path) -> None:
     assert len(students(recipe)) == 8
 
 
+@pytest.mark.parametrize(
+    ("sweep", "gated", "points", "gate"),
+    [
+        ("{distill.layers: [2, 3], distill.losses.logits: [0.5, 1]}", "layers=3,logits=1",
+         [{"layers": 2, "losses.logits": 0.5}, {"layers": 2, "losses.logits": 1.0}],
+         "layers=2,logits=1"),
+        ("{distill.layers: [1, 2, 3]}", "layers=3", [{"layers": 1}, {"layers": 2}], "layers=2"),
+        ("{distill.epochs: [3, 5]}", "epochs=5", [{"epochs": 1}], "epochs=1"),
+        ("{distill.teacher: [teach, other]}", "teacher=other",
+         [{"teacher": "teach"}, {"teacher": "other"}], "teacher=other"),
+    ],
+)  # fmt: skip
+def test_the_resolved_recipe_of_a_smoke_run_has_small_points(
+    sweep: str, gated: str, points: list[dict[str, object]], gate: str, file: Path
+) -> None:
+    """Also in the names of points; those that are the same when small are one."""
+    other = TEACH.replace("{", "{id: other, ", 1)
+    student = "  - distill: {layers: 1, blocks: 1, losses: {cosine: 1}, seeds: 2}\n"
+    export = f"  - export: {{model: 'distill@{gated}'}}\n"
+    text = f"sweep: {sweep}\n" + TOP + TEACH + other + student + export
+    text += f"gates:\n  - {{metric: mrr, on: 'distill@{gated}', min: 0.1}}\n"
+    first = read(file, text, smoke=True)
+    assert first.gates[0].on == f"distill@{gated}"  # the run keeps the names
+    again = read(file, resolved_yaml(first, file.parent))
+    expected = [{f"distill.{key}": value for key, value in one.items()} for one in points]
+    assert [point.settings for point in again.sweep.points] == expected
+    assert again.gates[0].on == f"distill@{gate}"
+    small = {step.config.model_dump_json() for step in first.copies("distill")}
+    assert {step.config.model_dump_json() for step in again.copies("distill")} == small
+    assert read(file, resolved_yaml(again, file.parent)) == again
+
+
 def test_paths_of_a_sweep_start_at_the_file(tmp_path: Path, file: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "models" / name).mkdir(parents=True)
