@@ -83,6 +83,7 @@ def read_blocks(
     columns: Columns,
     users: pl.DataType,
     items_separator: str | None,
+    part: tuple[int, int] | None = None,
 ) -> Iterator[Block]:
     """The rows of a file.
 
@@ -92,12 +93,13 @@ def read_blocks(
         columns: Its columns.
         users: Type of the users.
         items_separator: Separator of the ids of a list that is written as text; None for blanks.
+        part: First row and number of rows of a Parquet file; None for all.
 
     Raises:
         DataError: The file cannot be read.
     """
     if layout.format == "parquet":
-        return _parquet_blocks(path, columns)
+        return _parquet_blocks(path, columns, part)
     if layout.format == "jsonl" and columns.items is not None:
         return _list_blocks(path, layout, columns, users)
     if layout.format == "sequences":
@@ -120,11 +122,12 @@ def _table_blocks(
         yield named, malformed.select(pl.col("line").alias(LINE), "reason")
 
 
-def _parquet_blocks(path: Path, columns: Columns) -> Iterator[Block]:
+def _parquet_blocks(path: Path, columns: Columns, part: tuple[int, int] | None) -> Iterator[Block]:
     names = [*columns.named.values()]
+    start, rows_read = part or (0, None)
     with parquet_errors(path):
-        rows = pl.scan_parquet(rereadable(path), glob=False).select(names)
-        line = 1
+        rows = pl.scan_parquet(rereadable(path), glob=False).select(names).slice(start, rows_read)
+        line = start + 1
         for frame in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
             numbers = pl.int_range(line, line + frame.height, eager=True, dtype=pl.Int64)
             line += frame.height

@@ -15,8 +15,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.data.buckets import Buckets
+from slmc.scoring.batches import Batch
 from slmc.scoring.settings import hashes
-from slmc.scoring.source import Batch, Source
+from slmc.scoring.source import Source
 from slmc.serving.catalogue import Catalogue
 from slmc.serving.frames import grouped, order_of
 

@@ -17,6 +17,8 @@ from slmc.serving.frames import Columns
 from slmc.serving.recommender import Unknown
 
 Malformed = Literal["skip", "error"]
+Place = Literal["process", "ray"]
+"""Who ranks: this process, or the workers of a Ray cluster."""
 SHARD = re.compile(r"(\d+)/(\d+)")
 PART_USERS = 1 << 15
 """Users of a part: what a killed job computes again is less than that."""
@@ -81,7 +83,10 @@ class Settings:
     items_separator: str | None = None
     """Separator of the ids of a list that is written as text; None for blanks."""
     threads: int | None = None
-    """Cores; None for all that the process may use."""
+    """Cores; None for all that the process may use. On Ray: of each worker; None for one."""
+    on: Place = "process"
+    workers: int | None = None
+    """Workers on Ray; None for as many as the cluster has cores for."""
     force: bool = False
     """Whether to replace an existing output."""
     part_users: int = PART_USERS

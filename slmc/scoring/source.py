@@ -20,31 +20,17 @@ from slmc.data.sniff import detect_layouts
 from slmc.data.sources import fetch
 from slmc.data.times import parse
 from slmc.errors import DataError
+from slmc.scoring.batches import Batch
 from slmc.scoring.blocks import LINE, count_rows, malformed_rows, read_blocks, schema_of
 from slmc.scoring.settings import Settings
 from slmc.serving.catalogue import Catalogue, Id, shown
 from slmc.serving.frames import Columns, find_columns, holds_numbers, read_frame, text_of
-from slmc.serving.histories import Ints
 
 STDIN = Path("/dev/stdin")
 SHOWN = 5
 """Malformed rows that are logged one by one."""
 
 log = logging.getLogger("slmc.score")
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Users and their histories."""
-
-    users: pl.Series
-    """``[B]``."""
-    rows: NDArray[np.int32]
-    """Rows of the catalogue of all histories, concatenated; 0 for an unknown item."""
-    lengths: Ints
-    """``[B]`` items of each history."""
-    read: int
-    """Rows of the input that have been read so far."""
 
 
 @dataclass
@@ -63,6 +49,10 @@ class Source:
     """Rows that were skipped."""
     unknown: dict[str, None] = field(default_factory=dict)
     """The first ids that are not in the catalogue."""
+    rows: tuple[int, int] | None = None
+    """First row and number of rows of a Parquet file that are read; None for all."""
+    before: int = 0
+    """Rows before those, in this file and others: users without a column are numbered from here."""
 
     @classmethod
     def open(cls, settings: Settings) -> "Source":
@@ -126,7 +116,7 @@ class Source:
         Raises:
             DataError: A row is malformed or an item unknown, and that is an error.
         """
-        read, start = 0, 0
+        read, start = 0, self.before
         for frame, lines in self._frames():
             read += lines
             if self.columns.user is None:
@@ -173,7 +163,7 @@ class Source:
         self.malformed, self.unknown = 0, {}  # each pass counts anew
         for path, layout in zip(self.paths, self.layouts, strict=True):
             blocks = read_blocks(
-                path, layout, self.columns, self.users, self.settings.items_separator
+                path, layout, self.columns, self.users, self.settings.items_separator, self.rows
             )
             for frame, malformed in blocks:
                 read = frame.height + malformed.height

@@ -18,9 +18,9 @@ from score_inputs import many, write
 from slmc.artefact import Artefact
 from slmc.errors import UsageError
 from slmc.scoring import grouping
-from slmc.scoring.score import cut, score
+from slmc.scoring.batches import Batch, cut
+from slmc.scoring.score import score
 from slmc.scoring.settings import Settings, Shard, hashes
-from slmc.scoring.source import Batch
 
 Run = Callable[..., pl.DataFrame]
 
