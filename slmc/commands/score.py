@@ -103,6 +103,13 @@ def score(
             "--separator", metavar="TEXT", help="Separator of columns.", rich_help_panel=COLUMNS
         ),
     ] = None,
+    header: Annotated[
+        Literal["auto", "true", "false"],
+        typer.Option(
+            "--header", rich_help_panel=COLUMNS,
+            help="Whether the first line names the columns; without, they are numbers from 1.",
+        ),
+    ] = "auto",
     items_separator: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +133,7 @@ def score(
         input=input, output=output, k=k, exclude_seen=exclude_seen, allow=allow, deny=deny,
         unknown=unknown, empty=empty, malformed=malformed, shard=Shard.parse(shard),
         columns=Columns(user, items, item, time), format=format, separator=separator,
+        header=header if header == "auto" else header == "true",
         items_separator=items_separator, threads=threads, force=force, on=on,
         workers=workers,
     )  # fmt: skip

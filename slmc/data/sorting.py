@@ -74,7 +74,7 @@ def core(config: PrepareConfig, rows: Sorted) -> tuple[NDArray[np.bool_], NDArra
     """Return which users and items are in the core.
 
     Raises:
-        DataError: Fewer than two users are.
+        DataError: Fewer than two users, or two items, are.
     """
 
     def parts() -> Iterator[tuple[Codes, Codes]]:
@@ -89,6 +89,16 @@ def core(config: PrepareConfig, rows: Sorted) -> tuple[NDArray[np.bool_], NDArra
             f"{config.source}: the {config.core}-core {what} {rows.rows.height} interactions by "
             f"{rows.user_ids.len()} users.",
             "Lower core (1 keeps all), or name a larger log.",
+        )
+    kept = np.flatnonzero(items)
+    if kept.size == 1:
+        only = rows.item_ids.len() == 1
+        raise DataError(
+            f"{config.source}: {'there is' if only else f'the {config.core}-core leaves'} only one "
+            f"item ({rows.item_ids[int(kept[0])]}), so there is nothing to rank.",
+            "Check columns.item, or name a log with more items."
+            if only
+            else "Lower core (1 keeps all), or name a larger log.",
         )
     return users, items
 

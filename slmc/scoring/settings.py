@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.data.config import Format
+from slmc.data.sniff import Header
 from slmc.errors import UsageError
 from slmc.serving.answers import Empty
 from slmc.serving.frames import Columns
@@ -77,6 +78,8 @@ class Settings:
     columns: Columns = field(default_factory=Columns)
     format: Format = "auto"
     separator: str | None = None
+    header: Header = "auto"
+    """Whether the first line names the columns; without a header they are numbers from 1."""
     items_separator: str | None = None
     """Separator of the ids of a list that is written as text; None for blanks."""
     threads: int | None = None

@@ -64,7 +64,7 @@ class Source:
         """
         paths = [STDIN] if settings.input == "-" else fetch(settings.input)
         named = settings.columns.named
-        layouts = detect_layouts(paths, named, settings.format, settings.separator)
+        layouts = detect_layouts(paths, named, settings.format, settings.separator, settings.header)
         schema = schema_of(paths[0], layouts[0])
         if layouts[0].format == "sequences":
             columns = Columns("user", "items")

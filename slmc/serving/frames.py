@@ -147,6 +147,8 @@ def text_of(ids: pl.Series, what: str) -> pl.Series:
         return ids.cast(pl.String).str.strip_chars()
     if dtype.is_integer():
         return ids.cast(pl.String)
+    if dtype.is_decimal():
+        return ids.cast(pl.String).str.replace(r"(\.[0-9]*?)0+$", "$1").str.strip_suffix(".")
     if dtype.is_float():
         whole = (ids == ids.floor()) & (ids.abs() < inexact_from(dtype))
         if bool((whole | ids.is_null() | ids.is_nan()).all()):

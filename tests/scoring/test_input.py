@@ -16,6 +16,7 @@ from slmc.errors import DataError
 from slmc.scoring import grouping
 from slmc.scoring.score import score
 from slmc.scoring.settings import Settings, hashes
+from slmc.serving.frames import Columns
 from slmc.serving.opening import load
 
 Run = Callable[..., pl.DataFrame]
@@ -95,6 +96,18 @@ def test_lists_in_text_and_json_arrays(run: Run, expected: Any, tmp_path: Path) 
     assert as_lists(answer) == {user: expected[user] for user in "ad"}
     (tmp_path / "h.csv").write_text('user,items\na,"[101, ""102""]"\nc,[]\nd,105 999\n')
     assert as_lists(run("h.csv", k=5)) == {user: expected[user] for user in "acd"}
+
+
+def test_decimals_are_ids(run: Run, expected: Any, tmp_path: Path) -> None:
+    items = pl.Series([101, 102], dtype=pl.Decimal(20, 2))
+    pl.DataFrame({"user": ["a", "a"], "item": items}).write_parquet(tmp_path / "log.parquet")
+    assert as_lists(run("log.parquet", k=5)) == {"a": expected["a"]}
+
+
+def test_a_table_without_a_header(run: Run, expected: Any, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("102,a,9\n101,a,8\n")
+    columns = Columns(user="2", item="1", time="3")
+    assert as_lists(run("log.csv", k=5, header=False, columns=columns)) == {"a": expected["a"]}
 
 
 def test_json_numbers_are_exact(run: Run, expected: Any, tmp_path: Path) -> None:
