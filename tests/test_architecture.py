@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"recipe"},
     {"pipeline"},
     {"report", "serving"},
-    {"recommend", "scoring", "api", "spark", "package"},
+    {"recommend", "scoring", "api", "spark", "package", "server"},
     {"commands"},
     {"__main__"},
 )
@@ -40,6 +40,7 @@ TORCH_FREE = (
     "slmc.scoring.score",
     "slmc.spark",
     "slmc.serving.opening",
+    "slmc.server.run",
     "slmc.recipe",
     "slmc.recipe.schema",
     "slmc.stages",
