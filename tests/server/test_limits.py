@@ -2,12 +2,9 @@
 
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,33 +13,7 @@ from pathlib import Path
 
 import pytest
 from hand_engine import by_hand
-
-BODY = json.dumps({"history": ["a", "b"], "k": 2})
-ANSWER_S = 20
-
-
-@contextmanager
-def server(path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "slmc", "serve", f"hand={path}", "--port", "0", *options],
-        env={name: value for name, value in os.environ.items() if name != "SLMC_TOKEN"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        yield process, int(process.stdout.readline().rpartition(":")[2])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=ANSWER_S)
-        assert process.returncode == 0, log
-        assert "Traceback" not in log
-
-
-def ask(port: int, path: str = "/recommend", body: str | None = BODY) -> tuple[int, bytes]:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)) as connection:
-        connection.request("GET" if body is None else "POST", path, body)
-        with connection.getresponse() as response:
-            return response.status, response.read()
+from served_engine import ANSWER_S, ask, server
 
 
 @contextmanager
