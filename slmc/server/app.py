@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from slmc import __version__
 from slmc.errors import SlmcError
+from slmc.server import protocol_v2
 from slmc.server.answering import Answered, answers, key_of
 from slmc.server.engines import Engines
 from slmc.server.gate import ENGINE, RECEIVED
@@ -61,6 +62,7 @@ def make_app(engines: Engines) -> FastAPI:
     _add_errors(app)
     _add_page(app)
     _add_routes(app, engines)
+    protocol_v2.add_routes(app, engines)
     return app
 
 

@@ -21,7 +21,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/", "/page.js", "/page.css", "/health")
+OPEN = ("/", "/page.js", "/page.css", "/health", "/v2/health/live", "/v2/health/ready")
 """Paths that need no token."""
 LINGER_S = 2.0
 """Seconds for which a refused body is still read, so that the client can read the refusal."""
