@@ -19,7 +19,7 @@ from slmc.export.graph.interface import INPUT, TOP_ITEMS, TOP_SCORES
 from slmc.server.answering import Opened
 from slmc.server.engines import Engines
 from slmc.server.gate import ENGINE
-from slmc.server.requests import RequestError, parse
+from slmc.server.requests import RequestError, described, parse
 
 JSON_BYTES = "Inference-Header-Content-Length"
 """Header with the length of the JSON, if tensors follow as bytes."""
@@ -97,7 +97,7 @@ def add_routes(app: FastAPI, engines: Engines) -> None:
         check_ready()
         return reply({"name": name, "ready": True})
 
-    @app.post("/v2/models/{name}/infer")
+    @app.post("/v2/models/{name}/infer", openapi_extra=described(Infer))
     async def infer(request: Request, name: str) -> Response:
         """The best items of histories, as rows of ``items.jsonl``."""
         slot = engines.slot(name)

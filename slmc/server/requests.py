@@ -138,6 +138,24 @@ def parse(kind: type[Body], body: bytes) -> Body:
         raise RequestError(400, problem(error.errors(include_url=False), kind)) from None
 
 
+def described(kind: type[Any]) -> dict[str, Any]:
+    """OpenAPI of a body, which the route reads itself: FastAPI would parse it twice as slowly."""
+    schema = kind.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(node: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema with its definitions in their places: OpenAPI looks for them at its own root."""
+    if isinstance(node, list):
+        return [_inlined(one, definitions) for one in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in node.items()}
+
+
 def problem(errors: Sequence[Mapping[str, Any]], kind: type[BaseModel] | None = None) -> str:
     """The first fault of a request, as a sentence that begins with the field."""
     first = errors[0]
