@@ -131,8 +131,9 @@ class Server(ThreadingHTTPServer):
             self.handle_request()
         self.server_close()
         while time.monotonic() < deadline:
-            idle = time.monotonic() - GRACE_S
-            self._end_reading(lambda arriving, since: not arriving and since < idle)
+            self._end_reading(
+                lambda arriving, since: not arriving and since < time.monotonic() - GRACE_S
+            )
             with self.changed:
                 if self.changed.wait_for(lambda: not self.open, timeout=0.1):
                     return True
@@ -283,7 +284,6 @@ def is_healthy(host: str, port: int) -> bool:
 
 def serve(server: Server, drain_s: float) -> int:
     """Answer until SIGTERM or SIGINT; return 0 if every request that had arrived was answered."""
-
     received: list[str] = []
 
     def stop(number: int, _: FrameType | None) -> None:
