@@ -33,7 +33,7 @@ check: lint docs test
 	$(PYTHON) -m venv .venv
 	$(PIP) pip
 	$(PIP) torch
-	$(PIP) -e '.[onnx,prune,quantize]'
+	$(PIP) -e '.[onnx,prune,quantize,serve]'
 	touch $@
 
 .venv/dev: .venv/installed

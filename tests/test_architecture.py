@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"recipe"},
     {"pipeline"},
     {"report", "serving"},
-    {"recommend", "scoring", "api", "package"},
+    {"recommend", "scoring", "api", "spark", "package", "server"},
     {"commands"},
     {"__main__"},
 )
@@ -38,13 +38,15 @@ TORCH_FREE = (
     "slmc",
     "slmc.api",
     "slmc.scoring.score",
+    "slmc.spark",
     "slmc.serving.opening",
+    "slmc.server.run",
     "slmc.recipe",
     "slmc.recipe.schema",
     "slmc.stages",
     "slmc.evaluation.gates",
 )
-HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "peft", "accelerate")
+HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "peft", "accelerate", "ray", "pyspark")
 
 
 spec = importlib.util.spec_from_file_location("imports", ROOT / "benchmarks/imports.py")

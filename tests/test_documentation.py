@@ -49,6 +49,7 @@ PAGES = (
     "docs/python.md",
     "docs/deploy.md",
     "docs/distributed.md",
+    "docs/serve.md",
     "docs/package.md",
     "docs/troubleshooting.md",
     "docs/reference.md",

@@ -54,6 +54,11 @@ COMMANDS = {
     "recommend": Subcommand(
         "Print the best items for one history.", USE, "slmc.commands.recommend"
     ),
+    "serve": Subcommand(
+        "Serve engines over HTTP: recommendations, search, metrics, a page to try them.",
+        USE,
+        "slmc.commands.serve",
+    ),
     "package": Subcommand(
         "Write a folder that serves an engine over HTTP without slmc, also as a container.",
         USE,

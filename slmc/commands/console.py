@@ -300,6 +300,11 @@ def result(text: str) -> None:
         sys.stdout.write(text + "\n")
 
 
+def flush() -> None:
+    """Write the result now, since the command goes on."""
+    sys.stdout.flush()
+
+
 def result_json(value: Any) -> None:
     """Print the result of a command as JSON."""
     result(json.dumps(value, indent=2, allow_nan=False))

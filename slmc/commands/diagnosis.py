@@ -32,6 +32,8 @@ EXTRAS = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "prune": ("torch_pruning",),
     "quantize": ("llmcompressor", "compressed_tensors"),
+    "ray": ("ray",),
+    "spark": ("pyspark",),
 }
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 LOW_DISK_GB = 3

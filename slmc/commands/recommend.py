@@ -13,7 +13,9 @@ app = typer.Typer(add_completion=False)
 
 @command(app)
 def recommend(
-    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine artefact.")],
+    engine: Annotated[
+        Path, typer.Argument(metavar="ENGINE", help="An engine, or a run: its last one.")
+    ],
     ids: Annotated[
         list[str], typer.Argument(metavar="ID", help="Items of the history, oldest first.")
     ],
@@ -26,9 +28,12 @@ def recommend(
     """Print the best items for one history."""
     from rich.table import Table
 
+    from slmc.pipeline import saved_run
     from slmc.recommend import recommend as best
+    from slmc.serving.opening import last_served
 
-    recommendations = best(inputs.artefact_at(engine, "engine"), ids, k, exclude_seen)
+    path = last_served(engine) if saved_run.is_run(engine) else engine
+    recommendations = best(inputs.artefact_at(path, "engine"), ids, k, exclude_seen)
     if json:
         rows = [{"item": r.item, "title": r.title, "score": r.score} for r in recommendations]
         console.result_json(rows)

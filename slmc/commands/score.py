@@ -57,7 +57,15 @@ def score(
         str, typer.Option("--shard", metavar="I/N", help="Score the I-th of N parts of the users.")
     ] = "1/1",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Cores to use; default: all.")
+        int | None,
+        typer.Option("--threads", min=1, help="Cores: default all; on Ray one for each worker."),
+    ] = None,
+    on: Annotated[
+        Literal["process", "ray"],
+        typer.Option("--on", help="Rank in this process, or on the workers of a Ray cluster."),
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Workers on Ray; default: all cores.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     user: Annotated[
@@ -95,6 +103,13 @@ def score(
             "--separator", metavar="TEXT", help="Separator of columns.", rich_help_panel=COLUMNS
         ),
     ] = None,
+    header: Annotated[
+        Literal["auto", "true", "false"],
+        typer.Option(
+            "--header", rich_help_panel=COLUMNS,
+            help="Whether the first line names the columns; without, they are numbers from 1.",
+        ),
+    ] = "auto",
     items_separator: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +133,9 @@ def score(
         input=input, output=output, k=k, exclude_seen=exclude_seen, allow=allow, deny=deny,
         unknown=unknown, empty=empty, malformed=malformed, shard=Shard.parse(shard),
         columns=Columns(user, items, item, time), format=format, separator=separator,
-        items_separator=items_separator, threads=threads, force=force,
+        header=header if header == "auto" else header == "true",
+        items_separator=items_separator, threads=threads, force=force, on=on,
+        workers=workers,
     )  # fmt: skip
     scored = run(served_at(engine), settings, sys.stdout.write)
     now = scored.users - scored.resumed

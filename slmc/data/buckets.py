@@ -1,156 +1,91 @@
-"""The rows of a log, sorted by user and time: bucket after bucket of users.
+"""Split a table of any length into buckets of rows, so that each bucket fits in memory.
 
-Sorting needs several times the memory of what is sorted. So the rows are dealt into buckets of
-users, in the order of user ids, and one bucket at a time is in memory.
+A log is sorted in buckets of users, and the interactions of ``slmc score`` are grouped in them.
 """
 
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from slmc.data.config import PrepareConfig
-from slmc.data.readers import Log
-from slmc.data.repeats import find_repeats, warn_of_repeats
-from slmc.data.split import Codes, k_core
-from slmc.data.spool import CHUNK_ROWS, Spool
-from slmc.data.ties import Ascents, Runs, Shuffle, as_before, id_ranks
-from slmc.errors import DataError
+from slmc.data.spool import CHUNK_ROWS, Spool, joined
 
-log = logging.getLogger("slmc.data")
-
-BUCKET_ROWS = 1 << 21
-"""Rows that are sorted at once; more only for a user that has more."""
 MOST_BUCKETS = 256
 """Each is a file that is open at the same time."""
+Numbers = Callable[[pl.DataFrame], NDArray[np.integer]]
+"""The bucket of each row of a table, from 0."""
 
 
-@dataclass(frozen=True)
-class Sorted:
-    """The rows of a log, sorted by user and time."""
+class Buckets:
+    """Rows that are read back bucket after bucket.
 
-    rows: Spool
-    """``user``, ``item`` (codes: places in the sorted ids) and ``time``; a chunk holds all rows of
-    its users."""
-    user_ids: pl.Series
-    item_ids: pl.Series
-    """Sorted by code points."""
-    repeats: int
-    """Exact duplicates, also where they were dropped."""
-    ascents: Ascents
-    """Order of ids in ties, as the log has it; without time stamps, in whole histories."""
-
-
-def sort(config: PrepareConfig, read_log: Log) -> Sorted:
-    """Sort a log by user and time; ties as ``config.ties`` says, rows without time by their order.
-
-    Exact duplicates are counted, and dropped if ``config.repeats`` is ``drop``.
-
-    Raises:
-        DataError: The log has fewer than two users.
+    Up to ``memory`` rows stay in memory, as one table. Each time there are more, all of them are
+    written to the disk, each into the file of its bucket.
     """
-    (user_places, user_ids), (item_places, item_ids) = (
-        read_log.ids[role].sorted() for role in ("user", "item")
-    )
-    if user_ids.len() < 2:
-        users = f"only one user ({user_ids[0]})" if user_ids.len() else "no user"
-        raise DataError(
-            f"{config.source} has {users}; a recommender needs many.",
-            "Check columns.user, or name a log with more users.",
-        )
-    sorter = _Sorter(config, read_log, user_ids, item_ids)
-    rows = Spool()
-    for bucket in _dealt(read_log, user_places, item_places):
-        rows.append(sorter.sort(bucket.frame()))
-        bucket.close()
-    if sorter.repeats:
-        kept = config.repeats == "keep"
-        warn_of_repeats(read_log.good.height, sorter.repeats, read_log.timed, read_log.copies, kept)
-    return Sorted(rows, user_ids, item_ids, sorter.repeats, sorter.ascents)
-
-
-def core(config: PrepareConfig, rows: Sorted) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which users and items are in the core.
-
-    Raises:
-        DataError: Fewer than two users are.
-    """
-
-    def parts() -> Iterator[tuple[Codes, Codes]]:
-        for chunk in rows.rows.chunks():
-            yield chunk["user"].to_numpy(), chunk["item"].to_numpy()
-
-    users, items = k_core(parts, rows.user_ids.len(), rows.item_ids.len(), config.core)
-    left = int(users.sum())
-    if left < 2:
-        what = "drops all" if left == 0 else "leaves one user of the"
-        raise DataError(
-            f"{config.source}: the {config.core}-core {what} {rows.rows.height} interactions by "
-            f"{rows.user_ids.len()} users.",
-            "Lower core (1 keeps all), or name a larger log.",
-        )
-    return users, items
-
-
-def _dealt(
-    read_log: Log, user_places: NDArray[np.uint32], item_places: NDArray[np.uint32]
-) -> Iterator[Spool]:
-    """Deal the good rows of a log into buckets of users, in the order of user ids."""
-    number = min(-(-read_log.good.height // BUCKET_ROWS), MOST_BUCKETS)
-    rows = np.zeros(int(user_places.max(initial=0)) + 1, dtype=np.int64)
-    counts = read_log.ids["user"].rows
-    used = np.flatnonzero(counts)
-    rows[user_places[used]] = counts[used]
-    before = np.cumsum(rows) - rows
-    bucket_of = (before * number // read_log.good.height).astype(np.uint8)
-    buckets = [Spool(CHUNK_ROWS // number if number > 1 else None) for _ in range(number)]
-    start = 0
-    for chunk in read_log.good.chunks():
-        frame = chunk.with_columns(
-            pl.Series("user", user_places[chunk["user"].to_numpy()]),
-            pl.Series("item", item_places[chunk["item"].to_numpy()]),
-        )
-        if read_log.copies and not read_log.timed:
-            place = np.arange(start, start + frame.height)
-            inside = [(part.start <= place) & (place < part.stop) for part in read_log.copies]
-            frame = frame.with_columns(pl.Series("copied", np.any(inside, axis=0)))
-        start += frame.height
-        if number == 1:
-            buckets[0].append(frame)
-            continue
-        target = bucket_of[frame["user"].to_numpy()]
-        frame = frame[np.argsort(target, kind="stable")]
-        ends = np.cumsum(np.bincount(target, minlength=number))
-        for bucket, end, begin in zip(buckets, ends, [0, *ends[:-1]], strict=True):
-            bucket.append(frame[int(begin) : int(end)])
-    yield from buckets
-
-
-class _Sorter:
-    """Sorts the buckets of a log, and counts over all of them."""
 
     def __init__(
-        self, config: PrepareConfig, read_log: Log, user_ids: pl.Series, item_ids: pl.Series
+        self,
+        number: int,
+        of: Numbers,
+        *,
+        memory: int | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self.drop, self.timed = config.repeats == "drop", read_log.timed
-        self.ranks = id_ranks(item_ids)
-        self.shuffle = None
-        if read_log.clock is not None and config.ties == "shuffle":
-            self.shuffle = Shuffle(config.seed, read_log.clock, user_ids, item_ids)
-        self.repeats, self.ascents = 0, Ascents()
+        """Start ``number`` empty buckets.
 
-    def sort(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the rows of a bucket in order; they are in the order of the log before."""
-        keys = ["user", "time"] if self.timed else ["user"]
-        frame = frame.sort(keys, maintain_order=True)
-        repeats = find_repeats(frame, self.timed)
-        self.repeats += int(repeats.sum())
-        if self.drop:
-            frame = frame.filter(pl.Series(~repeats))
-        frame = frame.select("user", "item", "time")
-        runs = Runs.of(as_before(frame, *keys))
-        self.ascents += Ascents.of(runs, self.ranks[frame["item"].to_numpy()[runs.rows]])
-        return frame if self.shuffle is None else self.shuffle(frame, runs)
+        Args:
+            number: Buckets, at most :data:`MOST_BUCKETS`.
+            of: The buckets of rows; called only for rows that are written.
+            memory: Rows that are kept in memory; default: CHUNK_ROWS.
+            folder: Where the files are, which have no names; default: the cache.
+        """
+        self.height = 0
+        """Rows of all buckets."""
+        self._spools = [Spool(0, folder) for _ in range(number)]
+        self._of = of
+        self._memory = CHUNK_ROWS if memory is None else memory
+        self._recent: list[pl.DataFrame] = []
+        self._waiting = 0
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Append rows; all frames have the same columns."""
+        self._recent.append(frame)
+        self._waiting += frame.height
+        self.height += frame.height
+        if self._waiting > self._memory:
+            self._write()
+
+    def tables(self) -> Iterator[pl.DataFrame]:
+        """Yield the rows and drop them: bucket after bucket, without the empty ones.
+
+        If nothing was written to the disk, all rows are one table. The rows of a table are in the
+        order in which they were appended.
+        """
+        self.height = 0
+        if not any(spool.height for spool in self._spools):
+            if self._recent:
+                yield self._taken()
+            return
+        self._write()
+        for spool in self._spools:
+            if spool.height:
+                yield spool.frame()
+                spool.close()
+
+    def _taken(self) -> pl.DataFrame:
+        """Take the recent rows out of memory, as one table."""
+        recent, self._recent, self._waiting = self._recent, [], 0
+        return joined(recent)
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        frame = self._taken()
+        buckets = self._of(frame)
+        frame = frame[np.argsort(buckets, kind="stable")]
+        ends = np.cumsum(np.bincount(buckets, minlength=len(self._spools)))
+        for spool, start, end in zip(self._spools, [0, *ends[:-1]], ends, strict=True):
+            if end > start:
+                spool.append(frame[int(start) : int(end)])

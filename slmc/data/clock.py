@@ -13,6 +13,7 @@ from typing import Self
 
 import polars as pl
 
+from slmc.data.calendar import Forms
 from slmc.data.config import TimeUnit
 from slmc.data.times import Times, concatenated, scaled
 
@@ -82,10 +83,12 @@ class Tally:
     numbers: Counter[str | None] = field(default_factory=Counter)
     """Unit -> how many numbers have its size; None for numbers without a unit."""
     dates: int = 0
+    forms: Forms = field(default_factory=Forms)
 
     def add(self, times: Times) -> None:
         """Count the times of the next rows."""
         self.digits = max(self.digits, times.digits)
+        self.forms.add(times)
         self.dates += int((times.dates & times.values.is_not_null()).sum())
         self.numbers.update(_count_units(times.values.filter(~times.dates), times.digits))
 

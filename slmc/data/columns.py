@@ -85,6 +85,9 @@ def json_text(value: object, column: str) -> str | None:
         return _decimal_text(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, dict) and value:
+        example = f"{column}.{next(iter(value))}"
+        raise ValueError(f"{column} is an object; name its member, such as {example}")
     kind = {dict: "an object", list: "a list", bool: "true or false"}[type(value)]
     raise ValueError(f"{column} is {kind}")
 

@@ -137,7 +137,7 @@ def has_parquet_magic(path: Path) -> bool:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading; raises :class:`DataError` if it cannot be open_file or read."""
+    """Open a file for reading; raises :class:`DataError` if it cannot be opened or read."""
     try:
         with rereadable(path).open("rb") as stream:
             yield stream
@@ -242,8 +242,12 @@ def _check_compression(path: Path, start: bytes) -> None:
 def _check_text(path: Path, data: bytes) -> None:
     """Refuse a file whose beginning is not UTF-8 text; later bad lines are malformed rows."""
     head = data[: 1 << 13]
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path} is UTF-16 text.", "Save it as UTF-8.")
+    zeros = max(head[start::2].count(0) for start in (0, 1))
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or zeros > len(head) / 4:
+        raise DataError(
+            f"{path} is UTF-16 text.",
+            "Save it as UTF-8: `iconv -f utf-16 -t utf-8 FILE > log.csv`.",
+        )
     if b"\0" in head:
         line = head[: head.index(b"\0")].count(b"\n") + 1
         raise DataError(
@@ -263,5 +267,5 @@ def _check_text(path: Path, data: bytes) -> None:
         raise DataError(
             f"{path} is not UTF-8 text: line 1 has byte 0x{head[error.start]:02x} "
             f"at column {error.start + 1}.",
-            "Save it as UTF-8, or set format: parquet if it is one.",
+            "Save it as UTF-8; if it is Latin-1: `iconv -f latin1 -t utf-8 FILE > log.csv`.",
         ) from None

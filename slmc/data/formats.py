@@ -27,6 +27,7 @@ from slmc.data.config import TEXT
 from slmc.data.delimited import column_places, delimited_blocks
 from slmc.data.files import MALFORMED, Lines, check_parquet, head_lines, line_blocks, rereadable
 from slmc.data.layout import Layout
+from slmc.data.partitions import folder_values, inside
 from slmc.errors import DataError
 
 IDS = ("user", "item")
@@ -68,9 +69,23 @@ def read_table(path: Path, layout: Layout, columns: Mapping[str, str]) -> Table:
 def read_blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Iterator[Table]:
     """Read one file block by block, an empty block first; arguments as :func:`read_table`.
 
+    Columns that only the names of the file's folders have are added.
+
     Raises:
         DataError: As :func:`read_table`, when the block with the error is read.
     """
+    outside = {} if layout.format == "sequences" else folder_values(path, columns)
+    if not outside:
+        yield from _blocks(path, layout, columns)
+        return
+    rest = {role: column for role, column in columns.items() if role not in outside}
+    added = [pl.lit(value, _type(role)).alias(role) for role, value in outside.items()]
+    for table in _blocks(path, layout, rest):
+        yield Table(table.frame.with_columns(added).select("line", *columns), table.malformed)
+
+
+def _blocks(path: Path, layout: Layout, columns: Mapping[str, str]) -> Iterator[Table]:
+    """Read one file block by block, an empty block first."""
     if layout.format == "parquet":
         yield from _parquet(path, columns)
         return
@@ -90,6 +105,7 @@ def check_columns(path: Path, layout: Layout, columns: Mapping[str, str]) -> Non
     Raises:
         DataError: A column is missing.
     """
+    columns = inside(path, columns)
     if layout.format == "parquet":
         with parquet_errors(path):
             _selected(path, columns)
@@ -224,6 +240,10 @@ def _selected(path: Path, columns: Mapping[str, str]) -> tuple[pl.LazyFrame, lis
             raise missing_column(path, column, schema.names(), columns)
     rows = rows.select(field.alias(role) for role, field in fields.items() if field is not None)
     schema = rows.collect_schema()
+    unknown = [role for role in columns if schema[role] == pl.Null]
+    if unknown and rows.select(pl.len()).collect().item() == 0:  # an empty part of a log
+        rows = rows.with_columns(pl.col(unknown).cast(pl.String))
+        schema = rows.collect_schema()
     return rows, [
         parquet_column(path, column, schema[role], role) for role, column in columns.items()
     ]
@@ -236,6 +256,11 @@ def parquet_errors(path: Path) -> Iterator[None]:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "invalid utf8" in reason:
+            raise DataError(
+                f"{path} has a column of ids or times whose bytes are not UTF-8 text.",
+                "Export it as text, a UUID for instance in its hexadecimal form.",
+            ) from None
         raise DataError(
             f"{path} is not a readable Parquet file: {reason}.",
             "Copy the file again, or set format to its real format.",

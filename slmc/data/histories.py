@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from slmc.data.buckets import Sorted
 from slmc.data.clock import Clock, literal
 from slmc.data.config import PrepareConfig
+from slmc.data.sorting import Sorted
 from slmc.data.split import Ints, by_time, leave_one_out
 from slmc.data.ties import Resolution, as_before
 from slmc.data.times import bounds

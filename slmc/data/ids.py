@@ -4,6 +4,7 @@ An id is a text. Each different id of a column is checked once.
 """
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ LOOKALIKES = 3
 """Least number of ids that look like a missing value for it to be read as an id itself."""
 SHORTENED = r"^[+-]?(?:[0-9]\.[0-9]+[eE]\+?|[0-9][eE]\+)(?:1[6-9]|[2-9][0-9]|[0-9]{3,})$"
 """A number of 17 digits or more as a float prints it: its last digits are lost."""
+
+ROUNDED = r"^[+-]?[0-9][.,]([0-9]+)[eE]\+0*([0-9]{1,3})$"
+"""A number with an exponent as spreadsheets print it; its groups are decimals and exponent."""
 
 
 class Ids:
@@ -65,6 +69,11 @@ class Ids:
     def texts(self) -> pl.Series:
         """Return the texts of all ids."""
         return self._all().cast(pl.String)
+
+    def text_of(self, code: int) -> str:
+        """Return the text of the id with a code."""
+        everything = self._all()
+        return str(everything.filter(everything.to_physical() == code).cast(pl.String)[0])
 
     def codes_of(self, reasons: dict[str, str]) -> dict[int, str]:
         """Return the codes of some ids, each with what ``reasons`` says of it."""
@@ -128,26 +137,29 @@ def invalid(ids: pl.Series, name: str) -> dict[str, str]:
     infinite = ids.filter(lower.is_in(list(INFINITE)))
     reasons |= {token: f"{name} is {token}, which is not an id" for token in infinite}
     shortened = ids.filter(ids.str.contains(SHORTENED))
-    return reasons | {
+    reasons |= {
         token: f"{name} is {token}: the last digits are lost, since it was stored as a float"
         for token in shortened
     }
+    rounded = [*filter(lost_digits, ids.filter(ids.str.contains(ROUNDED)))]
+    if rounded:  # then 4E+12 is rounded, too
+        rounded += ids.filter(ids.str.contains(r"^[+-]?[0-9][eE]\+[0-9]+$")).to_list()
+    return reasons | {
+        token: f"{name} is {token}: the last digits are lost, as when a spreadsheet saves a long "
+        "number; export the column as text"
+        for token in rounded
+        if token not in reasons
+    }
 
 
-def warn_of_two_spellings(ids: pl.Series, name: str) -> None:
-    """Warn of ids that are written both with and without ``.0``, and count as different ids."""
-    spelt = ids.filter(ids.str.contains(r"^[+-]?[0-9]+\.0*$"))
-    plain = spelt.str.replace(r"\.0*$", "")
-    twice = plain.filter(plain.is_in(ids.implode()))
-    if not twice.is_empty():
-        example, count = twice.sort()[0], twice.n_unique()
-        other = spelt.filter(plain == example)[0]
-        log.warning(
-            "%s: %s in two ways, such as %s and %s; they count as different ids. Write each id in "
-            "one way",
-            name, "1 id is written" if count == 1 else f"{count} ids are each written",
-            example, other,
-        )  # fmt: skip
+def lost_digits(text: str) -> bool:
+    """Return whether a number such as ``4.00638E+12`` has fewer digits than it stands for.
+
+    Spreadsheets and ``%g`` print large numbers so. (Java prints ``1.2345678E7``, without a plus
+    sign and with all digits.)
+    """
+    match = re.fullmatch(ROUNDED, text)
+    return match is not None and int(match[2]) > len(match[1])
 
 
 def _similar(token: str, others: pl.Series) -> pl.Series:

@@ -54,8 +54,9 @@ def read_texts(paths: Sequence[Path], table: ItemTable) -> pl.DataFrame:
         rows = read_table(path, layout, wanted)
         if rows.malformed.height:
             log.warning(
-                "%s: %d malformed rows; their texts are left out", path, rows.malformed.height
-            )
+                "%s: %d malformed rows; their texts are left out; the first: line %d: %s",
+                path, rows.malformed.height, *rows.malformed.select("line", "reason").row(0),
+            )  # fmt: skip
         frames.append(rows.frame.drop("line").with_columns(pl.all().cast(pl.String)))
     rows_by_item = pl.concat(frames).filter(pl.col("item").is_not_null())
     first = rows_by_item.unique("item", keep="first", maintain_order=True)
@@ -121,7 +122,7 @@ def texts_for(items: pl.Series, texts: pl.DataFrame, source: str) -> pl.DataFram
     share = known.len() / items.len()
     if share < LEAST_SHARE:
         shown = ", ".join(repr(item) for item in items.head(2))
-        other = ", ".join(repr(item) for item in texts["item"].head(2))
+        other = ", ".join(repr(item) for item in texts["item"].head(2)) or "nothing"
         raise DataError(
             f"{source} has a text for {share:.1%} of the {items.len()} items of the log; the ids "
             f"of the log are like {shown}, those of the table like {other}.",

@@ -13,11 +13,20 @@ from pathlib import Path
 import polars as pl
 
 from slmc.data.clock import EARLIEST, LATEST, Alignment, Clock, Tally, literal
+from slmc.data.doubts import warn_of_two_spellings
 from slmc.data.files import MALFORMED
 from slmc.data.formats import Table
-from slmc.data.ids import Ids, invalid, warn_of_two_spellings
+from slmc.data.ids import Ids, invalid
 from slmc.data.spool import Spool
-from slmc.data.times import NUMBER, Times, concatenated, narrowed, parse, warn_if_inexact
+from slmc.data.times import (
+    LOST_DIGITS,
+    NUMBER,
+    Times,
+    concatenated,
+    narrowed,
+    parse,
+    warn_if_inexact,
+)
 
 log = logging.getLogger("slmc.data")
 
@@ -194,6 +203,8 @@ def _unreadable(lines: pl.Series, column: pl.Series, values: pl.Series) -> pl.Da
         .then(pl.lit(" is null"))
         .when(text == "")
         .then(pl.lit(" is empty"))
+        .when(text.str.contains(LOST_DIGITS))
+        .then(pl.format(" is {}: its last digits are lost, as when a spreadsheet saves it", text))
         .when(text.str.contains(NUMBER))
         .then(pl.format(" is {}, a number with too many digits", text))
         .otherwise(pl.format(" is {}, neither a number nor an ISO date", text))

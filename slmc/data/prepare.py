@@ -17,7 +17,7 @@ What the steps amount to:
 Users are sorted by id, so the result does not depend on the order of rows with the same time.
 
 So that a log may be larger than memory, rows are sorted first, in buckets of users
-(``slmc.data.buckets``), and the core is found by passes over the sorted rows.
+(``slmc.data.sorting``), and the core is found by passes over the sorted rows.
 ``slmc.data.histories`` then splits bucket after bucket.
 """
 
@@ -32,7 +32,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import Artefact, draft
-from slmc.data import buckets
+from slmc.data import sorting
+from slmc.data.calendar import DAY
 from slmc.data.clock import Clock
 from slmc.data.config import PrepareConfig
 from slmc.data.dataset import Dataset
@@ -75,7 +76,12 @@ def prepare(config: PrepareConfig, inputs: dict[str, Artefact], out: Path) -> Ar
         prepared.users.write_parquet(work.path / "sequences" / "users.parquet")
         if prepared.texts is not None:
             prepared.texts.write_parquet(work.path / "texts.parquet")
-        preprocessor = {"history": config.history, "unknown_ids": "skip"}
+        # Copied into each model and engine, with what they need to serve.
+        preprocessor = {
+            "history": config.history,
+            "unknown_ids": "skip",
+            "valid_repeats": prepared.metrics["valid_repeats"],
+        }
         _write_json(work.path / "preprocessor.json", preprocessor)
         _write_json(work.path / "metrics.json", prepared.metrics)
         if config.terms is not None:
@@ -118,9 +124,9 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
             temporal split: no validation target).
     """
     if config.split.by == "time":
-        _check_dated(config, read_log.clock)
-    rows = buckets.sort(config, read_log)
-    users, kept = buckets.core(config, rows)
+        _check_dated(config, read_log)
+    rows = sorting.sort(config, read_log)
+    users, kept = sorting.core(config, rows)
     splitter = Splitter(config, read_log.clock, rows.item_ids.len())
     parts = [*splitter.split(rows, _sampled(users, rows.user_ids, config), kept)]
     rows.rows.close()
@@ -177,15 +183,20 @@ def _check_targets(
         log.warning("No user has three interactions: there are no validation targets")
 
 
-def _check_dated(config: PrepareConfig, clock: Clock | None) -> None:
+def _check_dated(config: PrepareConfig, read_log: Log) -> None:
     """Raise :class:`DataError` if a split by days has no dates."""
-    if clock is None or clock.unit is None:
-        raise DataError(
-            f"{config.source}: the times in {config.columns.time} are numbers without a unit, "
-            "which cannot be split by date.",
-            "Set columns.time to a column of dates, columns.time_unit to the unit of the numbers, "
-            "or split: {by: leave-one-out}.",
-        )
+    if read_log.clock is not None and read_log.clock.unit is not None:
+        return
+    remedy = (
+        f"They look like {DAY}: write them as 2023-11-14"
+        if read_log.form == DAY
+        else "Set columns.time to a column of dates, columns.time_unit to the unit of the numbers"
+    )
+    raise DataError(
+        f"{config.source}: the times in {config.columns.time} are numbers without a unit, "
+        "which cannot be split by date.",
+        f"{remedy}, or split: {{by: leave-one-out}}.",
+    )
 
 
 def _sequences(
@@ -217,9 +228,19 @@ def _vocabulary(
         return items.with_columns(pl.lit(None, pl.String).alias("title")), rows
     titles = read_titles(fetch(config.titles.source), config.titles)
     items = items.join(titles, on="item", how="left", maintain_order="left")
-    if items["title"].null_count() == items.height:
-        log.warning("No item of the log has a title in %s", config.titles.source)
+    named = items.height - items["title"].null_count()
+    if named == 0:
+        log.warning(
+            "No item of the log has a title in %s; its ids are like %s, those of the log like %s",
+            config.titles.source, *map(_examples, (titles["item"], items["item"])),
+        )  # fmt: skip
+    elif named < items.height:
+        log.info("%d of %d items have a title", named, items.height)
     return items, rows
+
+
+def _examples(ids: pl.Series) -> str:
+    return ", ".join(map(repr, ids.head(2))) or "nothing"
 
 
 def _with_texts(

@@ -10,6 +10,7 @@ import polars as pl
 from slmc.config import parse_budget
 from slmc.data.clock import Alignment, Clock, Tally
 from slmc.data.config import Columns, Format, Titles
+from slmc.data.doubts import warn_of_one_for_many
 from slmc.data.formats import check_columns, read_blocks, read_table
 from slmc.data.ids import Ids, invalid
 from slmc.data.parts import IDS, Part, Sorter, place
@@ -22,6 +23,14 @@ log = logging.getLogger("slmc.data")
 
 SHOWN = 5
 """Malformed rows that are logged one by one."""
+REMEDIES = {
+    "unit": "Write all times in one unit; for sequence numbers set columns.time_unit: none.",
+    "encoding": "Save the file as UTF-8; if it is Latin-1: `iconv -f latin1 -t utf-8 FILE`.",
+    "time": "Write times as numbers or as dates such as 2023-11-14 22:30:00, or set columns.time "
+    "to another column (null if the rows are already in time order).",
+    "fields": "Quote fields that contain the separator, or set separator to the real one.",
+}
+"""Kind of fault -> what to do if most rows have it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Log:
     """Format of the files."""
     clock: Clock | None = None
     """Unit and scale of the times; None without time stamps."""
+    form: str | None = None
+    """The form of dates that all times have although they are numbers (``slmc.data.calendar``)."""
     copies: tuple[Copy, ...] = ()
     """Parts of the log with the same rows as an earlier part."""
 
@@ -93,15 +104,19 @@ def read(
             part.add(table, names, log_ids, tally)
     alignment = None
     if "time" in names:
+        if columns.time_unit == "auto":
+            tally.forms.check(names["time"])
         alignment = Alignment.of(tally, columns.time_unit)
         _log_clock(alignment, tally, names["time"])
     good, heights = _sorted_apart(parts, Sorter.of(names, log_ids, alignment))
+    warn_of_one_for_many(log_ids, names)
     result = Log(
         good=good,
         ids=log_ids,
         malformed=pl.concat([table for part in parts for table in part.malformed]),
         format=format,
         clock=alignment.clock if alignment is not None else None,
+        form=tally.forms.known,
         copies=find_copies([str(part.path) for part in parts], good, heights),
     )
     if result.rows == 0:
@@ -171,7 +186,11 @@ def read_titles(paths: Sequence[Path], titles: Titles) -> pl.DataFrame:
         good = table.frame.filter(items.is_not_null() & ~items.is_in([*faults]))
         lost = table.malformed.height + table.frame.height - good.height
         if lost:
-            log.warning("%s: %d malformed rows were skipped, with their titles", path, lost)
+            first = table.malformed.select("line", "reason").head(1).rows()
+            log.warning(
+                "%s: %d malformed rows were skipped, with their titles%s", path, lost,
+                "".join(f"; the first: line {line}: {reason}" for line, reason in first),
+            )  # fmt: skip
         frames.append(good.select(items, "title"))
     rows = pl.concat(frames).filter(pl.col("title").str.strip_chars() != "")
     return rows.unique("item", keep="first", maintain_order=True)
@@ -183,13 +202,14 @@ def refuse_malformed(log_: Log, budget: str | float) -> None:
     bad = log_.malformed.height
     if bad > (limit * log_.rows if relative else limit):
         first = log_.malformed.row(0, named=True)
-        units = log_.malformed.filter(pl.col("fault") == "unit").height > bad / 2
+        counts = dict(log_.malformed["fault"].value_counts().iter_rows())
+        most = max(counts, key=lambda fault: counts[fault])
+        many = counts[most] > (bad if most in ("unit", "encoding") else log_.rows) / 2
         raise DataError(
             f"{bad} of {log_.rows} rows are malformed, more than max_malformed ({budget}) "
             f"allows; the first: {place(first['file'], first['line'])}: {first['reason']}.",
-            "Write all times in one unit; for sequence numbers set columns.time_unit: none."
-            if units
-            else "Fix the rows (`slmc data check` lists them), or raise max_malformed.",
+            (REMEDIES.get(most) if many else None)
+            or "Fix the rows (`slmc data check` lists them), or raise max_malformed.",
         )
 
 

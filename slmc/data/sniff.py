@@ -17,8 +17,10 @@ from typing import Literal
 
 from slmc.data.columns import KEYS
 from slmc.data.config import BLANKS, Format
+from slmc.data.documents import refuse_documents, refuse_other_texts
 from slmc.data.files import has_parquet_magic, head_lines
 from slmc.data.layout import DEFAULT_SEPARATORS, SEPARATORS, Layout
+from slmc.data.partitions import inside
 from slmc.data.preamble import preamble, uncommented
 from slmc.errors import DataError
 
@@ -60,9 +62,13 @@ def detect_layouts(
     """
     warnings: dict[str, list[Path]] = {}
     kinds: dict[str, list[Path]] = {}
-    layouts = []
+    layouts: list[Layout] = []
     for path in paths:
-        layout, warning = detect_layout(path, columns, format, separator, header)
+        sought = inside(path, columns)
+        layout, warning = detect_layout(path, sought, format, separator, header)
+        if len(sought) < len(columns) and not layouts:
+            named = ", ".join(column for role, column in columns.items() if role not in sought)
+            log.info("%s: read from the names of the folders", named)
         layouts.append(layout)
         kinds.setdefault(str(layout), []).append(path)
         if layout.skip:
@@ -128,8 +134,9 @@ def _layout(
     header: Header,
 ) -> tuple[Layout, str | None]:
     """Return the layout of a text file and a warning; see :func:`detect_layout`."""
+    refuse_other_texts(path, head.lines)
     if format in ("auto", "jsonl"):
-        _refuse_document(path, head)
+        refuse_documents(path, head.lines)
     if (
         (separator is not None or header != "auto")
         and format == "auto"
@@ -243,6 +250,8 @@ class Head:
         names = self.lines[0].split(separator)
         if separator == "\t" and all(map(TYPED_NAME.fullmatch, names)):
             return "recbole"
+        if separator == "\t" and all(map(QUOTED.fullmatch, names)):
+            return "csv"  # TSV has no quotes, but R and pandas may write them
         if named in DEFAULT_SEPARATORS and (
             named == "csv" or DEFAULT_SEPARATORS[named] == separator
         ):
@@ -268,21 +277,6 @@ def _mismatch(looks: Layout, named: Format | None, format: Format) -> str | None
     return (
         f"the name suggests {Layout(named).kind}, but the lines look like {looks}; "
         "set format if this is wrong"
-    )
-
-
-def _refuse_document(path: Path, head: Head) -> None:
-    """Raise :class:`DataError` for JSON that is not one object per line."""
-    text = "\n".join(head.lines[:2]).lstrip()
-    if re.match(r"\[\s*[\[{]", text):
-        what, filter = "one JSON array", ".[]"
-    elif head.lines[0].strip() == "{":
-        what, filter = "JSON over several lines", "."
-    else:
-        return
-    raise DataError(
-        f"{path} is {what}, not JSON lines (one object on each line).",
-        f"Write it as JSON lines: `jq -c '{filter}' FILE > log.jsonl`.",
     )
 
 

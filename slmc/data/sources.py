@@ -14,8 +14,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +27,7 @@ from slmc import cache
 from slmc.artefact import sha256
 from slmc.data.config import PrepareConfig
 from slmc.data.files import is_stream, rereadable
+from slmc.data.partitions import partition
 from slmc.errors import DataError, MissingError
 
 log = logging.getLogger("slmc.data")
@@ -35,6 +38,10 @@ PYPI = re.compile(
 )
 STAMPS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "created", "md5Hash")
 """Fields of a file's info that show its version; if one changes, it is downloaded again."""
+_reported: set[Path] = set()
+"""Empty files of which a warning was logged."""
+MOST_ENTRIES = 10_000
+"""Entries of a folder that are looked at for a hint."""
 SHOWN_FILES = 5
 """Number of files that are named when their order is logged."""
 
@@ -63,7 +70,8 @@ def fingerprint(config: PrepareConfig) -> dict[str, str]:
     """Return the SHA-256 of ``source``, and of ``titles`` and ``items`` if there are any.
 
     For a single file this is its SHA-256, and also its name, which may decide its format; for
-    several files it is the SHA-256 of their names and hashes. Their folders do not matter.
+    several files it is the SHA-256 of their names and hashes. Their folders do not matter, except
+    those that hold columns (``dt=2023-11-14``).
     """
     sources = {"source": config.source}
     if config.titles is not None:
@@ -75,7 +83,7 @@ def fingerprint(config: PrepareConfig) -> dict[str, str]:
         paths = fetch(source)
         prints[role] = digest(paths)
         if len(paths) == 1:
-            prints[f"{role}_name"] = paths[0].name
+            prints[f"{role}_name"] = partition(paths[0])
     return prints
 
 
@@ -83,7 +91,7 @@ def digest(paths: list[Path]) -> str:
     """Return the SHA-256 of a file, or of the list of names and hashes of several files."""
     if len(paths) == 1:
         return sha256(rereadable(paths[0]))
-    listing = "".join(f"{sha256(rereadable(path))}  {path.name}\n" for path in paths)
+    listing = "".join(f"{sha256(rereadable(path))}  {partition(path)}\n" for path in paths)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
@@ -115,7 +123,7 @@ def _local(source: str) -> list[Path]:
     if path.is_dir():
         raise DataError(
             f"{source} is a directory, not a log.",
-            f"Name its files, for instance {Path(source) / '*.parquet'}.",
+            f"Name its files, for instance {_pattern(path, Path(source))}.",
         )
     if glob.has_magic(source):
         matches = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
@@ -128,11 +136,36 @@ def _local(source: str) -> list[Path]:
                 f"No file matches {source}.",
                 f"Check the pattern; it starts at {Path.cwd()}.",
             )
-        return files
+        return _without_empty(files)
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     hint = f"; a similar one is {path.parent / near[0]}" if near else ""
     raise DataError(f"{source} does not exist.", f"Check the path{hint}.")
+
+
+def _pattern(folder: Path, shown: Path) -> Path:
+    """Return a glob for the data files of a folder: their most frequent suffix and their depth."""
+    files = [
+        file.relative_to(folder)
+        for file in islice(folder.rglob("*"), MOST_ENTRIES)
+        if file.is_file() and file.name[0] not in "._"
+    ]
+    deep = any(len(file.parts) > 1 for file in files)
+    suffixes = Counter("".join(file.suffixes[-1 - (file.suffix == ".gz") :]) for file in files)
+    suffix = suffixes.most_common(1)[0][0] if suffixes else ".parquet"
+    return shown / ("**" if deep else "") / f"*{suffix}"
+
+
+def _without_empty(files: list[Path]) -> list[Path]:
+    """Leave out files of 0 bytes, such as Spark's ``_SUCCESS``, unless all are empty."""
+    empty = [file for file in files if file.stat().st_size == 0]
+    if not empty or len(empty) == len(files):
+        return files
+    if not _reported.issuperset(empty):
+        _reported.update(empty)
+        more = f" and {len(empty) - 1} more files" if len(empty) > 1 else ""
+        log.warning("%s%s: empty, left out", empty[0], more)
+    return [file for file in files if file not in empty]
 
 
 def _wheel_member(source: str) -> Path:

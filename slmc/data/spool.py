@@ -1,13 +1,14 @@
 """Tables of any length, in memory while they are small and on disk from then on.
 
 The disk holds one file per spool, which has no name: it is gone when the process ends, however it
-ends. It lies in the cache, because ``/tmp`` is memory on many machines.
+ends. By default it is in the cache, because ``/tmp`` is memory on many machines.
 """
 
 import io
 import tempfile
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 import polars as pl
@@ -24,11 +25,17 @@ class Spool:
     A chunk holds whole frames, one or several.
     """
 
-    def __init__(self, memory: int | None = None) -> None:
-        """Start an empty spool that keeps ``memory`` rows (default: CHUNK_ROWS) in memory."""
+    def __init__(self, memory: int | None = None, folder: Path | None = None) -> None:
+        """Start an empty spool.
+
+        Args:
+            memory: Rows that are kept in memory; default: CHUNK_ROWS.
+            folder: Where the file is; default: the cache.
+        """
         self.height = 0
         """Rows of all chunks."""
         self._memory = CHUNK_ROWS if memory is None else memory
+        self._folder = folder
         self._recent: list[pl.DataFrame] = []
         self._waiting = 0
         self._file: IO[bytes] | None = None
@@ -76,9 +83,9 @@ class Spool:
 
     def _write(self) -> None:
         if self._file is None:
-            scratch = cache.root() / "scratch"
-            scratch.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115, it outlives this call
+            folder = self._folder or cache.root() / "scratch"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, it outlives this call
             weakref.finalize(self, self._file.close)
         content = io.BytesIO()
         joined(self._recent).write_ipc(content, compression="uncompressed")

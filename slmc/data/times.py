@@ -31,8 +31,14 @@ DECIMAL_COMMA = r"^[+-]?[0-9]{5,},[0-9]+$"
 """A number with a decimal comma; after five digits, it cannot be a comma between thousands."""
 SLASHES = r"^[0-9]{4}/[0-9]{2}/[0-9]{2}(?:[Tt ]|$)"
 """The beginning of a date with slashes; with the year last, the month cannot be known."""
-COMPACT = 19_000_000_000_000, 22_000_000_000_000
-"""Integers between them are dates such as 20231114223000: as milliseconds, they are after 2570."""
+COMPACT = {
+    (190_000_000_000, 220_000_000_000): "%Y%m%d%H%M",
+    (19_000_000_000_000, 22_000_000_000_000): "%Y%m%d%H%M%S",
+}
+"""Integers between two numbers are dates such as 202311142230 and 20231114223000: as milliseconds,
+they are in 1976 and after 2570."""
+LOST_DIGITS = r"^[+-]?[0-9](?:\.[0-9]{1,5})?[eE]\+0*(?:9|1[0-9])$"
+"""A time as a spreadsheet or ``%g`` prints it, with six digits at most: 1.70000E+12."""
 PIECE = 1 << 17
 """Rows whose texts are parsed at once."""
 PARTS_OF_A_SECOND = {"ms": 3, "us": 6, "ns": 9}
@@ -147,7 +153,8 @@ def _parse_piece(texts: pl.Series) -> Times:
     if left.is_empty():
         return Times(values, 0, dates)
     text = pl.col("text")
-    rest = pl.DataFrame({"at": left, "text": texts.gather(left)}).with_columns(
+    rest = pl.DataFrame({"at": left, "text": texts.gather(left)})
+    rest = rest.filter(~pl.col("text").str.contains(LOST_DIGITS)).with_columns(
         pl.when(text.str.contains(DECIMAL_COMMA))
         .then(text.str.replace(",", ".", literal=True))
         .when(text.str.contains(SLASHES))
@@ -168,14 +175,15 @@ def _parse_piece(texts: pl.Series) -> Times:
 def _compact_dates(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Return integers with dates such as 20231114223000 as seconds, and which they are."""
     dates = pl.repeat(False, values.len(), dtype=pl.Boolean, eager=True)
-    inside = values.is_between(*COMPACT).fill_null(False)
-    if not inside.any():
-        return values, dates
-    at = inside.arg_true()
-    moments = values.gather(at).cast(pl.String).str.to_datetime("%Y%m%d%H%M%S", strict=False)
-    seconds = moments.dt.epoch("s")
-    at, seconds = at.filter(seconds.is_not_null()), seconds.drop_nulls()
-    return values.scatter(at, seconds.cast(values.dtype)), dates.scatter(at, True)
+    for bounds_, form in COMPACT.items():
+        inside = values.is_between(*bounds_).fill_null(False)
+        if inside.any():
+            at = inside.arg_true()
+            moments = values.gather(at).cast(pl.String).str.to_datetime(form, strict=False)
+            seconds = moments.dt.epoch("s")
+            at, seconds = at.filter(seconds.is_not_null()), seconds.drop_nulls()
+            values, dates = values.scatter(at, seconds.cast(values.dtype)), dates.scatter(at, True)
+    return values, dates
 
 
 def _number_parts(rows: pl.DataFrame) -> pl.DataFrame:

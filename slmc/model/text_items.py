@@ -19,6 +19,9 @@ STD = 0.08
 LEAST_VARIANCE = 1e-6
 """Of a direction, relative to the first: below it texts do not differ there."""
 
+BLOCK = 1 << 13
+"""Vectors that are converted to float64 at once."""
+
 Kind = Literal["text", "hybrid"]
 
 
@@ -43,21 +46,39 @@ class Whitening:
         Raises:
             UsageError: The vectors do not differ in d directions.
         """
-        mean = vectors.double().mean(dim=0)
-        _, sizes, right = torch.linalg.svd(vectors.double() - mean, full_matrices=False)
-        enough = int((sizes.square() > LEAST_VARIANCE * sizes[:1].square()).sum())
+        mean, covariance = _moments(vectors)
+        variances, right = torch.linalg.eigh(covariance)
+        variances, right = variances.flip(0), right.flip(1)  # the largest first
+        enough = int((variances > LEAST_VARIANCE * variances[:1]).sum())
         if enough < width:
             raise UsageError(
                 f"the texts of {len(vectors)} items differ in {enough} directions only, of "
                 f"{label}'s {vectors.shape[1]}; the item table is {width} wide.",
                 f"Take an item table of at most {enough} (dim), or texts that say more.",
             )
-        scale = sizes[:width] / len(vectors) ** 0.5
-        return cls(mean.float(), (right[:width].T / scale).float())
+        directions = right[:, :width]
+        # An eigenvector has two signs: that with a positive largest entry is taken everywhere.
+        largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+        directions = directions * largest.sign() / variances[:width].sqrt()
+        return cls(mean.float(), directions.float())
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Map ``[N, D]`` to ``[N, d]``; the fitted vectors become uncorrelated with variance 1."""
         return (vectors - self.mean) @ self.directions
+
+
+def _moments(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean ``[D]`` and covariance ``[D, D]`` of ``[N, D]``, in float64, block by block.
+
+    Float64 keeps their errors far below :data:`LEAST_VARIANCE`. The eigenvectors of the covariance
+    are the right singular vectors of the centred vectors, at a fraction of the time.
+    """
+    mean = vectors.mean(dim=0, dtype=torch.float64)
+    covariance = mean.new_zeros(len(mean), len(mean))
+    for block in vectors.split(BLOCK):
+        centred = block.double() - mean
+        covariance += centred.T @ centred
+    return mean, covariance / len(vectors)
 
 
 def table_of(vectors: Tensor, rows: Sequence[int], num_items: int) -> Tensor:

@@ -32,6 +32,8 @@ CONNECTIONS = 512
 """Largest number of open connections; each has a thread."""
 LINGER_S = 1.0
 """Seconds for which a refused body is still read, so that the client can read the refusal."""
+GRACE_S = 0.5
+"""Seconds for which the end waits for the request of a connection that has just been opened."""
 ANSWERS = {"/recommend": ("POST",), "/health": ("GET", "HEAD")}
 """Path -> its methods."""
 
@@ -122,12 +124,16 @@ class Server(ThreadingHTTPServer):
 
     def drain(self, seconds: float) -> bool:
         """Answer the requests that have arrived, then close; return whether all were answered."""
-        deadline, self.timeout, self.accepting = time.monotonic() + seconds, 0, True
-        while self.accepting:  # connections that the operating system has accepted already
+        start, self.timeout, self.accepting = time.monotonic(), 0, True
+        deadline, grace = start + seconds, start + min(GRACE_S, seconds)
+        # Connections that the operating system has accepted already; others may go on arriving.
+        while self.accepting and time.monotonic() < grace:
             self.handle_request()
         self.server_close()
         while time.monotonic() < deadline:
-            self._end_reading(lambda arriving, _: not arriving)
+            self._end_reading(
+                lambda arriving, since: not arriving and since < time.monotonic() - GRACE_S
+            )
             with self.changed:
                 if self.changed.wait_for(lambda: not self.open, timeout=0.1):
                     return True
@@ -278,10 +284,12 @@ def is_healthy(host: str, port: int) -> bool:
 
 def serve(server: Server, drain_s: float) -> int:
     """Answer until SIGTERM or SIGINT; return 0 if every request that had arrived was answered."""
+    received: list[str] = []
 
     def stop(number: int, _: FrameType | None) -> None:
+        # It must not log: the signal may have interrupted a line of the log, which is an error.
         signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
-        log.info("%s: answering the requests that have arrived", signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
         server.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -289,6 +297,7 @@ def serve(server: Server, drain_s: float) -> int:
     about, (host, port) = server.recommender.about, server.server_address[:2]
     log.info("%d items, listening on http://%s:%d", about["num_items"], host, port)
     server.serve_forever()
+    log.info("%s: answering the requests that have arrived", received[0])
     if server.drain(drain_s):
         return 0
     log.error("%d connections were still open after %g s", len(server.open), drain_s)

@@ -21,6 +21,10 @@ MB = 10**6
 NEEDED_MB = {"llm": 3000, "small": 100}
 """Free disk space that a run needs. With an LLM: its converted weights, and the teacher states for
 the students (0.9 GB for MovieLens-100K). Without one there are only small models."""
+COPY_MB = {"teach": 1000, "model": 60, "engine": 60}
+"""Disk space of each further copy of a step with an LLM: of a teacher with its states, and of other
+models and engines, by kind. Without an LLM a copy needs :data:`SMALL_COPY_MB`."""
+SMALL_COPY_MB = 2
 
 
 def check_extras(steps: Sequence[Step]) -> None:
@@ -189,17 +193,29 @@ def check_disk(steps: Sequence[Step]) -> None:
     Raises:
         MissingError: It has too little.
     """
-    llm = any(
-        isinstance(step.config, TeachConfig) and not step.config.backbone.startswith("random://")
-        for step in steps
-    )
-    needed = NEEDED_MB["llm" if llm else "small"]
+    needed = needed_mb(steps)
     free = shutil.disk_usage(_existing(cache.root())).free // MB
     if free < needed:
         raise MissingError(
             f"the disk of the cache {cache.root()} has {free} MB free; the run needs {needed} MB.",
             "Free some space, or set SLMC_CACHE to a folder on another disk.",
         )
+
+
+def needed_mb(steps: Sequence[Step]) -> int:
+    """Free disk space that the steps need, in MB; each copy by ``seeds`` and ``sweep`` counts."""
+    llm = any(
+        isinstance(step.config, TeachConfig) and not step.config.backbone.startswith("random://")
+        for step in steps
+    )
+    needed = NEEDED_MB["llm" if llm else "small"]
+    first: set[str] = set()
+    for step in steps:
+        if step.written in first:
+            size = COPY_MB.get(step.stage, COPY_MB.get(step.gives, 0))
+            needed += size if llm else min(size, SMALL_COPY_MB)
+        first.add(step.written)
+    return needed
 
 
 def _existing(path: Path) -> Path:

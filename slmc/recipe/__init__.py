@@ -3,7 +3,8 @@
 Read ``loading`` (from text to ``Recipe``), ``resolved`` (the ``Recipe``), ``text`` (YAML with line
 numbers), ``steps`` and ``reading``, ``gate_section``, ``checks`` (settings against their config),
 ``compatibility`` (settings that do not work together), ``faults`` (one error for all faults),
-``sets``, ``paths``, ``smoke`` and ``schema``. Of repeated steps: ``seeds``, ``sweep``, ``copies``.
+``sets``, ``paths``, ``smoke`` and ``schema``. Of repeated steps: ``seeds``, ``sweep``,
+``small_sweep`` (of a smoke run) and ``copies``.
 """
 
 from slmc.recipe.loading import Head, load, packaged, renamed, text_of

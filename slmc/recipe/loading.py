@@ -41,7 +41,7 @@ from slmc.recipe.reading import Repeat, StepReader
 from slmc.recipe.resolved import VERSION, Recipe
 from slmc.recipe.seeds import Seeds, seeds_from
 from slmc.recipe.sets import apply_sets, bodies
-from slmc.recipe.smoke import shrunk
+from slmc.recipe.smoke import shrunk, small_steps
 from slmc.recipe.steps import Step
 from slmc.recipe.sweep import ALONE, Sweep, completed, read_sweep, with_point
 from slmc.recipe.text import Document, parse
@@ -332,7 +332,7 @@ def _smoke(recipe: Recipe) -> Recipe:
         recipe,
         data=shrunk(recipe.data),
         evaluate=shrunk(recipe.evaluate),
-        steps=tuple(replace(step, config=shrunk(step.config)) for step in recipe.steps),
-        written=tuple(replace(step, config=shrunk(step.config)) for step in recipe.written),
+        steps=small_steps(recipe.steps),
+        written=small_steps(recipe.written),
         smoke=True,
     )

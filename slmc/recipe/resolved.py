@@ -1,7 +1,7 @@
 """A recipe after reading: every setting is resolved, every reference is an existing step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from slmc.recipe.copies import BEST, Choice
 from slmc.recipe.faults import nearest
 from slmc.recipe.item_tables import has_texts
 from slmc.recipe.paths import to_folder
+from slmc.recipe.small_sweep import small_sweep
 from slmc.recipe.steps import COPY, Step, as_written, can_repeat
 from slmc.recipe.sweep import Sweep
 from slmc.recipe.text import dump
@@ -123,6 +124,8 @@ def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
         recipe: The recipe.
         folder: Folder of the file, at which its relative paths start.
     """
+    if recipe.smoke and recipe.sweep.keys:
+        recipe = _with_small_sweep(recipe)
     written = recipe.written or recipe.steps
     repeated = {one.written for one in recipe.steps if one.copy and one.copy.seed is not None}
     controls = {step.control_of for step in written}
@@ -155,6 +158,28 @@ def resolved_yaml(recipe: Recipe, folder: Path = Path()) -> str:
     }
     to_folder(whole, folder)
     return dump(whole)
+
+
+def _with_small_sweep(recipe: Recipe) -> Recipe:
+    """The recipe of a smoke run with the sweep, and the names of points, of its small steps."""
+    small = small_sweep(recipe.sweep, recipe.steps)
+
+    def renamed(step: Step) -> Step:
+        which = {role: small.reference(f"{COPY}{one}")[1:] for role, one in step.which.items()}
+        return replace(step, which=which)
+
+    def regated(gate: Gate) -> Gate:
+        named = {"on": gate.on, "baseline": gate.baseline}
+        return gate.model_copy(
+            update={role: name and small.reference(name) for role, name in named.items()}
+        )
+
+    return replace(
+        recipe,
+        sweep=small.sweep,
+        written=tuple(renamed(step) for step in recipe.written),
+        gates=tuple(regated(gate) for gate in recipe.gates),
+    )
 
 
 def _roles(step: Step, recipe: Recipe) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """``--smoke``: the same steps, so small that the whole recipe runs in under a minute."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from slmc.compress.config import PruneConfig, QuantizeConfig
@@ -9,12 +10,15 @@ from slmc.data.config import PrepareConfig
 from slmc.distill.config import DistillConfig, MustBeat, TeachConfig
 from slmc.distill.depth_config import DepthConfig
 from slmc.export.config import BenchConfig, ExportConfig
+from slmc.recipe.steps import COPY, Step
 from slmc.training.config import SasrecConfig
 
 Config = TypeVar("Config", bound=StageConfig)
 
-BACKBONE = "random://llama?layers=2&hidden=64&heads=4&kv_heads=2&intermediate=128"
+BACKBONE = "random://llama?layers={}&hidden=64&heads=4&kv_heads=2&intermediate=128"
 LAYERS = 2
+MEASURED_LAYERS = LAYERS + 1
+"""Layers of a model whose depth is measured, so that a student of that depth has blocks."""
 USERS = 96
 HISTORY = 20
 LEAST_SHARE = 0.25
@@ -33,7 +37,65 @@ def shrunk(config: Config) -> Config:
     for kind, shrink in SHRINK.items():
         if isinstance(config, kind):
             small |= shrink(config)
-    return type(config).model_validate({**config.model_dump(), **small})
+    return _with(config, small)
+
+
+def small_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps with smaller values, all of which fit together."""
+    measured = _measured(steps)
+    layers: dict[str, int] = {}  # id as written -> fewest layers of its models, where known
+    small = []
+    for step in steps:
+        config: StageConfig = shrunk(step.config)
+        if step.written in measured:
+            config = _with(config, _deeper(step.config))
+        if isinstance(config, DepthConfig):
+            teacher = layers.get(_written(step.inputs["teacher"]), 1)
+            config = _with(config, {"depths": (teacher - 1,) if teacher > 1 else None})
+            layers[step.written] = teacher - 1
+        elif isinstance(config, DistillConfig) and not isinstance(config.layers, int):
+            if layers.get(_written(step.inputs["depth"]), 1) == 1:
+                # A student of one layer has no earlier block to supervise.
+                losses = {**config.losses.model_dump(), "supervise": None}
+                config = _with(config, {"losses": losses, "keep_heads": False})
+        elif isinstance(config, TeachConfig | DistillConfig) and isinstance(config.layers, int):
+            known = layers.get(step.written, config.layers)
+            layers[step.written] = min(known, config.layers)
+        small.append(replace(step, config=config))
+    return tuple(small)
+
+
+def _measured(steps: Sequence[Step]) -> set[str]:
+    """Ids as written of the models whose depth is measured, and of those they are made from."""
+    measured = {_written(step.inputs["teacher"]) for step in steps if step.stage == "depth"}
+    for step in reversed(steps):
+        if step.written in measured and step.gives == "model":
+            measured |= {_written(taken) for taken in step.inputs.values()}
+    return measured
+
+
+def _deeper(config: StageConfig) -> dict[str, Any]:
+    """Settings of a model whose depth is measured."""
+    if isinstance(config, TeachConfig):
+        return {
+            "backbone": BACKBONE.format(MEASURED_LAYERS),
+            "layers": min(config.layers or MEASURED_LAYERS, MEASURED_LAYERS),
+        }
+    if isinstance(config, DistillConfig) and isinstance(config.layers, int):
+        return {
+            "backbone": config.backbone and BACKBONE.format(MEASURED_LAYERS),
+            "layers": min(config.layers, MEASURED_LAYERS),
+        }
+    return {}
+
+
+def _written(reference: str) -> str:
+    """Id as written of an input step."""
+    return reference.partition(COPY)[0]
+
+
+def _with(config: Config, values: dict[str, Any]) -> Config:
+    return type(config).model_validate({**config.model_dump(), **values})
 
 
 def _train(config: TrainConfig) -> dict[str, Any]:
@@ -54,7 +116,7 @@ def _teach(config: TeachConfig) -> dict[str, Any]:
         {**config.must_beat.model_dump(), "otherwise": "warn"}
     )
     return {
-        "backbone": BACKBONE,
+        "backbone": BACKBONE.format(LAYERS),
         "revision": None,
         "layers": min(config.layers or LAYERS, LAYERS),
         "prompt": None,
@@ -65,7 +127,7 @@ def _teach(config: TeachConfig) -> dict[str, Any]:
 
 
 def _depth(config: DepthConfig) -> dict[str, Any]:
-    # Every depth is within the budget, so that a step that reads it goes on.
+    # Each depth is within the budget, so that a step that reads the report goes on.
     budget = "100%" if config.metric not in CROSS_ENTROPIES else 100.0
     return {
         "max_drop": budget,
@@ -77,21 +139,12 @@ def _depth(config: DepthConfig) -> dict[str, Any]:
 
 
 def _distill(config: DistillConfig) -> dict[str, Any]:
-    if not isinstance(config.layers, int):
-        # A depth step may choose one layer, which has no earlier block to supervise.
-        losses = {**config.losses.model_dump(), "supervise": None}
-        return {
-            "losses": losses,
-            "keep_heads": False,
-            "packings": 1,
-            "backbone": config.backbone and BACKBONE,
-            "revision": None,
-        }
+    layers = config.layers
     return {
-        "layers": min(config.layers, LAYERS),
+        "layers": min(layers, LAYERS) if isinstance(layers, int) else layers.model_dump(),
         "blocks": min(config.blocks, LAYERS),
         "packings": 1,
-        "backbone": config.backbone and BACKBONE,
+        "backbone": config.backbone and BACKBONE.format(LAYERS),
         "revision": None,
     }
 

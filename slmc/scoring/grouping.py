@@ -1,82 +1,67 @@
 """From interactions to histories, with flat memory: large inputs are split by user on disk.
 
 An input of up to :data:`IN_MEMORY` rows is grouped in memory, and its users come in the order of
-their first row. A larger one is written to :data:`BUCKETS` groups of users, by a hash, and read
-back group by group: then users come group by group, and in a group by their first row.
+their first row. A larger one is split into :data:`BUCKETS` buckets of users, by a hash
+(:mod:`slmc.data.buckets`): then users come bucket by bucket, and in a bucket by their first row.
 Either way the order depends on the input alone.
 """
 
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from slmc.data.buckets import Buckets
+from slmc.scoring.batches import Batch
 from slmc.scoring.settings import hashes
-from slmc.scoring.source import Batch, Source
+from slmc.scoring.source import Source
 from slmc.serving.catalogue import Catalogue
 from slmc.serving.frames import grouped, order_of
 
 IN_MEMORY = 1 << 22
+"""Rows that are grouped in memory."""
 BUCKETS = 64
-FLUSH_ROWS = 1 << 21
-"""Rows that are collected before they are written to the buckets."""
 
 log = logging.getLogger("slmc.score")
 
 
 def histories(
-    source: Source, catalogue: Catalogue, folder: Path, total: int | None, in_memory: int
+    source: Source, catalogue: Catalogue, folder: Path | None, total: int | None
 ) -> Iterator[Batch]:
     """The histories of an input with one row per interaction.
 
     Args:
         source: The input.
         catalogue: Names the items.
-        folder: Where large inputs are split; it is removed at the end.
+        folder: Where large inputs are split; None for the cache.
         total: Rows of the input, if known.
-        in_memory: Rows that are grouped in memory.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    frames: list[pl.DataFrame] = []
-    waiting, read, flushes = 0, 0, 0
+    buckets, read = Buckets(BUCKETS, _bucket_of, memory=IN_MEMORY, folder=folder), 0
     for frame, read in source.interactions(catalogue):
-        frames.append(frame)
-        waiting += frame.height
-        done = {"task": "score: read", "done": read, "total": total, "unit": "rows"}
-        log.debug("progress", extra={"progress": done})
-        if waiting > (FLUSH_ROWS if flushes else in_memory):
-            _flush(pl.concat(frames), folder, flushes)
-            frames, waiting, flushes = [], 0, flushes + 1
-    log.debug("progress", extra={"progress": {**done, "total": read}} if read else None)
-    if not flushes:
-        if frames:
-            yield _batch(pl.concat(frames), source, read)
-        return
-    if frames:
-        _flush(pl.concat(frames), folder, flushes)
-    grouped_rows = 0
-    for bucket in range(BUCKETS):
-        files = sorted((folder / str(bucket)).glob("*.arrow"))
-        if files:
-            rows = pl.concat([pl.read_ipc(file) for file in files])
-            grouped_rows += rows.height
-            yield _batch(rows, source, grouped_rows)
-    shutil.rmtree(folder)
+        buckets.append(frame)
+        _progress(read, total)
+    if read:
+        _progress(read, read)
+    done, rows = 0, max(1, buckets.height)
+    for table in buckets.tables():
+        done += table.height
+        yield _batch(table, source, read * done // rows)
 
 
-def _flush(frame: pl.DataFrame, folder: Path, number: int) -> None:
-    """Write rows to the buckets of their users."""
-    unique = frame["user"].unique()
+def _progress(read: int, total: int | None) -> None:
+    done = {"task": "score: read", "done": read, "total": total, "unit": "rows"}
+    log.debug("progress", extra={"progress": done})
+
+
+def _bucket_of(rows: pl.DataFrame) -> NDArray[np.int64]:
+    """The bucket of the user of each row."""
+    users = rows["user"].unique()
     # The upper bits: the lower ones have chosen the shard.
-    buckets = pl.DataFrame({"user": unique, "bucket": (hashes(unique) >> 16) % BUCKETS})
-    rows = frame.join(buckets, on="user", maintain_order="left")
-    for key, part in rows.partition_by("bucket", as_dict=True, include_key=False).items():
-        file = folder / str(key[0]) / f"{number:06}.arrow"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_ipc(file)
+    buckets = pl.DataFrame({"user": users, "bucket": (hashes(users) >> 16) % BUCKETS})
+    return rows.join(buckets, on="user", maintain_order="left")["bucket"].to_numpy()
 
 
 def _batch(rows: pl.DataFrame, source: Source, read: int) -> Batch:

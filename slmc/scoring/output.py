@@ -36,13 +36,19 @@ def format_of(output: str) -> Format:
     return SUFFIXES[suffix]
 
 
-def write(frame: pl.DataFrame, file: Path, format: Format) -> None:
-    """Write a part of a result to disk, completely; it may have no row."""
+def content_of(frame: pl.DataFrame, format: Format) -> bytes:
+    """The content of the file of a part of a result; it may have no row."""
+    if format != "parquet":
+        return text_of(frame, format).encode()
+    out = io.BytesIO()
+    frame.write_parquet(out)
+    return out.getvalue()
+
+
+def write(content: bytes, file: Path) -> None:
+    """Write a part of a result to disk, completely."""
     with file.open("wb") as stream:
-        if format == "parquet":
-            frame.write_parquet(stream)
-        else:
-            stream.write(text_of(frame, format).encode())
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
 

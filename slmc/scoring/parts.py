@@ -3,30 +3,29 @@
     .top.parquet.partial/
     ├── job.json              what is scored: another job begins anew
     ├── 000000.parquet        the users of a part, written completely before
-    ├── 000000.json           its counts, which make the part count
-    └── groups/               interactions by groups of users, of a large input
+    └── 000000.json           its counts, which make the part count
 
-A part is the answer for a fixed range of users of the input, so a job that was killed goes on after
-the last complete part.
+A part is the answer for a fixed range of users of the input, so a job that was killed goes on with
+the parts that are not there yet. They may come in any order; the numbers are their order in the
+result.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from slmc.scoring import output
+from slmc.scoring.answering import COUNTS, Counts
 from slmc.scoring.output import Format
 from slmc.system import write_whole
 
 JOB = "job.json"
-COUNTS = ("users", "popular", "skipped", "unknown")
-"""Counts of a part."""
 
 
 @dataclass
@@ -35,8 +34,8 @@ class Parts:
 
     folder: Path
     format: Format
-    done: int = 0
-    """Number of complete parts."""
+    numbers: set[int] = field(default_factory=set)
+    """Numbers of the complete parts."""
 
     @classmethod
     def open(cls, folder: Path, job: Mapping[str, Any], format: Format) -> "Parts":
@@ -45,25 +44,28 @@ class Parts:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             write_whole(folder / JOB, json.dumps(job, indent=2) + "\n")
-        parts = cls(folder, format)
-        while parts._counts(parts.done).is_file():
-            parts.done += 1
-        return parts
+        counts = folder.glob("*.json")
+        return cls(folder, format, {int(file.stem) for file in counts if file.stem.isdigit()})
+
+    @property
+    def done(self) -> int:
+        """How many parts are complete."""
+        return len(self.numbers)
 
     @property
     def files(self) -> list[Path]:
         """The complete parts, in order."""
-        return [self._file(number) for number in range(self.done)]
+        return [self._file(number) for number in sorted(self.numbers)]
 
-    def add(self, frame: pl.DataFrame, counts: Mapping[str, int]) -> None:
-        """Write the next part."""
-        output.write(frame, self._file(self.done), self.format)
-        write_whole(self._counts(self.done), json.dumps(dict(counts)) + "\n")
-        self.done += 1
+    def add(self, number: int, content: bytes, counts: Counts) -> None:
+        """Write a part: its content, in the format of the job, and then its counts."""
+        output.write(content, self._file(number))
+        write_whole(self._counts(number), json.dumps(counts) + "\n")
+        self.numbers.add(number)
 
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> Counts:
         """The sums of the counts of all parts."""
-        counts = [_read(self._counts(number)) or {} for number in range(self.done)]
+        counts = [_read(self._counts(number)) or {} for number in self.numbers]
         return {name: sum(one.get(name, 0) for one in counts) for name in COUNTS}
 
     def join(self, schema: pl.DataFrame, to: Path) -> None:

@@ -10,12 +10,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.data.config import Format
+from slmc.data.sniff import Header
 from slmc.errors import UsageError
 from slmc.serving.answers import Empty
 from slmc.serving.frames import Columns
 from slmc.serving.recommender import Unknown
 
 Malformed = Literal["skip", "error"]
+Place = Literal["process", "ray"]
+"""Who ranks: this process, or the workers of a Ray cluster."""
 SHARD = re.compile(r"(\d+)/(\d+)")
 PART_USERS = 1 << 15
 """Users of a part: what a killed job computes again is less than that."""
@@ -75,10 +78,15 @@ class Settings:
     columns: Columns = field(default_factory=Columns)
     format: Format = "auto"
     separator: str | None = None
+    header: Header = "auto"
+    """Whether the first line names the columns; without a header they are numbers from 1."""
     items_separator: str | None = None
     """Separator of the ids of a list that is written as text; None for blanks."""
     threads: int | None = None
-    """Cores; None for all that the process may use."""
+    """Cores; None for all that the process may use. On Ray: of each worker; None for one."""
+    on: Place = "process"
+    workers: int | None = None
+    """Workers on Ray; None for as many as the cluster has cores for."""
     force: bool = False
     """Whether to replace an existing output."""
     part_users: int = PART_USERS

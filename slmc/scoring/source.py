@@ -3,9 +3,8 @@
 A file has one row per user, with a list of items, or one row per interaction.
 """
 
-import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,47 +13,24 @@ import polars as pl
 from numpy.typing import NDArray
 
 from slmc.artefact import sha256
-from slmc.data.columns import json_text
-from slmc.data.delimited import header_names
-from slmc.data.files import GZIP, Lines, head_lines, is_stream, line_blocks, open_file, rereadable
-from slmc.data.formats import json_objects, parquet_errors, table_blocks
+from slmc.data.files import is_stream, rereadable
 from slmc.data.layout import Layout
-from slmc.data.lists import split_lists
 from slmc.data.parts import place
 from slmc.data.sniff import detect_layouts
 from slmc.data.sources import fetch
 from slmc.data.times import parse
 from slmc.errors import DataError
+from slmc.scoring.batches import Batch
+from slmc.scoring.blocks import LINE, count_rows, malformed_rows, read_blocks, schema_of
 from slmc.scoring.settings import Settings
 from slmc.serving.catalogue import Catalogue, Id, shown
 from slmc.serving.frames import Columns, find_columns, holds_numbers, read_frame, text_of
-from slmc.serving.histories import Ints
 
 STDIN = Path("/dev/stdin")
-BATCH_ROWS = 1 << 15
-"""Rows of a Parquet file that are read at once."""
-LINE = "#line"
-"""Column of line numbers; hardly the name of a column of the input."""
 SHOWN = 5
 """Malformed rows that are logged one by one."""
-INEXACT = r"[\[:,]\s*-?\d+(?:\.|[eE])"
-"""A number in JSON that is not a plain integer: such lines are read one by one, exactly."""
 
 log = logging.getLogger("slmc.score")
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Users and their histories."""
-
-    users: pl.Series
-    """``[B]``."""
-    rows: NDArray[np.int32]
-    """Rows of the catalogue of all histories, concatenated; 0 for an unknown item."""
-    lengths: Ints
-    """``[B]`` items of each history."""
-    read: int
-    """Rows of the input that have been read so far."""
 
 
 @dataclass
@@ -73,6 +49,10 @@ class Source:
     """Rows that were skipped."""
     unknown: dict[str, None] = field(default_factory=dict)
     """The first ids that are not in the catalogue."""
+    rows: tuple[int, int] | None = None
+    """First row and number of rows of a Parquet file that are read; None for all."""
+    before: int = 0
+    """Rows before those, in this file and others: users without a column are numbered from here."""
 
     @classmethod
     def open(cls, settings: Settings) -> "Source":
@@ -84,8 +64,8 @@ class Source:
         """
         paths = [STDIN] if settings.input == "-" else fetch(settings.input)
         named = settings.columns.named
-        layouts = detect_layouts(paths, named, settings.format, settings.separator)
-        schema = _schema(paths[0], layouts[0])
+        layouts = detect_layouts(paths, named, settings.format, settings.separator, settings.header)
+        schema = schema_of(paths[0], layouts[0])
         if layouts[0].format == "sequences":
             columns = Columns("user", "items")
         else:
@@ -126,7 +106,7 @@ class Source:
 
     def total(self) -> int | None:
         """Number of rows of the input, about; None if it would have to be decompressed."""
-        counts = [_count(*one) for one in zip(self.paths, self.layouts, strict=True)]
+        counts = [count_rows(*one) for one in zip(self.paths, self.layouts, strict=True)]
         known = [one for one in counts if one is not None]
         return sum(known) if len(known) == len(counts) else None
 
@@ -136,7 +116,7 @@ class Source:
         Raises:
             DataError: A row is malformed or an item unknown, and that is an error.
         """
-        read, start = 0, 0
+        read, start = 0, self.before
         for frame, lines in self._frames():
             read += lines
             if self.columns.user is None:
@@ -182,36 +162,14 @@ class Source:
         """Well-formed rows of all files, in batches, and how many rows each batch has read."""
         self.malformed, self.unknown = 0, {}  # each pass counts anew
         for path, layout in zip(self.paths, self.layouts, strict=True):
-            if layout.format == "parquet":
-                blocks = _parquet_blocks(path, self.columns)
-            elif layout.format == "jsonl" and self.by_user:
-                blocks = _list_blocks(path, layout, self.columns, self.users)
-            else:
-                blocks = self._text_blocks(path, layout)
+            blocks = read_blocks(
+                path, layout, self.columns, self.users, self.settings.items_separator, self.rows
+            )
             for frame, malformed in blocks:
                 read = frame.height + malformed.height
                 good, missing = self._complete(frame)
                 self._report(path, pl.concat([malformed, missing]))
                 yield good.drop(LINE), read
-
-    def _text_blocks(
-        self, path: Path, layout: Layout
-    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-        if layout.format == "sequences":
-            for lines in line_blocks(path, layout.skip):
-                yield _sequences(lines)
-            return
-        roles = self.columns.named
-        for frame, malformed in table_blocks(path, layout, roles):
-            named = frame.rename({"line": LINE} | roles)
-            if self.columns.items is not None:
-                texts = named[self.columns.items]
-                lists = split_lists(texts, str(path), self.settings.items_separator)
-                named = named.with_columns(lists.alias(self.columns.items))
-            if self.columns.user is not None and self.users.is_integer():
-                users = pl.col(self.columns.user).cast(self.users, strict=False)
-                named = named.with_columns(users)
-            yield named, malformed.select(pl.col("line").alias(LINE), "reason")
 
     def _complete(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Rows with a user, an item and a time; and the others."""
@@ -229,10 +187,10 @@ class Source:
                 text = pl.format("{} is {}, which is no time", pl.lit(name), pl.col(name))
                 reasons.append(pl.when(pl.lit(unread)).then(text))
         if not reasons:
-            return frame, _malformed([])
+            return frame, malformed_rows([])
         reason = frame.select(pl.coalesce(reasons).alias("reason"))["reason"]
         if reason.null_count() == frame.height:
-            return frame, _malformed([])
+            return frame, malformed_rows([])
         good = reason.is_null()
         return frame.filter(good), frame.select(LINE, reason).filter(~good)
 
@@ -246,161 +204,3 @@ class Source:
             self.malformed += 1
             if self.malformed <= SHOWN:
                 log.warning("%s: %s; skipped", place(str(path), line), reason)
-
-
-def read_ids(name: str, option: str) -> list[str]:
-    """The ids of a file for ``--allow`` or ``--deny``: one per line, or a table's item column.
-
-    Raises:
-        DataError: The file cannot be read, or has no column of items.
-    """
-    ids: list[str] = []
-    for path in fetch(name):
-        layout = Layout("parquet") if _is_parquet(path) else None
-        if layout is None:
-            for lines in line_blocks(path):
-                if lines.malformed:
-                    line, _, reason = lines.malformed[0]
-                    raise DataError(f"{path}, line {line}: {reason}.", f"Fix {option}.")
-                ids += lines.filled["text"].str.strip_chars().to_list()
-            continue
-        with parquet_errors(path):
-            frame = pl.read_parquet(path)
-        if frame.width == 1:
-            column = frame.columns[0]
-        else:
-            found = find_columns(frame.schema, Columns(user=frame.columns[0]), str(path))
-            column = found.item or found.items or ""
-        ids += [one for one in text_of(frame[column], str(path)).to_list() if one]
-    return ids
-
-
-def _is_parquet(path: Path) -> bool:
-    from slmc.data.files import has_parquet_magic
-
-    return has_parquet_magic(path)
-
-
-def _schema(path: Path, layout: Layout) -> dict[str, pl.DataType]:
-    """Column -> type; those of text files are texts."""
-    if layout.format == "sequences":
-        return {"user": pl.String(), "items": pl.List(pl.String)}
-    if layout.format == "parquet":
-        with parquet_errors(path):
-            return dict(pl.scan_parquet(rereadable(path), glob=False).collect_schema())
-    if layout.format == "jsonl":
-        return _json_schema(path, layout)
-    names = header_names(path, layout, head_lines(path)[layout.skip])
-    return dict.fromkeys(names, pl.String())
-
-
-def _json_schema(path: Path, layout: Layout) -> dict[str, pl.DataType]:
-    """Keys of the first objects -> type of their first value."""
-    schema: dict[str, pl.DataType] = {}
-    for line in head_lines(path)[layout.skip :]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        for key, value in row.items() if isinstance(row, dict) else ():
-            if isinstance(value, list):
-                inner = pl.Int64() if value and type(value[0]) is int else pl.String()
-                if not value and key in schema:
-                    continue
-                schema[key] = pl.List(inner)
-            elif key not in schema:
-                schema[key] = pl.Int64() if type(value) is int else pl.String()
-    return schema
-
-
-def _parquet_blocks(path: Path, columns: Columns) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    names = [*columns.named.values()]
-    with parquet_errors(path):
-        rows = pl.scan_parquet(rereadable(path), glob=False).select(names)
-        line = 1
-        for frame in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
-            numbers = pl.int_range(line, line + frame.height, eager=True, dtype=pl.Int64)
-            line += frame.height
-            yield frame.with_columns(numbers.alias(LINE)), _malformed([])
-
-
-def _list_blocks(
-    path: Path, layout: Layout, columns: Columns, users: pl.DataType
-) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """JSON lines with a list of items each."""
-    items = columns.items or ""
-    types: dict[str, pl.DataType] = {items: pl.List(pl.String)}
-    if columns.user is not None:
-        types[columns.user] = users
-    for lines in line_blocks(path, layout.skip):
-        bad = [(line, reason) for line, _, reason in lines.malformed]
-        texts = lines.filled
-        if not texts["text"].str.contains(INEXACT).any():
-            try:
-                rows = texts["text"].str.json_decode(pl.Struct(types)).struct.unnest()
-                yield (
-                    rows.with_columns(texts["line"].alias(LINE)).select(*types, LINE),
-                    _malformed(bad),
-                )
-                continue
-            except pl.exceptions.PolarsError:
-                pass  # a line is malformed: find it
-        yield _slowly(lines, bad, columns, types)
-
-
-def _slowly(
-    lines: Lines,
-    bad: list[tuple[int, str]],
-    columns: Columns,
-    types: dict[str, pl.DataType],
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Read JSON lines one by one, so that each malformed one is known."""
-    faults: list[tuple[int, str, str]] = []
-    rows = []
-    items, user = columns.items or "", columns.user
-    for line, row in json_objects(lines, faults):
-        try:
-            listed = row.get(items)
-            if listed is not None and not isinstance(listed, list):
-                raise ValueError(f"{items} is not a list")
-            ids = [json_text(one, items) for one in listed or ()]
-            owner: str | int | None = json_text(row.get(user), user) if user is not None else None
-            if user is not None and types[user].is_integer() and owner is not None:
-                owner = int(owner)
-            rows.append({items: ids, LINE: line} | ({user: owner} if user is not None else {}))
-        except ValueError as error:
-            bad.append((line, str(error)))
-    bad += [(line, reason) for line, _, reason in faults]
-    frame = pl.DataFrame(rows, schema={**types, LINE: pl.Int64()})
-    return frame, _malformed(bad)
-
-
-def _sequences(lines: Lines) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Lines ``user item item …``; a user alone has an empty history."""
-    tokens = lines.filled.select("line", pl.col("text").str.extract_all(r"\S+"))
-    frame = tokens.select(
-        pl.col("text").list.first().alias("user"), pl.col("text").list.slice(1).alias("items"),
-        pl.col("line").alias(LINE),
-    )  # fmt: skip
-    return frame, _malformed([(line, reason) for line, _, reason in lines.malformed])
-
-
-def _malformed(rows: Sequence[tuple[int, str]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema={LINE: pl.Int64, "reason": pl.String}, orient="row")
-
-
-def _count(path: Path, layout: Layout) -> int | None:
-    if layout.format == "parquet":
-        with parquet_errors(path):
-            count: int = (
-                pl.scan_parquet(rereadable(path), glob=False).select(pl.len()).collect().item()
-            )
-            return count
-    with open_file(path) as stream:
-        if stream.read(2) == GZIP:
-            return None
-        stream.seek(0)
-        count = 0
-        while block := stream.read(1 << 22):
-            count += block.count(b"\n")
-    return max(1, count - (layout.delimited and layout.header))

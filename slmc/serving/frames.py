@@ -148,6 +148,8 @@ def text_of(ids: pl.Series, what: str) -> pl.Series:
         return ids.cast(pl.String).str.strip_chars()
     if dtype.is_integer():
         return ids.cast(pl.String)
+    if dtype.is_decimal():
+        return ids.cast(pl.String).str.replace(r"(\.[0-9]*?)0+$", "$1").str.strip_suffix(".")
     if dtype.is_float():
         whole = (ids == ids.floor()) & (ids.abs() < inexact_from(dtype))
         if bool((whole | ids.is_null() | ids.is_nan()).all()):
@@ -241,8 +243,9 @@ def grouped(rows: pl.DataFrame, user: str) -> Table:
         user: Name of the column of users.
     """
     if "time" in rows.columns:
-        first = pl.int_range(pl.len()).min().over("user").alias("first")
-        rows = rows.with_columns(first).sort("first", "time", maintain_order=True)
+        first = pl.col("first").min().over("user")
+        rows = rows.with_row_index("first").with_columns(first)
+        rows = rows.sort("first", "time", maintain_order=True)
     lists = rows.group_by("user", maintain_order=True).agg("item")
     lengths = lists["item"].list.len().to_numpy().astype(np.int64)
     flat = lists["item"].explode(empty_as_null=False)

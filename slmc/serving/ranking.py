@@ -69,17 +69,18 @@ class EngineRanker:
         """Open the sessions.
 
         Args:
-            engine: A running engine, which is used as it is; or the folder of one whose hashes
-                have been checked.
-            threads: Cores to use, by as many parallel sessions; default: one session on all cores,
-                which answers a single history fastest.
+            engine: A running engine, whose session is used as it is; or the folder of one whose
+                hashes have been checked.
+            threads: Cores to use, by as many parallel sessions, or calls of the running engine;
+                default: one session on all cores, which answers a single history fastest, or one
+                call.
         """
         folder = engine.folder if isinstance(engine, Engine) else engine
         self.description = read_description(folder)
         self.num_items, self.history = self.description.num_items, self.description.history
         self.top_k, self.batch = self.description.top_k, batch_of(self.num_items)
         if isinstance(engine, Engine):
-            self._engines = [engine]
+            self._engines = [engine] * (threads or 1)
         elif threads is None:
             self._engines = [Engine(folder)]
         else:

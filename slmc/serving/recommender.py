@@ -1,5 +1,6 @@
 """What users call: a model or an engine that recommends by original ids."""
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,20 +104,19 @@ class Served:
         """Whether ``exclude_seen=None`` excludes seen items: if users of the data rarely repeat.
 
         Raises:
-            UsageError: The dataset that this was made from is not in the cache.
+            UsageError: It is not known: the artefact is from an early version of slmc, and its
+                dataset is not in the cache.
         """
         from slmc.data.dataset import RARE_REPEATS
-        from slmc.pipeline import find
 
-        digest = self.artefact.manifest.parents.get("data")
-        dataset = find(digest) if digest is not None else None
-        if dataset is None or "valid_repeats" not in dataset.manifest.metrics:
+        repeats = _valid_repeats(self.artefact)
+        if repeats is None:
             raise UsageError(
-                f"exclude_seen: the dataset that {self.artefact.path} was made from is not in the "
-                "cache, so it is not known how often users repeat an item.",
+                f"exclude_seen: {self.artefact.path} does not say how often users repeat an item, "
+                "and the dataset that it was made from is not in the cache.",
                 "Pass exclude_seen=True or exclude_seen=False.",
             )
-        return bool(dataset.manifest.metrics["valid_repeats"] < RARE_REPEATS)
+        return repeats < RARE_REPEATS
 
     def recommend(
         self,
@@ -332,6 +332,20 @@ def no_known_id(ids: Sequence[str], catalogue: Catalogue) -> UsageError:
         f"none of the ids is in the vocabulary: {shown(ids) or 'the list is empty'}.",
         f"Use the ids of the log, for example {catalogue.example}.",
     )
+
+
+def _valid_repeats(artefact: Artefact) -> float | None:
+    """Share of the validation targets that repeat an item of the history; None if unknown."""
+    stored = json.loads(artefact.file("preprocessor.json").read_text()).get("valid_repeats")
+    if stored is not None:
+        return float(stored)
+    # Artefacts of early versions do not have it, but their datasets do.
+    from slmc.pipeline import find
+
+    digest = artefact.manifest.parents.get("data")
+    dataset = find(digest) if digest is not None else None
+    repeats = None if dataset is None else dataset.manifest.metrics.get("valid_repeats")
+    return None if repeats is None else float(repeats)
 
 
 def _check_choice(name: str, value: object, choices: Any) -> None:

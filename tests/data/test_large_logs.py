@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from slmc.data import buckets, dataset, files, formats, repeats, spool
+from slmc.data import buckets, dataset, files, formats, repeats, sorting, spool
+from slmc.data.buckets import Buckets
 from slmc.data.config import Columns, PrepareConfig
 from slmc.data.prepare import Prepared, build, fetch_log
 from slmc.data.split import id_keys, tie_keys
@@ -37,7 +38,7 @@ def cut_small(monkeypatch: pytest.MonkeyPatch, rows: int = 4) -> None:
     monkeypatch.setattr(formats, "PARQUET_ROWS", rows)
     for module in (spool, repeats, buckets):
         monkeypatch.setattr(module, "CHUNK_ROWS", rows)
-    monkeypatch.setattr(buckets, "BUCKET_ROWS", rows)
+    monkeypatch.setattr(sorting, "BUCKET_ROWS", rows)
     monkeypatch.setattr(dataset, "USERS_AT_ONCE", 2)
 
 
@@ -171,6 +172,21 @@ def test_a_spool_gives_back_its_rows() -> None:
         assert rows.frame().equals(pl.concat([whole, frames[0]], how="vertical_relaxed"))
         rows.close()
         assert rows.height == 0
+
+
+@pytest.mark.parametrize("memory", [0, 4, 29, 30])
+def test_buckets_give_back_their_rows(tmp_path: Path, memory: int) -> None:
+    buckets = Buckets(5, lambda rows: rows["a"].to_numpy() % 5 // 3, memory=memory, folder=tmp_path)
+    assert [*buckets.tables()] == []
+    frames = [pl.DataFrame({"a": range(start, start + 6)}) for start in range(0, 30, 6)]
+    for frame in frames:
+        buckets.append(frame)
+    assert buckets.height == 30
+    tables = [table["a"].to_list() for table in buckets.tables()]
+    first, second = ([n for n in range(30) if n % 5 // 3 == number] for number in (0, 1))
+    assert tables == ([[*range(30)]] if memory == 30 else [first, second])
+    assert [*buckets.tables()] == [] and buckets.height == 0
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_disk_is_used_only_by_large_logs_and_is_left_empty(

@@ -139,7 +139,8 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "log.csv", b"user_id,item_id,timestamp\n1,2,yesterday\n", {},
         "1 of 1 rows are malformed, more than max_malformed (1%) allows; the first: "
         "log.csv, line 2: timestamp is yesterday, neither a number nor an ISO date.",
-        "Fix the rows (`slmc data check` lists them), or raise max_malformed.",
+        "Write times as numbers or as dates such as 2023-11-14 22:30:00, or set columns.time to "
+        "another column (null if the rows are already in time order).",
     ),
     "binary garbage": (
         "log.csv", b"user_id,item\n\x07\x00\x9c\xff", {},
@@ -149,11 +150,11 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
     "another encoding": (
         "log.csv", "usér,item_id,timestamp\n1,2,3\n".encode("latin-1"), {},
         "log.csv is not UTF-8 text: line 1 has byte 0xe9 at column 3.",
-        "Save it as UTF-8, or set format: parquet if it is one.",
+        "Save it as UTF-8; if it is Latin-1: `iconv -f latin1 -t utf-8 FILE > log.csv`.",
     ),
     "UTF-16": (
         "log.csv", "user_id,item_id\n".encode("utf-16"), {},
-        "log.csv is UTF-16 text.", "Save it as UTF-8.",
+        "log.csv is UTF-16 text.", "Save it as UTF-8: `iconv -f utf-16 -t utf-8 FILE > log.csv`.",
     ),
     "truncated gzip": (
         "log.csv.gz", gzip.compress(GOOD, mtime=0)[:-20], {},

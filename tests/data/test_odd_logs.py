@@ -184,7 +184,7 @@ def test_types_of_ids_in_parquet(folder: Path, items: pl.Series, read_as: list[s
 
 def test_binary_that_is_no_text_is_refused(folder: Path) -> None:
     parquet({"item_id": pl.Series([b"x", b"\xff"])})
-    with pytest.raises(DataError, match="invalid utf8"):
+    with pytest.raises(DataError, match="whose bytes are not UTF-8 text"):
         read([Path("log.parquet")])
 
 

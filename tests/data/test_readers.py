@@ -180,4 +180,7 @@ def test_titles(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     )
     titles = read_titles([Path("log.item")], Titles(source="log.item", title="movie_title"))
     assert titles.rows() == [("1", "Toy Story")]
-    assert caplog.messages == ["log.item: 2 malformed rows were skipped, with their titles"]
+    assert caplog.messages == [
+        "log.item: 2 malformed rows were skipped, with their titles; the first: line 6: 1 field, "
+        "the header has 2"
+    ]

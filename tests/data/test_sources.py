@@ -165,7 +165,7 @@ def test_paths_and_globs(folder: Path) -> None:
         ("rating.csv", "rating.csv does not exist.",
          "Check the path; a similar one is ratings.csv."),
         ("none/x.csv", "none/x.csv does not exist.", "Check the path."),
-        (".", ". is a directory, not a log.", "Name its files, for instance *.parquet."),
+        (".", ". is a directory, not a log.", "Name its files, for instance *.csv."),
         ("*.pq", "No file matches *.pq.", "Check the pattern; it starts at {cwd}."),
         ("odd://x", "odd://x: the protocol odd:// is unknown.",
          "Name a path, or a URL that fsspec reads: https://, s3://, gs://, hf:// and others."),

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import polars as pl
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from slmc.artefact import Artefact, draft
@@ -36,9 +37,9 @@ COUNTS = {"a": 5, "b": 9, "c": 5, "d": 0}
 """Training interactions."""
 
 
-def graphs(top_k: int) -> Iterator[onnx.ModelProto]:
+def graphs(top_k: int, scores: NDArray[np.float32] = NEXT) -> Iterator[onnx.ModelProto]:
     """Of histories alone, and with masks."""
-    constants = {"next": NEXT, "last": np.array(-1), "k": np.array([top_k])}
+    constants = {"next": scores, "last": np.array(-1), "k": np.array([top_k])}
     nodes = [
         helper.make_node("Gather", ["item_ids", "last"], ["newest"], axis=1),
         helper.make_node("Gather", ["next", "newest"], ["scores"]),
@@ -64,12 +65,17 @@ def graphs(top_k: int) -> Iterator[onnx.ModelProto]:
 
 
 def by_hand(
-    tmp_path: Path, top_k: int, *, precision: str = "fp32", more: Sequence[str] = ()
+    tmp_path: Path,
+    top_k: int,
+    *,
+    precision: str = "fp32",
+    more: Sequence[str] = (),
+    scores: NDArray[np.float32] = NEXT,
 ) -> Artefact:
     """The sealed engine ``engine`` of the items a to d; ``more``: names of further files."""
     with draft(tmp_path / "engine") as work:
         (work.path / "onnx").mkdir()
-        for name, graph in zip((GRAPH, MASKED), graphs(top_k), strict=True):
+        for name, graph in zip((GRAPH, MASKED), graphs(top_k, scores), strict=True):
             (work.path / name).write_bytes(graph.SerializeToString())
         described = {"layout": "padded", "top_k": top_k, "opset": 18, "precision": precision}
         described |= {"history": 2, "num_items": 4, "source": "by hand"}

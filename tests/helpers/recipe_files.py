@@ -16,6 +16,9 @@ FULL = (
     + "gates:\n  - {metric: ndcg@10, baseline: teach, max_drop: 3%}\n"
     + "  - {metric: overlap@10, baseline: source, min: 0.9}\n"
 )
+SWEEP = "sweep: {distill.layers: [2, 3], distill.losses.logits: [0.5, 1]}\n"
+STUDENT = "  - distill: {layers: 2, blocks: 2}\n"
+GATED = "gates:\n  - {metric: mrr, on: %s, %s}\n"
 
 
 def read(file: Path, text: str, *sets: str, smoke: bool = False, **env: str) -> Recipe:

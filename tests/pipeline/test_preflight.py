@@ -14,6 +14,7 @@ from slmc.artefact import Artefact
 from slmc.commands import cli
 from slmc.errors import MissingError
 from slmc.pipeline import preflight
+from slmc.recipe import load
 from slmc.stages import STAGES
 
 
@@ -52,6 +53,28 @@ def test_a_full_disk_is_told_before_anything_runs(
     assert caught.value.what.endswith(f"MB free; the run needs {10**12} MB.")
     assert fakes.calls() == ["prepare"]
     assert len(made(until="prepare").steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("backbone", "sets", "needed"),
+    [
+        ("llm", (), 3000),
+        ("llm", ("distill.seeds=3",), 3000 + 2 * 60),
+        ("llm", ("teach.seeds=2",), 3000 + 1000 + 60),
+        ("llm", ("distill.seeds=2", "sweep={distill.layers: [1, 2, 3]}"), 3000 + 5 * 60),
+        ("random://llama", ("distill.seeds=3",), 100 + 2 * 2),
+    ],
+)
+def test_every_copy_needs_space_on_the_disk(
+    backbone: str, sets: tuple[str, ...], needed: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "version: 1\nname: x\ndata: {source: a.csv}\nsteps:\n"
+        f"  - teach: {{backbone: '{backbone}', layers: 4}}\n"
+        "  - distill: {layers: 1, blocks: 1, losses: {cosine: 1}}\n  - export:\n"
+    )
+    assert preflight.needed_mb(load(file, sets=sets, env={}).steps) == needed
 
 
 def test_a_gpu_is_looked_for_only_where_one_is_named(

@@ -9,7 +9,11 @@ from slmc.commands import cli
 from slmc.data.config import PrepareConfig, Terms
 from slmc.recipe import load, packaged, resolved_yaml, text_of
 
-OF_MOVIES = [name for name in packaged() if "ml-100k.inter" in text_of(name).partition("steps:")[0]]
+OF_MOVIES = [
+    name
+    for name in packaged()
+    if "ml-100k.inter" in (head := text_of(name).partition("steps:")[0]) and "titles:" in head
+]
 DATA = """version: 1
 name: x
 data:
@@ -82,3 +86,13 @@ def test_the_starter_knows_no_log() -> None:
     data = load("custom", env={}).data
     assert (data.source, data.titles, data.terms) == ("log.csv", None, None)
     assert "movie" not in text_of("custom").lower()
+
+
+def test_texts_of_another_log_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "sales.csv"
+    log.write_text("user_id,item_id,timestamp\n1,2,3\n")
+    assert cli.call(["recipe", "check", "texts", "--set", f"data.source={log}"]) == 2
+    error = "text.item_embeddings: hybrid: the data has no texts of items. Set data.items."
+    assert error in capsys.readouterr().err

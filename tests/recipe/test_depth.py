@@ -156,9 +156,34 @@ def test_a_smoke_run_keeps_the_budget_out_of_the_way(file: Path) -> None:
     loaded = read(file, recipe(*steps), smoke=True)
     config = loaded.step("depth").config
     assert isinstance(config, DepthConfig)
-    assert (config.max_drop, config.depths, config.users) == ("100%", None, 96)
+    assert (config.max_drop, config.depths, config.users) == ("100%", (2,), 96)
     of_ce = loaded.step("ce").config
     assert isinstance(of_ce, DepthConfig) and of_ce.max_drop == 100.0
-    student = loaded.step("distill").config
-    assert isinstance(student, DistillConfig) and student.losses.supervise is None
     assert loaded.step("distill").inputs["depth"] == "depth"
+
+
+def test_a_smoke_run_keeps_the_heads_of_a_student_from_depth(file: Path) -> None:
+    """The depth is 2 of 3 layers, so that prune can end the student after its first block."""
+    student = "distill: {teacher: first, layers: {from: depth}, keep_heads: true}"
+    loaded = read(
+        file,
+        recipe(
+            "distill: {id: first}", "depth: {teacher: first}", student, "prune: {exit_block: 2}"
+        ),
+        smoke=True,
+    )
+    teacher, first, depth, last, prune = (
+        loaded.step(name).config.model_dump()
+        for name in ("teach", "first", "depth", "distill", "prune")
+    )
+    assert teacher["backbone"].startswith("random://llama?layers=3&")
+    assert (teacher["layers"], first["layers"], first["blocks"], depth["depths"]) == (3, 3, 2, (2,))
+    assert (last["keep_heads"], last["losses"]["supervise"], last["blocks"]) == (True, 1.0, 2)
+    assert prune["exit_block"] == 1
+
+
+def test_a_smoke_run_without_a_depth_of_two_layers_has_no_heads(file: Path) -> None:
+    steps = [ANOTHER, "depth: {teacher: other}", "distill: {teacher: other, layers: {from: depth}}"]
+    loaded = read(file, recipe(*steps), smoke=True)
+    assert loaded.step("depth").config.model_dump()["depths"] == (1,)
+    assert loaded.step("distill").config.model_dump()["losses"]["supervise"] is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recipe_files import FULL, TEACH, TOP, faults, read
+from recipe_files import FULL, GATED, STUDENT, SWEEP, TEACH, TOP, read
 
 from slmc.distill.config import DistillConfig
 from slmc.recipe import Recipe, resolved_yaml
@@ -17,9 +17,6 @@ from slmc.recipe.schema import schema
 from slmc.recipe.steps import Step
 from slmc.recipe.sweep import MOST_STEPS, Sweep, read_sweep
 from slmc.recipe.text import Document
-
-SWEEP = "sweep: {distill.layers: [2, 3], distill.losses.logits: [0.5, 1]}\n"
-STUDENT = "  - distill: {layers: 2, blocks: 2}\n"
 
 
 def inputs(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -237,6 +234,38 @@ def test_a_smoke_run_repeats_small_steps(file: Path) -> None:
     assert len(students(recipe)) == 8
 
 
+@pytest.mark.parametrize(
+    ("sweep", "gated", "points", "gate"),
+    [
+        ("{distill.layers: [2, 3], distill.losses.logits: [0.5, 1]}", "layers=3,logits=1",
+         [{"layers": 2, "losses.logits": 0.5}, {"layers": 2, "losses.logits": 1.0}],
+         "layers=2,logits=1"),
+        ("{distill.layers: [1, 2, 3]}", "layers=3", [{"layers": 1}, {"layers": 2}], "layers=2"),
+        ("{distill.epochs: [3, 5]}", "epochs=5", [{"epochs": 1}], "epochs=1"),
+        ("{distill.teacher: [teach, other]}", "teacher=other",
+         [{"teacher": "teach"}, {"teacher": "other"}], "teacher=other"),
+    ],
+)  # fmt: skip
+def test_the_resolved_recipe_of_a_smoke_run_has_small_points(
+    sweep: str, gated: str, points: list[dict[str, object]], gate: str, file: Path
+) -> None:
+    """Also in the names of points; those that are the same when small are one."""
+    other = TEACH.replace("{", "{id: other, ", 1)
+    student = "  - distill: {layers: 1, blocks: 1, losses: {cosine: 1}, seeds: 2}\n"
+    export = f"  - export: {{model: 'distill@{gated}'}}\n"
+    text = f"sweep: {sweep}\n" + TOP + TEACH + other + student + export
+    text += f"gates:\n  - {{metric: mrr, on: 'distill@{gated}', min: 0.1}}\n"
+    first = read(file, text, smoke=True)
+    assert first.gates[0].on == f"distill@{gated}"  # the run keeps the names
+    again = read(file, resolved_yaml(first, file.parent))
+    expected = [{f"distill.{key}": value for key, value in one.items()} for one in points]
+    assert [point.settings for point in again.sweep.points] == expected
+    assert again.gates[0].on == f"distill@{gate}"
+    small = {step.config.model_dump_json() for step in first.copies("distill")}
+    assert {step.config.model_dump_json() for step in again.copies("distill")} == small
+    assert read(file, resolved_yaml(again, file.parent)) == again
+
+
 def test_paths_of_a_sweep_start_at_the_file(tmp_path: Path, file: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "models" / name).mkdir(parents=True)
@@ -284,191 +313,6 @@ def test_a_grid_is_the_product_of_its_lists(grid: dict[str, list[int]]) -> None:
     for point in points:
         for key, path in point.paths.items():
             assert document.value_at(path) == point.settings[key]
-
-
-@pytest.mark.parametrize(
-    ("top", "sets", "expected"),
-    [
-        ("seeds: 1\n", [], "./r.yaml:1: seeds: should be greater than or equal to 2, not 1, or "),
-        ("seeds: [3]\n", [], "./r.yaml:1: seeds: "),
-        ("seeds: [3, 3]\n", [], "./r.yaml:1: seeds: "),
-        ("", ["distill.seeds=0"], "--set distill.seeds=0: distill.seeds: "),
-        (
-            "seeds: 2\n",
-            ["distill.seeds=2"],
-            "--set distill.seeds=2: distill.seeds: the recipe has seeds too; set them in one place",
-        ),
-        (
-            "",
-            ["teach.seeds=2", "distill.seeds=3"],
-            "--set distill.seeds=3: distill.seeds: all steps are repeated with the same seeds, and "
-            "'teach' has others",
-        ),
-        (
-            "",
-            ["baselines.seeds=2"],
-            "--set baselines.seeds=2: baselines.seeds: baselines trains nothing, so it has no "
-            "seeds to repeat",
-        ),
-        (
-            "seeds: 2\n",
-            ["distill.seed=3"],
-            "--set distill.seed=3: distill.seed: has no effect, since seeds repeat this step; "
-            "leave it out",
-        ),
-        (
-            "",
-            ["distill.seed=3", "distill.seeds=[1, 2]"],
-            "--set distill.seed=3: distill.seed: leave it out: seeds lists the seeds of this step",
-        ),
-        (
-            "sweep: 3\n",
-            [],
-            "./r.yaml:1: sweep: should be a mapping, not 3, or should be a list, not 3",
-        ),
-        ("sweep: {}\n", [], "./r.yaml:1: sweep: is empty; leave it out"),
-        (
-            "sweep: {distill.layers: 2}\n",
-            [],
-            "./r.yaml:1: sweep.distill.layers: should be a list of values, such as [1, 2]",
-        ),
-        (
-            "sweep: {distill.layrs: [2, 3]}\n",
-            [],
-            "./r.yaml:1: distill.layrs: there is no key 'layrs'. Did you mean 'layers'?",
-        ),
-        (
-            "sweep: {distil.layers: [2, 3]}\n",
-            [],
-            "./r.yaml:1: sweep.distil.layers: there is no step 'distil'. Did you mean 'distill'?",
-        ),
-        (
-            "sweep:\n  distill.layers: [2,\n   -3]\n",
-            [],
-            "./r.yaml:3: distill.layers: should be greater than or equal to 1, not -3",
-        ),
-        (
-            "sweep:\n  distill.layers: [2,\n   9]\n",
-            [],
-            "./r.yaml:3: distill.layers: 9 layers are more than the 4 of 'teach'",
-        ),
-        (
-            "sweep: {distill.layers: [2, 2]}\n",
-            [],
-            "./r.yaml:1: sweep.distill.layers: a value is listed twice",
-        ),
-        (
-            "sweep: {distill.layers: [2, 3], distill: {layers: [1, 2]}}\n",
-            [],
-            "./r.yaml:1: sweep.distill.layers: distill.layers is swept twice",
-        ),
-        (
-            "sweep: {distill.seed: [2, 3]}\n",
-            [],
-            "./r.yaml:1: sweep.distill.seed: a seed cannot be swept; set seeds, such as "
-            "`seeds: [17, 18, 19]`",
-        ),
-        (
-            "sweep: {data.history: [10, 20]}\n",
-            [],
-            "./r.yaml:1: sweep.data.history: data must be the same for all points, so that they "
-            "can be compared; run the recipe once for each value and compare the runs with "
-            "`slmc diff`",
-        ),
-        (
-            "sweep: {distill: [1, 2]}\n",
-            [],
-            "./r.yaml:1: sweep.distill: name a setting of the step, such as distill.lr",
-        ),
-        (
-            "sweep:\n  - {distill.layers: 2}\n  - 3\n",
-            [],
-            "./r.yaml:3: sweep.1: a point is a mapping of settings to values, such as "
-            "{distill.layers: 1}",
-        ),
-        (
-            "sweep:\n  - {distill.layers: 2}\n  - {distill.layers: 2}\n",
-            [],
-            "./r.yaml:3: sweep.1: is the same point as sweep.0",
-        ),
-        (
-            f"sweep: {{distill.lr: {[1 / n for n in range(1, 41)]}, distill.epochs: "
-            f"{list(range(1, 11))}}}\n",
-            [],
-            "./r.yaml:1: sweep: is a grid of 400 points; at most 200 steps are allowed",
-        ),
-        (
-            "",
-            ["distill.seeds=300"],
-            "--set distill.seeds=300: seeds: makes 305 steps (300 copies of 'distill'); at most "
-            "200 are allowed. Sweep fewer values, or repeat fewer steps with `seeds`",
-        ),
-        (
-            "",
-            ["distill.teacher=teach@best", "export.model=distill@18"],
-            "--set export.model=distill@18: export.model: 'distill' is not repeated, so there is "
-            "no 'distill@18'",
-        ),
-        (
-            "seeds: 2\n",
-            ["export.model=distill@19"],
-            "--set export.model=distill@19: export.model: there is no 'distill@19'. Did you mean "
-            "'distill@18'?",
-        ),
-    ],
-)
-def test_messages(top: str, sets: list[str], expected: str, file: Path) -> None:
-    text = top + TOP + TEACH + STUDENT + "  - export:\n"
-    found = faults(file, text, *sets)
-    assert any(one.startswith(expected) for one in found), found
-    if not expected.endswith((": ", "or ")):
-        assert expected in found
-
-
-GATED = "gates:\n  - {metric: mrr, on: %s, %s}\n"
-
-
-@pytest.mark.parametrize(
-    ("top", "on", "rest", "expected"),
-    [
-        (
-            SWEEP,
-            "distill",
-            "min: 0.1",
-            "on: 'distill' has 4 points; name one, such as distill@layers=2,logits=0.5, or "
-            "distill@best",
-        ),
-        (
-            SWEEP,
-            "distill@layers=2",
-            "min: 0.1",
-            "on: there is no 'distill@layers=2'. Did you mean 'distill@layers=2,logits=1'?",
-        ),
-        (
-            SWEEP,
-            "teach",
-            "max_drop: 1%, baseline: distill",
-            "baseline: 'distill' has 4 points; name one, such as distill@layers=2,logits=0.5, or "
-            "distill@best",
-        ),
-        (
-            "",
-            "distill@17",
-            "min: 0.1",
-            "on: 'distill' is not repeated, so there is no 'distill@17'",
-        ),
-        (
-            SWEEP,
-            "distil@best",
-            "min: 0.1",
-            "on: there is no step 'distil@best'. Did you mean 'distill'?",
-        ),
-    ],
-)
-def test_messages_of_gates(top: str, on: str, rest: str, expected: str, file: Path) -> None:
-    text = top + TOP + TEACH + STUDENT + GATED % (f"'{on}'", rest)
-    (fault,) = faults(file, text)
-    assert fault.partition("gates.0.")[2] == expected
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Models and engines recommend the same, and as a plain ranking of the scores in float64 does."""
 
+import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -17,7 +19,7 @@ import torch
 
 import slmc
 from slmc import artefact
-from slmc.artefact import Artefact
+from slmc.artefact import Artefact, sha256
 from slmc.errors import DataError, UsageError
 from slmc.model.loading import load_model
 from slmc.serving.catalogue import Catalogue
@@ -160,12 +162,36 @@ def test_wrong_arguments(served: Any, arguments: dict[str, object], what: str) -
     assert caught.value.what.startswith(what)
 
 
+@pytest.mark.parametrize("repeats", [0.002, 0.2])
+@pytest.mark.parametrize("kind", ["model", "engine"])
 def test_exclude_seen_as_the_users_of_the_data(
+    kind: str, repeats: float, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Also with a copy on a machine without the dataset."""
+    sealed: Artefact = request.getfixturevalue(kind)
+    copy = shutil.copytree(sealed.path, tmp_path / kind)
+    preprocessor = json.loads((copy / "preprocessor.json").read_text())
+    (copy / "preprocessor.json").write_text(json.dumps(preprocessor | {"valid_repeats": repeats}))
+    manifest = json.loads((copy / "slmc.json").read_text())
+    manifest["files"]["preprocessor.json"] = sha256(copy / "preprocessor.json")
+    (copy / "slmc.json").write_text(json.dumps(manifest))
+    served = load(copy)
+    assert served.excludes_seen == (repeats == 0.002)
+    history = [*range(101, 135)]
+    expected = served.recommend(history, 10, served.excludes_seen)
+    assert served.recommend(history, exclude_seen=None) == expected
+    assert expected != served.recommend(history, 10, not served.excludes_seen)
+
+
+def test_exclude_seen_of_an_artefact_without_the_share_of_repeats(
     served: Any, catalogue: Artefact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError) as caught:
         served.recommend([101], exclude_seen=None)
-    assert str(caught.value).startswith(f"exclude_seen: the dataset that {served.artefact.path}")
+    assert str(caught.value) == (
+        f"exclude_seen: {served.artefact.path} does not say how often users repeat an item, and "
+        "the dataset that it was made from is not in the cache."
+    )
     monkeypatch.setattr("slmc.pipeline.find", lambda digest: catalogue)
     assert served.recommend([101], exclude_seen=None) == served.recommend([101], 10, False)
     vars(served).pop("excludes_seen")  # other tests have another dataset
