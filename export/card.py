@@ -89,7 +89,8 @@ import faiss
 users = onnxruntime.InferenceSession("onnx/users.onnx")
 index = faiss.read_index("index/items.faiss")
 (vectors,) = users.run(None, {{"item_ids": item_ids}})
-scores, places = index.search(vectors, {shown} + len(history))  # more, to leave seen items out
+vectors = np.pad(vectors, ((0, 0), (0, index.d - vectors.shape[1])))
+_, places = index.search(vectors, {shown} + len(history))  # more, to leave seen items out
 found = [items[place]["item"] for place in places[0] if place >= 0]
 print([item for item in found if item not in history][:{shown}])
 ```

@@ -1,6 +1,9 @@
 """Build an index of faiss over the item vectors.
 
-The score of an item is the inner product of user and item vector, so the indices rank by it.
+The score of an item is the inner product of user and item vector, so the indices rank by it. A
+graph of neighbours needs distances, where a vector is its own nearest. So each item vector x gets
+one coordinate more, sqrt(M^2 - |x|^2), M being the largest norm, and each user vector a 0: then the
+nearest items are those of the largest inner product (Bachrach et al., RecSys 2014).
 Letters: V items, d item width.
 """
 
@@ -45,21 +48,37 @@ def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) 
     faiss = import_faiss()
     faiss.omp_set_num_threads(threads or cores())
     number, width = vectors.shape
-    lists = lists_of(number)
-    nearest = "_HNSW32" if lists > MANY_LISTS else ""  # how the lists of a vector are found
-    form = f"HNSW{LINKS}_SQfp16" if kind == "hnsw" else f"IVF{lists}{nearest},SQfp16"
-    index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
+    largest = None
     if kind == "hnsw":
+        largest = largest_norm(vectors)
+        index = faiss.index_factory(width + 1, f"HNSW{LINKS}_SQfp16", faiss.METRIC_L2)
         index.hnsw.efConstruction = BUILD_DEPTH
-        index.train(vectors[:1])
+        index.train(with_length(vectors[:1], largest))
     else:
+        lists = lists_of(number)
+        nearest = "_HNSW32" if lists > MANY_LISTS else ""  # how the lists of a vector are found
+        form = f"IVF{lists}{nearest},SQfp16"
+        index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
         index.train(_sample(vectors, lists * PER_LIST))
     for start in range(0, number, CHUNK):
-        index.add(vectors[start : start + CHUNK])
+        part = vectors[start : start + CHUNK]
+        index.add(part if largest is None else with_length(part, largest))
         done = {"task": f"index {kind}", "done": min(start + CHUNK, number), "total": number}
         log.debug("progress", extra={"progress": done | {"unit": "items"}})
     faiss.omp_set_num_threads(1)
-    return VectorIndex(index)
+    return VectorIndex(index, largest)
+
+
+def largest_norm(vectors: NDArray[np.float32]) -> float:
+    """Return the largest norm of vectors ``[V, d]``."""
+    parts = (vectors[start : start + CHUNK] for start in range(0, len(vectors), CHUNK))
+    return float(max(np.linalg.norm(part, axis=1).max() for part in parts))
+
+
+def with_length(vectors: NDArray[np.float32], largest: float) -> NDArray[np.float32]:
+    """Return vectors ``[V, d + 1]``, all of the norm ``largest``."""
+    rest = np.maximum(largest**2 - np.square(vectors).sum(axis=1, keepdims=True), 0)
+    return np.hstack([vectors, np.sqrt(rest)]).astype(np.float32)
 
 
 def lists_of(number: int) -> int:

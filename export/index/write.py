@@ -54,6 +54,7 @@ def write(
     about = {
         "kind": config.index,
         "setting": setting,
+        "largest_norm": index.largest,
         "items": len(vectors) - 1,
         "histories": len(queries[rest]),
         f"recall@{measure.K}": _recall(index, queries[rest], exact[rest, : measure.K]),

@@ -42,9 +42,14 @@ class UserVectors:
 class VectorIndex:
     """Finds most of the items with the highest scores, without scoring all."""
 
-    def __init__(self, index: Any) -> None:
-        """Take an index of faiss whose entry ``p`` is the item of row ``p + 1``."""
-        self.index = index
+    def __init__(self, index: Any, largest: float | None = None) -> None:
+        """Take an index of faiss whose entry ``p`` is the item of row ``p + 1``.
+
+        Args:
+            index: Of inner products; or of squared distances, with one coordinate more.
+            largest: Norm of the vectors with that coordinate; None for inner products.
+        """
+        self.index, self.largest = index, largest
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -62,8 +67,8 @@ class VectorIndex:
             )
         faiss = import_faiss()
         try:
-            return cls(faiss.read_index(str(file)))
-        except RuntimeError:
+            return cls(faiss.read_index(str(file)), read_about(folder)["largest_norm"])
+        except (RuntimeError, OSError, ValueError, KeyError):
             raise ArtefactError(f"{file} is not an index.", "Run `slmc export` again.") from None
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Best:
@@ -73,9 +78,17 @@ class VectorIndex:
             vectors: User vectors ``[B, d]``.
             k: Number of items; to leave seen ones out, ask for so many more.
         """
-        scores, places = self.index.search(np.ascontiguousarray(vectors), k)
+        scores, places = self.index.search(self._queries(vectors), k)
+        if self.largest is not None:  # |u - x|^2 = |u|^2 + M^2 - 2 u x
+            lengths = np.square(vectors).sum(axis=1, keepdims=True) + self.largest**2
+            scores = (lengths - scores) / 2
         lowest = np.float32(-np.inf)
         return places + 1, np.where(places >= 0, scores, lowest).astype(np.float32)
+
+    def _queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.largest is None:
+            return np.ascontiguousarray(vectors)
+        return np.pad(vectors, ((0, 0), (0, 1)))
 
 
 def read_about(folder: Path) -> Mapping[str, Any]:
