@@ -33,6 +33,16 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 
 @pytest.fixture(scope="session")
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trace each model once, whichever process asks for it."""
+    from tracing import traced_once
+
+    base = tmp_path_factory.getbasetemp()
+    with traced_once((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"):
+        yield
+
+
+@pytest.fixture(scope="session")
 def log_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log in which an item mostly decides the next one: 80 users, 30 items, 20 rows each."""
     rng = np.random.default_rng(0)

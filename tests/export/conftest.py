@@ -1,6 +1,5 @@
 """A dataset, models and engines, shared by the tests: 40 users, 30 items, histories of 12."""
 
-import hashlib
 import importlib
 import json
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import polars as pl
 import pytest
 import torch
@@ -21,12 +19,9 @@ from slmc.artefact import Artefact, draft
 from slmc.data.config import PrepareConfig
 from slmc.export.config import ExportConfig
 from slmc.export.export import export
-from slmc.export.graph import optimize as graph
 from slmc.export.tensorrt import flavours
-from slmc.export.tensorrt import graph as tensorrt_graph
 from slmc.export.tensorrt.flavours import FLAVOURS
 from slmc.model import random_models
-from slmc.model.loading import Recommender
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.sasrec import Sasrec, SasrecModelConfig
 
@@ -134,23 +129,9 @@ def padded(dataset: Artefact, prompted: Artefact, place: Place) -> Artefact:
     return export(config, {"data": dataset, "model": prompted}, place("padded"))
 
 
-@pytest.fixture(scope="module")
-def traced_once() -> Iterator[None]:
-    """Trace each model once per test module, since torch takes seconds to trace one."""
-    known: dict[str, bytes] = {}
-    trace = graph.traced
-
-    def traced(model: Recommender, *how: Any) -> onnx.ModelProto:
-        weights = b"".join(p.detach().numpy().tobytes() for p in model.state_dict().values())
-        key = hashlib.sha256(weights + repr(how).encode()).hexdigest()
-        if key not in known:
-            known[key] = trace(model, *how).SerializeToString()
-        return onnx.load_from_string(known[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (graph, tensorrt_graph):
-            patch.setattr(module, "traced", traced)
-        yield
+@pytest.fixture(scope="session", autouse=True)
+def _traces(traced_once: None) -> None:
+    """Trace each model once."""
 
 
 @pytest.fixture(scope="module")

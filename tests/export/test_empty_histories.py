@@ -37,7 +37,6 @@ EXACT = 1e-5
 FLIPPED = 0.05
 """A difference in the last bit moves one 8-bit code of an activation to its neighbour."""
 
-pytestmark = pytest.mark.usefixtures("traced_once")
 slow = pytest.mark.slow
 
 

@@ -46,8 +46,6 @@ ALLOWED = {"fp32": EXACT, "int8": FLIPPED, "int8-accurate": FLIPPED, "fp16": FLI
 SHAPES = [(1, 1), (1, 2), (3, 7), (40, HISTORY)]
 Place = Callable[[str], Path]
 
-pytestmark = pytest.mark.usefixtures("traced_once")
-
 
 @functools.cache
 def model() -> Sasrec:
@@ -159,7 +157,8 @@ def test_the_padded_graph_has_standard_operators_only() -> None:
     onnx.checker.check_model(graph, full_check=True)
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_graph_for_tensorrt(precision: str, exported: Artefact) -> None:
     loaded = model()
     graph = tensorrt_graph(loaded, TOP_K, precision, {}, {})

@@ -73,7 +73,7 @@ def model(catalogue: Artefact, place: Place) -> Artefact:
 
 
 @pytest.fixture(scope="session")
-def engine(catalogue: Artefact, model: Artefact, place: Place) -> Artefact:
+def engine(catalogue: Artefact, model: Artefact, place: Place, traced_once: None) -> Artefact:
     """It returns 12 of the 40 items."""
     inputs = {"data": catalogue, "model": model}
     return export(ExportConfig(top_k=12), inputs, place("engine"))

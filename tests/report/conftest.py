@@ -39,7 +39,9 @@ gates:
 
 
 @pytest.fixture(scope="session")
-def finished(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def finished(
+    log_csv: Path, traced_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> RunResult:
     folder = tmp_path_factory.mktemp("run")
     file = folder / "small.yaml"
     file.write_text(RECIPE.format(log=log_csv))

@@ -160,9 +160,11 @@ def check_bits(engine: Any, rows: NDArray[np.int64]) -> None:
 @pytest.mark.parametrize(
     ("form", "width"),
     [
-        ("int8", 64),
         ("int4", 21),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("int4", 64), ("int8", 21))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("int4", 64), ("int8", 64), ("int8", 21))
+        ),
     ],
 )
 def test_a_quantized_item_table_stays_codes(form: str, width: int, layout: str) -> None:
@@ -266,7 +268,8 @@ def test_the_codes_of_a_quantized_model_are_carried_over(
 
 
 @pytest.mark.parametrize(
-    ("precision", "bits", "opset"), [("int4", 4, 21), ("int8-accurate", 8, 18)]
+    ("precision", "bits", "opset"),
+    [("int4", 4, 21), pytest.param("int8-accurate", 8, 18, marks=pytest.mark.slow)],
 )
 def test_padded_codes_have_the_same_values_in_every_session(
     precision: str, bits: int, opset: int

@@ -54,9 +54,6 @@ def in_blocks(model: Recommender, bits: int, group_size: int) -> dict[str, Codes
     return layer_codes
 
 
-pytestmark = pytest.mark.usefixtures("traced_once")
-
-
 def exported(
     model: Artefact, precision: str, change: Callable[[Recommender], Any] = lambda _: None
 ) -> tuple[Any, Recommender, Recommender]:
@@ -157,6 +154,7 @@ def test_four_bit_codes_are_carried_over(model: Artefact) -> None:
     assert any(np.array_equal(layer_codes[name].codes.T, codes) for codes in stored)
 
 
+@pytest.mark.slow
 def test_a_quantized_item_table_stays_codes(model: Artefact, packed: Artefact) -> None:
     def change(loaded: Recommender) -> None:
         quantize_table(loaded, "int4")
