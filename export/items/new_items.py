@@ -22,6 +22,7 @@ from slmc.export.config import ExportConfig
 from slmc.export.items import cooccurrence, item_file, neighbours, table
 from slmc.export.items.given import given_vectors, known_neighbours
 from slmc.model.loading import Recommender
+from slmc.model.quantized_table import QuantizedTable
 from slmc.model.text_map import TextMap
 
 By = Literal["texts", "neighbours", "co-occurrence", "vectors"]
@@ -189,7 +190,8 @@ def _from_texts(
 ) -> Vectors:
     """Texts encoded, whitened and mapped like those of the item table."""
     text_map = TextMap.open(source)
-    text_map.check(model.item_vectors(), source.path)
+    if not isinstance(model.item_embeddings, QuantizedTable):  # its rows are rounded
+        text_map.check(model.item_vectors(), source.path)
     assert config.items is not None
     new = _with_texts(config, known["item"], data)
     vectors = text_map.vectors(new["text"].to_list()).numpy()

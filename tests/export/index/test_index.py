@@ -18,7 +18,6 @@ from slmc.export.index import build, measure
 from slmc.export.runtime.vector_index import ABOUT, VectorIndex
 
 faiss = pytest.importorskip("faiss")
-pytestmark = pytest.mark.usefixtures("traced_once")
 KINDS = ("faiss", "hnsw")
 
 
@@ -128,7 +127,7 @@ def test_it_is_withheld_if_it_finds_too_few(
     sasrec: Artefact, dataset: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "recall", lambda *_: 0.9)
-    with pytest.raises(VerdictError, match="finds 90.0% of the 10 best items"):
+    with pytest.raises(VerdictError, match=r"finds 90\.0% of the 10 best items"):
         export(ExportConfig(index="faiss"), {"data": dataset, "model": sasrec}, tmp_path / "engine")
 
 
