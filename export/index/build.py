@@ -36,7 +36,8 @@ log = logging.getLogger("slmc.export")
 
 
 def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) -> VectorIndex:
-    """Build an index, which keeps the vectors as 16-bit floats.
+    """Build an index, which keeps the vectors as they are: rounded to 16 bits they miss a fifth of
+    the best of a million items.
 
     Args:
         kind: ``faiss``: inverted lists around the means of clusters. ``hnsw``: a graph of
@@ -51,13 +52,12 @@ def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) 
     largest = None
     if kind == "hnsw":
         largest = largest_norm(vectors)
-        index = faiss.index_factory(width + 1, f"HNSW{LINKS}_SQfp16", faiss.METRIC_L2)
+        index = faiss.index_factory(width + 1, f"HNSW{LINKS},Flat", faiss.METRIC_L2)
         index.hnsw.efConstruction = BUILD_DEPTH
-        index.train(with_length(vectors[:1], largest))
     else:
         lists = lists_of(number)
         nearest = "_HNSW32" if lists > MANY_LISTS else ""  # how the lists of a vector are found
-        form = f"IVF{lists}{nearest},SQfp16"
+        form = f"IVF{lists}{nearest},Flat"
         index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
         index.train(_sample(vectors, lists * PER_LIST))
     for start in range(0, number, CHUNK):

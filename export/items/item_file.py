@@ -7,8 +7,9 @@ neither has texts, which :mod:`slmc.data.item_texts` reads. Does not import torc
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import polars as pl
 
@@ -31,20 +32,20 @@ USUAL = ("item_id", "item")
 Source = Literal["texts", "neighbours", "vectors"]
 
 
-def source_of(columns: Sequence[str], file: str) -> Source:
+def source_of(file: "ItemFile") -> Source:
     """Return where the vectors of a file come from, by its columns.
 
     Raises:
         DataError: It has both vectors and neighbours.
     """
-    if VECTOR in columns and NEIGHBOURS in columns:
+    if VECTOR in file.names and NEIGHBOURS in file.names:
         raise DataError(
-            f"{file} has both columns {VECTOR!r} and {NEIGHBOURS!r}.",
+            f"{file.path} has both columns {VECTOR!r} and {NEIGHBOURS!r}.",
             "Leave one of them out: a vector is given, or follows from neighbours.",
         )
-    if VECTOR in columns:
+    if VECTOR in file.names:
         return "vectors"
-    return "neighbours" if NEIGHBOURS in columns else "texts"
+    return "neighbours" if NEIGHBOURS in file.names else "texts"
 
 
 def needs_texts(file: str) -> bool:
@@ -53,7 +54,7 @@ def needs_texts(file: str) -> bool:
         return False
     try:
         (path,) = fetch(file)
-        return source_of(columns_of(path, USUAL), file) == "texts"
+        return source_of(ItemFile.open(path, USUAL)) == "texts"
     except (SlmcError, ValueError):
         return True  # the file has a fault of its own
 
@@ -64,13 +65,29 @@ def id_columns(data: PrepareConfig) -> list[str]:
     return list(dict.fromkeys([*own, data.columns.item, *USUAL]))
 
 
-def columns_of(path: Path, ids: Sequence[str]) -> list[str]:
-    """Return the columns of a file; of JSON lines, those of its first lines.
+@dataclass(frozen=True)
+class ItemFile:
+    """A local file and its columns."""
 
-    Raises:
-        DataError: Its format cannot be detected, or it cannot be read.
-    """
-    layout = _layout(path, ids)
+    path: Path
+    layout: Layout
+    ids: Sequence[str]
+    """Names that the column of ids may have, the likeliest first."""
+    names: Sequence[str]
+    """All columns; of JSON lines, those of the first lines."""
+
+    @classmethod
+    def open(cls, path: Path, ids: Sequence[str]) -> Self:
+        """Detect the format and read the columns.
+
+        Raises:
+            DataError: The format cannot be detected, or the file cannot be read.
+        """
+        layout = detect_layouts([path], {ITEM: next(_in_first_line(path, ids), ids[0])})[0]
+        return cls(path, layout, ids, _columns_of(path, layout))
+
+
+def _columns_of(path: Path, layout: Layout) -> list[str]:
     if layout.format == "parquet":
         with parquet_errors(path):
             return list(pl.read_parquet_schema(path))
@@ -84,12 +101,8 @@ def columns_of(path: Path, ids: Sequence[str]) -> list[str]:
     return header_names(path, layout, head_lines(path)[layout.skip])
 
 
-def read(path: Path, ids: Sequence[str]) -> pl.DataFrame:
+def read(file: ItemFile) -> pl.DataFrame:
     """Read a file with neighbours or vectors.
-
-    Args:
-        path: A local file.
-        ids: Names that the column of ids may have.
 
     Returns:
         ``item`` and ``title`` (null without one), and ``vector`` or ``neighbours`` and ``weights``
@@ -99,15 +112,15 @@ def read(path: Path, ids: Sequence[str]) -> pl.DataFrame:
         DataError: The file cannot be read, has no column of ids, or an item is missing or has two
             rows.
     """
-    names = columns_of(path, ids)
-    item = next((name for name in ids if name in names), None)
+    path, names = file.path, file.names
+    item = next((name for name in file.ids if name in names), None)
     if item is None:
         raise DataError(
             f"{path} has no column of item ids; it has {', '.join(map(repr, names))}.",
-            f"Name the column {ids[0]!r}.",
+            f"Name the column {file.ids[0]!r}.",
         )
     wanted = {ITEM: item} | {n: n for n in (TITLE, NEIGHBOURS, WEIGHTS, VECTOR) if n in names}
-    frame = _rows(path, _layout(path, ids), wanted)
+    frame = _rows(path, file.layout, wanted)
     missing = frame[ITEM].is_null() | (frame[ITEM] == "")
     if missing.any():
         raise DataError(
@@ -123,11 +136,6 @@ def read(path: Path, ids: Sequence[str]) -> pl.DataFrame:
     if TITLE not in wanted:
         frame = frame.with_columns(pl.lit(None, pl.String).alias(TITLE))
     return frame
-
-
-def _layout(path: Path, ids: Sequence[str]) -> Layout:
-    """The layout of a file whose column of ids has one of several names."""
-    return detect_layouts([path], {ITEM: next(_in_first_line(path, ids), ids[0])})[0]
 
 
 def _in_first_line(path: Path, ids: Sequence[str]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from slmc.errors import UsageError
 from slmc.export.config import ExportConfig
 from slmc.export.items import cooccurrence, item_file, neighbours, table
 from slmc.export.items.given import given_vectors, known_neighbours
+from slmc.export.items.item_file import ItemFile
 from slmc.model.loading import Recommender
 from slmc.model.quantized_table import QuantizedTable
 from slmc.model.text_map import TextMap
@@ -106,13 +107,14 @@ def _vectors(
     if config.cooccurrence is not None:
         return _from_log(model, known, settings, config)
     assert config.items is not None
-    (path, *more), ids = fetch(config.items), item_file.id_columns(settings)
-    by = item_file.source_of(item_file.columns_of(path, ids), config.items)
+    path, *more = fetch(config.items)
+    file = ItemFile.open(path, item_file.id_columns(settings))
+    by = item_file.source_of(file)
     if by == "texts":
         return _from_texts(model, source, data, known, config)
     if more:
         raise UsageError(f"items: {config.items} is several files.", "Name one file.")
-    rows = _chosen(item_file.read(path, ids), known["item"], config)
+    rows = _chosen(item_file.read(file), known["item"], config)
     if by == "vectors":
         vectors = given_vectors(rows, model.item_vectors().detach().numpy(), path, source.path)
         return Vectors(rows, vectors, by)
@@ -163,7 +165,8 @@ def _from_log(
     assert config.cooccurrence is not None
     wanted = None
     if config.items is not None:
-        listed = item_file.read(fetch(config.items)[0], item_file.id_columns(settings))
+        file = ItemFile.open(fetch(config.items)[0], item_file.id_columns(settings))
+        listed = item_file.read(file)
         wanted = _chosen(listed, known["item"], config).select("item", "title")
     counted = cooccurrence.count_neighbours(
         config.cooccurrence, settings, known["item"], None if wanted is None else wanted["item"]
