@@ -36,8 +36,7 @@ log = logging.getLogger("slmc.export")
 
 
 def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) -> VectorIndex:
-    """Build an index, which keeps the vectors as they are: rounded to 16 bits they miss a fifth of
-    the best of a million items.
+    """Build an index. It keeps the vectors as they are, since rounding changes which are best.
 
     Args:
         kind: ``faiss``: inverted lists around the means of clusters. ``hnsw``: a graph of
