@@ -56,7 +56,7 @@ Run this code in this folder; it needs only `onnxruntime` and `numpy`:
   `allowed`, bool [1 or batch, {num_items} + 1], marks the rows that may be returned (`[[True]]`:
   all). If fewer than {top_k} rows are allowed, the list is filled up with scores of -inf.
 - Layout {layout}, opset {opset}, {precision}.
-
+{new_items}{index}
 ## Parity with the source model
 
 | batch | length | histories | score error / spread | overlap of the top {top_k} |
@@ -66,12 +66,44 @@ Limits: {max_error:g} and {min_overlap:.2%}. Source model: digest `{source}`.
 """
 
 
+NEW_ITEMS = {
+    "texts": "made from their texts",
+    "neighbours": "the mean vectors of neighbours that were named",
+    "co-occurrence": "the mean vectors of items that users took next to them",
+    "vectors": "vectors that were given",
+}
+"""Where the vectors of new items come from."""
+
+INDEX = """\
+
+## Approximate search
+
+`index/items.faiss` ({size_mb:.1f} MB, {setting}) finds {recall:.1%} of the 10 best of {items:,}
+items, measured on {histories} histories. With one thread a history takes {index_ms:.2f} ms with it
+and {exact_ms:.2f} ms with `onnx/model.onnx`, {speedup:.1f} times as long. Entry p of the index
+belongs to row p + 1. Continue the code above (`pip install faiss-cpu`):
+
+```python
+import faiss
+
+users = onnxruntime.InferenceSession("onnx/users.onnx")
+index = faiss.read_index("index/items.faiss")
+(vectors,) = users.run(None, {{"item_ids": item_ids}})
+vectors = np.pad(vectors, ((0, 0), (0, index.d - vectors.shape[1])))
+_, places = index.search(vectors, {shown} + len(history))  # more, to leave seen items out
+found = [items[place]["item"] for place in places[0] if place >= 0]
+print([item for item in found if item not in history][:{shown}])
+```
+"""
+
+
 def write(folder: Path, metrics: dict[str, Any], parity: dict[str, Any]) -> None:
     """Write the card into the folder of an engine whose other files are complete.
 
     Args:
         folder: The engine's folder.
-        metrics: ``size_mb``, ``parameters`` and ``layers``.
+        metrics: ``size_mb``, ``parameters`` and ``layers``; ``new_items`` and ``index`` if the
+            engine has them.
         parity: The content of ``parity.json``.
     """
     engine = json.loads((folder / "engine.json").read_text())
@@ -94,7 +126,35 @@ def write(folder: Path, metrics: dict[str, Any], parity: dict[str, Any]) -> None
         parameters=metrics["parameters"] / 1e6,
         size_mb=metrics["size_mb"],
         shapes=shapes,
+        new_items=_new_items(metrics.get("new_items")),
+        index=_index(metrics.get("index"), min(10, engine["top_k"])),
         max_error=parity["allowed"]["max_error"],
         min_overlap=parity["allowed"]["min_overlap"],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _new_items(new: dict[str, Any] | None) -> str:
+    """A line about items that the model was not trained on."""
+    if new is None:
+        return ""
+    replaced = f"; {new['replaced']:,} others got new vectors" if new["replaced"] else ""
+    return (
+        f"- {new['added']:,} items are newer than the model{replaced}. They were not trained: "
+        f"their vectors\n  are {NEW_ITEMS[new['by']]}.\n"
+    )
+
+
+def _index(index: dict[str, Any] | None, shown: int) -> str:
+    """A section about the index."""
+    if index is None:
+        return ""
+    setting = ", ".join(f"{name} {value}" for name, value in index["setting"].items())
+    names = ("size_mb", "items", "histories")
+    return INDEX.format(
+        **{name: index[name] for name in names},
+        **index["latency"]["1"],
+        setting=setting,
+        recall=index["recall@10"],
+        shown=shown,
+    )

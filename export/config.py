@@ -1,10 +1,10 @@
 """Settings of the stages export and bench. No torch here: recipes are checked without it."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from slmc.config import OUTSIDE_KEY, TORCH, Seeded, StageConfig
+from slmc.config import IN_KEY_IF_SET, OUTSIDE_KEY, TORCH, Seeded, StageConfig
 
 HALVES = ("bf16", "fp16")
 """16-bit float precisions, for GPUs."""
@@ -88,8 +88,21 @@ class ExportConfig(Seeded):
     """Outputs of the engine. topk: the best items, always included; scores: of the whole catalogue;
     user_vectors: for your own vector index, with the item vectors as a file."""
     items: str | None = Field(None, json_schema_extra=OUTSIDE_KEY)
-    """File of items that are newer than the model, with the columns of data.items: they get
-    vectors from their texts, without training. The model's item table must come from texts."""
+    """File of items that are newer than the model, which get vectors without training: those of its
+    column vector; or the mean of those of its neighbours (lists of known ids; optional: weights);
+    else from texts, with the columns of data.items, if the item table came from texts."""
+    cooccurrence: str | None = Field(None, json_schema_extra=OUTSIDE_KEY)
+    """Log of interactions, with the columns of data: its new items get vectors from the items that
+    users took next to them. With items: only the items of that file."""
+    replace: bool = Field(False, json_schema_extra=IN_KEY_IF_SET)
+    """Whether items of that file that the model already has get new vectors; else they are
+    skipped."""
+    index: Literal["faiss", "hnsw"] | None = Field(None, json_schema_extra=IN_KEY_IF_SET)
+    """Index of the item vectors for approximate search, beside the exact engine. faiss: inverted
+    lists (small, quick to build); hnsw: a graph of neighbours (faster to search). Withheld if exact
+    search is faster."""
+    index_recall: float = Field(0.95, gt=0, lt=1, json_schema_extra=IN_KEY_IF_SET)
+    """Share of the 10 best items that the index must find."""
     opset: int = Field(21, ge=18, le=23)
     """ONNX opset."""
     parity: ParityConfig = ParityConfig()
@@ -99,11 +112,23 @@ class ExportConfig(Seeded):
     tensorrt: TensorrtConfig = TensorrtConfig()
     """Settings of the format tensorrt."""
 
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.replace and self.items is None:
+            raise ValueError("replace: needs a file of items that says which; set items")
+        if (
+            self.index is None
+            and self.index_recall != type(self).model_fields["index_recall"].default
+        ):
+            raise ValueError("index_recall: there is no index; set index")
+        return self
+
     def extras(self) -> dict[str, str]:
-        """The requested flavour of TensorRT."""
-        if "tensorrt" not in self.formats:
-            return {}
-        return {self.tensorrt.flavour.replace("-", "_"): self.tensorrt.flavour}
+        """The requested flavour of TensorRT, and the library of the index."""
+        modules = {} if self.index is None else {"faiss": "faiss"}
+        if "tensorrt" in self.formats:
+            modules[self.tensorrt.flavour.replace("-", "_")] = self.tensorrt.flavour
+        return modules
 
 
 class BenchConfig(Seeded):

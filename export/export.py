@@ -8,20 +8,23 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import numpy as np
 from safetensors.torch import save_file
 
 from slmc.artefact import Artefact, Draft, draft
 from slmc.data.dataset import Dataset
-from slmc.export import card, new_items, parity, vocabulary
+from slmc.export import card, parity, vocabulary
 from slmc.export.config import ExportConfig
 from slmc.export.constraints import Source, no_gain, refusals
 from slmc.export.graph import interface, outputs, serialize
 from slmc.export.graph.optimize import both_graphs
+from slmc.export.index import write as index
+from slmc.export.items import new_items
+from slmc.export.items.new_items import NewItems
 from slmc.export.reference.precision import in_precision, rounds_activations
 from slmc.export.runtime.engine import (
     GRAPH,
@@ -31,6 +34,7 @@ from slmc.export.runtime.engine import (
     available_providers,
     import_extra,
 )
+from slmc.export.runtime.vector_index import import_faiss
 from slmc.export.tensorrt.build import prepare_plan
 from slmc.export.triton import repository as triton
 from slmc.model.codes import Codes, load_codes
@@ -62,13 +66,16 @@ def export(config: ExportConfig, inputs: dict[str, Artefact], out: Path) -> Arte
         _write_graphs(job, work.path)
         _write_metadata(job, inputs["model"], work)
         histories = parity.real_histories(job.data)
-        report = _check_parity(job, work.path, histories)
+        report = _check_parity(job, work.path, _with_new_items(job, histories))
         metrics = _metrics(job, report)
         if plan is not None:
             entry = plan.write(work.path, job.data, histories)
             metrics["tensorrt"] = {n: entry[n] for n in ("flavour", "precision", "executed")}
         if "triton" in config.formats:
             triton.write(work.path, config, histories)
+        if config.index is not None:
+            vectors = job.model.item_vectors().detach().numpy()
+            metrics["index"] = index.write(work.path, config, vectors, histories)
         metrics["size_mb"] = sum(f.stat().st_size for f in _serving_files(work.path)) / 1e6
         card.write(work.path, metrics, report)
         return work.seal(
@@ -90,8 +97,8 @@ class _Job:
     layer_codes: dict[str, Codes]
     top_k: int
     precision: str
-    items: pl.DataFrame
-    """The vocabulary of the engine."""
+    new: NewItems | None = None
+    """What was changed in the item table of the model."""
 
 
 def _prepare(config: ExportConfig, inputs: dict[str, Artefact]) -> _Job:
@@ -106,14 +113,14 @@ def _prepare(config: ExportConfig, inputs: dict[str, Artefact]) -> _Job:
         raise refusal.error()
     precision = config.precision or source.precision
     available_providers(precision)
+    if config.index is not None:
+        import_faiss()
     if (reason := no_gain(precision, source)) is not None:
         log.warning("precision %s: %s", precision, reason)
-    if config.items is None:
-        items = pl.read_parquet(inputs["model"].file("items.parquet"))
-    else:
-        items = new_items.extend(model, inputs["model"], inputs["data"], config.items)
-    top_k = min(config.top_k, data.num_items)
-    return _Job(config, data, model, layer_codes, top_k, precision, items)
+    job = _Job(config, data, model, layer_codes, min(config.top_k, data.num_items), precision)
+    if config.items is None and config.cooccurrence is None:
+        return job
+    return replace(job, new=new_items.extend(model, inputs["model"], inputs["data"], config))
 
 
 def source_of(model: Recommender, layer_codes: Mapping[str, Codes]) -> Source:
@@ -175,7 +182,7 @@ def _check_parity(job: _Job, folder: Path, histories: Histories) -> dict[str, An
 
 
 def _metrics(job: _Job, report: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    metrics = {
         "top_k": job.top_k,
         "layout": job.config.layout,
         "precision": job.precision,
@@ -183,16 +190,29 @@ def _metrics(job: _Job, report: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in job.model.parameters()),
         "layers": len(job.model.layers),
     }
+    return metrics if job.new is None else metrics | {"new_items": dict(job.new.summary)}
+
+
+def _with_new_items(job: _Job, histories: Histories) -> Histories:
+    """Histories of which every second one ends with an item that was added or replaced."""
+    if job.new is None:
+        return histories
+    chosen = np.random.default_rng(job.config.seed).choice(job.new.rows, len(histories))
+    last = (np.array([row], dtype=np.int32) for row in chosen)
+    return [
+        np.concatenate([rows[:-1], row]) if place % 2 and rows.size else rows
+        for place, (rows, row) in enumerate(zip(histories, last, strict=True))
+    ]
 
 
 def _write_metadata(job: _Job, source: Artefact, work: Draft) -> None:
     """Write the vocabulary, ``engine.json`` and the configs of preprocessor and transformers."""
     config, model, top_k = job.config, job.model, job.top_k
     shutil.copyfile(source.file("preprocessor.json"), work.path / "preprocessor.json")
-    if config.items is None:
+    if job.new is None:
         shutil.copyfile(source.file("items.parquet"), work.path / "items.parquet")
     else:
-        job.items.write_parquet(work.path / "items.parquet")
+        job.new.vocabulary.write_parquet(work.path / "items.parquet")
     vocabulary.write(work.path / "items.parquet", work.path / vocabulary.FILE)
     engine = {
         "input": {interface.INPUT: ["int64", ["batch", "length"]]},
@@ -213,6 +233,8 @@ def _write_metadata(job: _Job, source: Artefact, work: Draft) -> None:
         "num_items": model.config.num_items,
         "source": source.digest,
     }
+    if job.new is not None:
+        engine["new_items"] = dict(job.new.summary)
     (work.path / "engine.json").write_text(_json(engine))
     ((work.path / GRAPH).parent / "config.json").write_text(_json(_transformers_config(model)))
 

@@ -45,6 +45,7 @@ PAGES = (
     "docs/engines.md",
     "docs/recipes.md",
     "docs/ci.md",
+    "docs/updates.md",
     "docs/scoring.md",
     "docs/python.md",
     "docs/deploy.md",

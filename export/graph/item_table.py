@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FOLDED_SHARE = 0.1
 """Largest size of a second table, as a share of all weights."""
+CHUNK = 1 << 16
+"""Rows that are rounded at once."""
 
 
 def share_table(model: onnx.ModelProto) -> None:
@@ -73,9 +75,14 @@ def row_codes(codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int) ->
 def rounded_rows(table: NDArray[np.float32], bits: int) -> Codes:
     """Return a float table ``[R, d]`` in 8 or 4 bits, with one scale per row."""
     largest = np.float32(2 ** (bits - 1) - 1)
-    scale = np.abs(table).max(axis=1, keepdims=True) / largest
-    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
-    return row_codes(np.rint(table / scale).astype(np.int8), scale, bits)
+    codes, scales = np.empty(table.shape, np.int8), np.empty((len(table), 1), np.float32)
+    for start in range(0, len(table), CHUNK):
+        part = table[start : start + CHUNK]
+        scale = np.abs(part).max(axis=1, keepdims=True) / largest
+        scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+        codes[start : start + CHUNK] = np.rint(part / scale)
+        scales[start : start + CHUNK] = scale
+    return row_codes(codes, scales, bits)
 
 
 def store_codes(graph: ir.Graph, codes: Codes, layout: str) -> None:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slmc.export.graph.interface import ALL_SCORES, FIRST, NUMBER, SCORES, extra_outputs
+from slmc.export.graph.interface import (
+    ALL_SCORES,
+    FIRST,
+    NUMBER,
+    SCORES,
+    USER_VECTORS,
+    extra_outputs,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -63,6 +70,38 @@ def ensure_scores(model: onnx.ModelProto, rows: int) -> bool:
     padded = ["scored_items", "scored_pads", "scored_lowest"]
     model.graph.node.append(helper.make_node("Pad", padded, [SCORES], name=SCORES))
     return True
+
+
+def only_user_vectors(model: onnx.ModelProto, width: int | str) -> None:
+    """Make the user vectors the only output, and drop what only other outputs need.
+
+    Args:
+        model: Changed in place.
+        width: d, or a name for it where it is not known.
+    """
+    graph = model.graph
+    if USER_VECTORS not in [output.name for output in graph.output]:
+        add_outputs(model, [USER_VECTORS], 0, width)
+    for output in [one for one in graph.output if one.name != USER_VECTORS]:
+        graph.output.remove(output)
+    needed = {USER_VECTORS}
+    for node in reversed(graph.node):  # nodes are in topological order
+        if needed.intersection(node.output):
+            needed.update(_reads(node))
+    for node in [one for one in graph.node if not needed.intersection(one.output)]:
+        graph.node.remove(node)
+    for tensor in [one for one in graph.initializer if one.name not in needed]:
+        graph.initializer.remove(tensor)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The values that a node and the branches in it read."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inner in _nodes(attribute.g):
+                yield from inner.input
+            yield from (output.name for output in attribute.g.output)
 
 
 def _leave_out_padding(graph: onnx.GraphProto, name: str) -> None:

@@ -86,3 +86,20 @@ def save_sharing_weights(model: onnx.ModelProto, other: Path, file: Path) -> Non
                 set_external_data(tensor, weights.name, offset=place, length=size)
                 tensor.ClearField("raw_data")
     file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def save_user_vectors(other: Path, file: Path, width: int) -> None:
+    """Write the graph that computes user vectors alone, with the weights of another file.
+
+    Args:
+        other: The file that :func:`save` wrote.
+        file: In the same folder.
+        width: d.
+    """
+    import onnx
+
+    from slmc.export.graph.outputs import only_user_vectors
+
+    model = onnx.load(other, load_external_data=False)
+    only_user_vectors(model, width)
+    save_sharing_weights(model, other, file)

@@ -33,7 +33,7 @@ from slmc.export.graph.interface import (
     TOP_SCORES,
     USER_VECTORS,
 )
-from slmc.export.graph.outputs import add_outputs, ensure_scores
+from slmc.export.graph.outputs import ensure_scores, only_user_vectors
 from slmc.export.runtime.pages import large_pages
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ CPU, GPU = "CPUExecutionProvider", "CUDAExecutionProvider"
 NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: *")
 """Prefixes of ONNX Runtime's error messages, which are removed."""
 REMEDY = "Run `slmc export` again."
+
+BEST = {TOP_ITEMS: "tensor(int64)", TOP_SCORES: "tensor(float)"}
+"""Outputs of the graphs of an engine, and their types."""
 
 Histories = Sequence[NDArray[np.int32]]
 Feed = dict[str, NDArray[Any]]
@@ -198,27 +201,28 @@ class Engine:
 
     @cached_property
     def _vectors(self) -> "InferenceSession":
-        """The session with user vectors; this one, if the engine was exported with them."""
-        if USER_VECTORS in [output.name for output in self.session.get_outputs()]:
-            return self.session
-        graph = _with_vectors(self.file)
-        return self._open_session(self.file, graph, {INPUT: "tensor(int64)"})
+        """The session that computes user vectors and scores no item."""
+        inputs, outputs = {INPUT: "tensor(int64)"}, {USER_VECTORS: "tensor(float)"}
+        return self._open_session(self.file, _of_vectors(self.file), inputs, outputs)
 
     def _open_session(
-        self, file: Path, graph: str | bytes, inputs: Mapping[str, str]
+        self,
+        file: Path,
+        graph: str | bytes,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str] = BEST,
     ) -> "InferenceSession":
-        """Open a session, and check that the graph has these inputs and the engine's outputs."""
+        """Open a session, and check that the graph has these inputs and outputs."""
         runtime = import_extra("onnxruntime")
         providers = available_providers(self.description.precision)
-        with _artefact_errors(file), large_pages():
+        with artefact_errors(file), large_pages():
             session = runtime.InferenceSession(graph, self._options, providers=providers)
         actual_inputs = {value.name: value.type for value in session.get_inputs()}
         actual_outputs = {value.name: value.type for value in session.get_outputs()}
-        outputs = {TOP_ITEMS: "tensor(int64)", TOP_SCORES: "tensor(float)"}
         if actual_inputs != inputs or not outputs.items() <= actual_outputs.items():
             raise ArtefactError(
                 f"{file}: the graph does not have the inputs {', '.join(inputs)} and the outputs "
-                f"{TOP_ITEMS}, {TOP_SCORES}.",
+                f"{', '.join(outputs)}.",
                 REMEDY,
             )
         return session
@@ -232,7 +236,7 @@ class Engine:
     def _run(
         self, session: "InferenceSession", file: Path, outputs: list[str], inputs: Feed
     ) -> list[NDArray[Any]]:
-        with _artefact_errors(file):
+        with artefact_errors(file):
             values: list[NDArray[Any]] = session.run(outputs, inputs)
         return values
 
@@ -289,7 +293,7 @@ def import_extra(module: str) -> ModuleType:
 
 
 @contextmanager
-def _artefact_errors(file: Path) -> Iterator[None]:
+def artefact_errors(file: Path) -> Iterator[None]:
     """Raise errors of ONNX Runtime as an ``ArtefactError`` that names the graph."""
     try:
         yield
@@ -342,12 +346,12 @@ def _graph(file: Path) -> Any:
         raise ArtefactError(f"{file} is not an ONNX graph.", REMEDY) from None
 
 
-def _with_vectors(file: Path) -> bytes:
-    """The graph with one more output: the user vectors ``[B, d]``."""
+def _of_vectors(file: Path) -> bytes:
+    """The part of the graph that computes user vectors ``[B, d]``, as the only output."""
     model = _graph(file)
     if not any(USER_VECTORS in node.output for node in model.graph.node):
         raise ArtefactError(f"{file}: the graph has no value {USER_VECTORS!r}.", REMEDY)
-    add_outputs(model, [USER_VECTORS], 0, "width")
+    only_user_vectors(model, "width")
     serialized: bytes = model.SerializeToString()
     return serialized
 

@@ -136,7 +136,8 @@ class TextMap:
         if FILE not in model.manifest.files:
             raise UsageError(
                 f"the item table of {model.path} did not come from texts.",
-                "Set item_embeddings of sasrec or teach to text or hybrid, and train again.",
+                "Give new items a column 'neighbours' or 'vector', or train again with "
+                "item_embeddings: hybrid.",
             )
         with safe_open(model.file(FILE), framework="pt") as file:
             metadata: dict[str, Any] = file.metadata()

@@ -15,6 +15,7 @@ from slmc.distill.config import OF_SCORES, OF_STATES, DistillConfig, TeachConfig
 from slmc.distill.depth_config import DepthConfig
 from slmc.export.config import ExportConfig
 from slmc.export.constraints import Refusal, Source, refusals
+from slmc.export.items.item_file import needs_texts
 from slmc.recipe.faults import Faults
 from slmc.recipe.item_tables import table_fault
 from slmc.recipe.sets import bodies
@@ -62,11 +63,20 @@ def _conflicts(step: Step, known: Mapping[str, Step]) -> list[Conflict]:
         conflicts.append(_without_head(config, inputs["model"], known))
     elif isinstance(config, ExportConfig):
         of = inputs["model"]
-        if config.items is not None and (why := table_fault(of, known)) is not None:
-            conflicts.append(("items", f"{config.items}: {why}"))
+        conflicts.append(_of_new_items(config, of, known))
         for one in impossible(config, sources(of, known), repr(of)):
             conflicts.append((one.key, f"{one.value}: {one.why}. {one.remedy}"))
     return [one for one in conflicts if one is not None]
+
+
+def _of_new_items(config: ExportConfig, of: str, known: Mapping[str, Step]) -> Conflict | None:
+    """New items that only have texts, for a model whose item table does not come from texts."""
+    if config.items is None or config.cooccurrence is not None:
+        return None
+    why = table_fault(of, known)
+    if why is None or not needs_texts(config.items):
+        return None
+    return "items", f"{config.items}: {why}"
 
 
 def _of_layers(

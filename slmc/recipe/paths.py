@@ -20,6 +20,8 @@ from slmc.recipe.text import Path as Keys
 FILE = "file://"
 MODELS = ("backbone", "encoder")
 """Settings of steps that name an LLM or a text encoder."""
+FILES = ("items", "cooccurrence")
+"""Settings of steps that name a file."""
 
 
 class Named(NamedTuple):
@@ -176,7 +178,7 @@ def _named(recipe: Any) -> Iterator[Named]:
             holders.append((("data", key, "source"), table))
         for i, entry in enumerate(steps if isinstance(steps, list) else []):
             for stage, body in entry.items() if isinstance(entry, dict) else ():
-                holders += [(("steps", i, stage, key), body) for key in (*MODELS, "items")]
+                holders += [(("steps", i, stage, key), body) for key in (*MODELS, *FILES)]
     for keys, holder in holders:
         text = holder.get(keys[-1]) if isinstance(holder, dict) else None
         if isinstance(text, str):
@@ -194,7 +196,7 @@ def _swept(node: Any, setting: str, path: Keys) -> Iterator[Named]:
         entries = enumerate(node)
     for key, inner in entries:
         name = key.rpartition(".")[2] if isinstance(key, str) else setting
-        if isinstance(inner, str) and name in (*MODELS, "items"):
+        if isinstance(inner, str) and name in (*MODELS, *FILES):
             yield Named((*path, key), node, inner, name)
         else:
             yield from _swept(inner, name, (*path, key))

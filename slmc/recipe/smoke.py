@@ -181,7 +181,11 @@ def _export(config: ExportConfig) -> dict[str, Any]:
     lengths = tuple(min(length, HISTORY) for length in config.tensorrt.length)
     return {
         "top_k": min(config.top_k, TOP_K),
-        "items": None,  # new items need texts
+        "items": None,  # new items need texts, or neighbours in the whole log
+        "cooccurrence": None,
+        "replace": False,
+        "index": None,  # exact search is faster in a small catalogue
+        "index_recall": ExportConfig.model_fields["index_recall"].default,
         "parity": {**config.parity.model_dump(), "histories": histories},
         "tensorrt": {**config.tensorrt.model_dump(), "length": lengths},
     }

@@ -15,7 +15,8 @@ from slmc.data.delimited import header_names
 from slmc.data.files import GZIP, Lines, head_lines, line_blocks, open_file, rereadable
 from slmc.data.formats import json_objects, parquet_errors, table_blocks
 from slmc.data.layout import Layout
-from slmc.serving.frames import Columns, split_lists
+from slmc.data.lists import split_lists
+from slmc.serving.frames import Columns
 
 BATCH_ROWS = 1 << 15
 """Rows of a Parquet file that are read at once."""

@@ -8,12 +8,17 @@ from slmc.artefact import WITH_ARTICLE, Artefact
 from slmc.errors import ArtefactError, UsageError
 from slmc.pipeline import saved_run
 from slmc.pipeline.rundir import LINK, RunDir
+from slmc.serving.index_ranker import IndexRanker
 from slmc.serving.ranking import EngineRanker, ModelRanker
 from slmc.serving.recommender import Engine, Recommender
 
 
 def load(
-    path: str | os.PathLike[str] | Artefact, *, device: str = "auto", threads: int | None = None
+    path: str | os.PathLike[str] | Artefact,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    index: bool = False,
 ) -> Recommender | Engine:
     """Open a model, an engine, a step of a run, or a run: then its last engine, else last model.
 
@@ -25,11 +30,13 @@ def load(
         device: Where a model computes: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: Cores of an engine, one session for each; by default one session on all cores,
             which answers a single history fastest. A model uses the threads of PyTorch.
+        index: Search the index of an engine (``export: {index: hnsw}``) instead of scoring all
+            items: faster in a large catalogue, and a few of the best items can be missing.
 
     Raises:
         ArtefactError: There is no model or engine at the path, or it has changed.
-        UsageError: An argument has a wrong type or value.
-        MissingError: onnxruntime or the device is missing.
+        UsageError: An argument has a wrong type or value, or there is no index.
+        MissingError: onnxruntime, faiss or the device is missing.
 
     Example::
 
@@ -42,7 +49,13 @@ def load(
         raise UsageError(f"threads: expected a number from 1 on, not {threads!r}.", "Pass 2, say.")
     sealed = path if isinstance(path, Artefact) else served_at(path)
     if sealed.manifest.kind == "engine":
-        return Engine(sealed, EngineRanker(sealed.path, threads))
+        ranker = IndexRanker if index else EngineRanker
+        return Engine(sealed, ranker(sealed.path, threads))
+    if index:
+        raise UsageError(
+            f"{sealed.path} is {WITH_ARTICLE[sealed.manifest.kind]}: only an engine has an index.",
+            "Name an engine that was exported with --index, or load it without index.",
+        )
     if sealed.manifest.kind == "model":
         from slmc.model.device import choose
         from slmc.model.loading import load_model

@@ -19,7 +19,7 @@ from slmc.serving.answers import Empty, as_frame, popular
 from slmc.serving.catalogue import Catalogue, Id, as_texts, shown
 from slmc.serving.frames import Columns, find_columns, given_frame, holds_numbers, read_frame
 from slmc.serving.histories import Histories
-from slmc.serving.ranking import Batches, Best, EngineRanker, ModelRanker, Wish, check_k
+from slmc.serving.ranking import Batches, Best, Ranker, Wish, check_k
 
 Unknown = Literal["skip", "error"]
 """What to do with ids that are not in the catalogue."""
@@ -83,7 +83,7 @@ class Recommendations(Sequence[Recommendation]):
 class Served:
     """What models and engines have in common."""
 
-    def __init__(self, artefact: Artefact, ranker: EngineRanker | ModelRanker) -> None:
+    def __init__(self, artefact: Artefact, ranker: Ranker) -> None:
         """Take a ranker and read its catalogue; :func:`slmc.load` makes these objects."""
         self.artefact, self.ranker = artefact, ranker
         self.catalogue = Catalogue.open(

@@ -16,7 +16,7 @@ from sealing import seal_model
 from transformers import PreTrainedModel
 
 from slmc.artefact import Artefact, draft
-from slmc.config import Seeded
+from slmc.data.config import PrepareConfig
 from slmc.export.config import ExportConfig
 from slmc.export.export import export
 from slmc.export.tensorrt import flavours
@@ -69,7 +69,9 @@ def dataset(place: Place) -> Artefact:
         ).write_parquet(work.path / "sequences/users.parquet")
         preprocessor = {"history": HISTORY, "unknown_ids": "skip"}
         (work.path / "preprocessor.json").write_text(json.dumps(preprocessor))
-        return work.seal(kind="dataset", stage="prepare", config=Seeded(), inputs={})
+        return work.seal(
+            kind="dataset", stage="prepare", config=PrepareConfig(source="log.csv"), inputs={}
+        )
 
 
 def randomise(model: PreTrainedModel) -> PreTrainedModel:

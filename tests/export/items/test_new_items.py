@@ -25,6 +25,7 @@ from slmc.export.config import ExportConfig
 from slmc.export.evaluation import evaluate_engine
 from slmc.export.export import export
 from slmc.export.fingerprint import fingerprint
+from slmc.export.items.new_items import extend
 from slmc.export.runtime.engine import Engine
 from slmc.export.vocabulary import FILE, Vocabulary
 from slmc.model.loading import load_model
@@ -196,14 +197,15 @@ def test_a_projection_is_the_affine_map_between_two_tables() -> None:
 
 
 def test_what_is_left_out_is_counted(
-    data: Artefact, base: Artefact, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    data: Artefact, base: Artefact, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "slmc.export")
     config = ExportConfig(top_k=5, items=str(folder / "new.csv"))
-    export(config, {"data": data, "model": base}, tmp_path / "engine")
+    added = extend(load_model(base), base, data, config)
+    assert (added.added, added.replaced) == (2, 0)
     assert (
-        f"{folder / 'new.csv'}: 2 new items; skipped: 1 that the model already has, 1 without a "
-        "text"
+        f"{folder / 'new.csv'}: 2 items with a text; skipped: 1 that the model already has, "
+        "1 without a text"
     ) in caplog.messages
 
 
