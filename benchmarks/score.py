@@ -33,6 +33,7 @@ from timing import machine
 
 from slmc.artefact import Artefact, draft
 from slmc.config import Seeded
+from slmc.export import vocabulary
 from slmc.export.graph import serialize
 from slmc.export.graph.optimize import both_graphs
 from slmc.export.runtime.engine import GRAPH, MASKED
@@ -74,6 +75,7 @@ def sealed(student: SequentialRecommender, precision: str, out: Path) -> Artefac
                 "title": pl.Series([None] * ITEMS, dtype=pl.String),
             }
         ).write_parquet(work.path / "items.parquet")
+        vocabulary.write(work.path / "items.parquet", work.path / vocabulary.FILE)
         return work.seal(kind="engine", stage="export", config=Seeded(), inputs={})
 
 
@@ -173,8 +175,10 @@ def memory(folder: Path, users: int, threads: int) -> None:
         arguments = ["score", str(engine.path), "-i", f"{parts}/*.parquet", "--force", "--json"]
         arguments += ["-o", str(folder / "top.parquet"), "--threads", str(threads), "-q"]
         done = subprocess.run(
-            [sys.executable, "-c", CALL, *arguments], capture_output=True, text=True, check=True
+            [sys.executable, "-c", CALL, *arguments], capture_output=True, text=True
         )
+        if done.returncode:
+            sys.exit(done.stderr)
         seconds = json.loads(done.stdout)["seconds"]
         print(f"{number:,} users: {done.stderr.strip()}, {seconds:.0f} s")
 
