@@ -25,8 +25,6 @@ BUILD_DEPTH = 80
 """Candidates that are compared when an item is linked."""
 PER_LIST = 39
 """Training vectors for each inverted list: the fewest that faiss takes without a warning."""
-MANY_LISTS = 1000
-"""Lists from which a graph finds the nearest ones of a vector."""
 CHUNK = 1 << 18
 """Items that are added at once."""
 FEWEST = 1
@@ -55,9 +53,7 @@ def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) 
         index.hnsw.efConstruction = BUILD_DEPTH
     else:
         lists = lists_of(number)
-        nearest = "_HNSW32" if lists > MANY_LISTS else ""  # how the lists of a vector are found
-        form = f"IVF{lists}{nearest},Flat"
-        index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(width, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
         index.train(_sample(vectors, lists * PER_LIST))
     for start in range(0, number, CHUNK):
         part = vectors[start : start + CHUNK]

