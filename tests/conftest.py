@@ -24,6 +24,18 @@ ROOT = Path(__file__).parent.parent
 BACKBONE = "random://llama?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64"
 
 
+SHARED = ("report",)
+"""Folders whose tests share a run, so that one worker has all of them; else each file has one."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Form the groups of ``--dist loadgroup``."""
+    for item in items:
+        folder, file = item.path.parent.name, item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARED else file))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:

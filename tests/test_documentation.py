@@ -57,6 +57,7 @@ PAGES = (
     "docs/glossary.md",
     "docs/results.md",
     "docs/speed.md",
+    "docs/scale.md",
     "docs/decoders.md",
     "docs/log.md",
     "ARCHITECTURE.md",

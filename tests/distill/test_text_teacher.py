@@ -164,6 +164,7 @@ def test_students_train_the_table_further_where_it_is_not_frozen(
         TextMap.open(made).check(load_model(made).item_vectors(), "student")
 
 
+@pytest.mark.slow
 def test_new_items_get_into_the_engine_of_a_student(
     teacher: Artefact, inputs: Inputs, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_lower_cross_entropy_is_better() -> None:
     assert [d.outcome for d in compare_all(pairs, "ce", seed=3)] == ["better", "worse"]
 
 
+@pytest.mark.slow
 def test_no_false_claim_in_more_than_one_of_twenty_families() -> None:
     rng, false = np.random.default_rng(4), 0
     for trial in range(300):

@@ -157,6 +157,7 @@ def test_both_graphs_score_a_history_without_items_as_one_padding_item(
         assert all(map(np.array_equal, without, padding))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "precision"),
     [

@@ -95,6 +95,7 @@ def test_scores_are_those_of_the_head(student: Artefact, short: Artefact) -> Non
     assert numbers["kept_layers"] == [0] and numbers["before"]["layers"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 def test_it_exports_and_evaluates(
     layout: str, dataset: Artefact, short: Artefact, tmp_path: Path

@@ -86,6 +86,7 @@ def test_they_are_recommended_by_their_texts(
     assert torch.allclose(torch.from_numpy(scores[:, -2:]), users @ vectors.T, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_others_rank_as_without_them(
     data: Artefact, teacher: Artefact, engine: Artefact, tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def narrow_student(data: Artefact, teacher: Artefact, folder: Path) -> Artefact:
     return distill(config, {"data": data, "teacher": teacher}, folder / "narrow")
 
 
+@pytest.mark.slow
 def test_a_student_with_a_narrower_table_takes_them_in(
     data: Artefact, teacher: Artefact, narrow_student: Artefact, folder: Path, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_lower_for_tensorrt(precision: str, expected: list[str]) -> None:
     assert operators(graph) == expected
 
 
+@pytest.mark.slow
 def test_four_bit_codes_are_carried_over(model: Artefact) -> None:
     layer_codes: dict[str, Codes] = {}
 
