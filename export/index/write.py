@@ -37,7 +37,7 @@ def write(
         The content of ``index.json``.
 
     Raises:
-        VerdictError: The index misses too many items, or exact search is faster.
+        VerdictError: The index misses too many items, or is not faster than exact search.
         MissingError: faiss is not installed.
     """
     assert config.index is not None
@@ -105,8 +105,8 @@ def _check(about: dict[str, Any], config: ExportConfig) -> None:
     one = about["latency"][str(measure.BATCHES[0])]
     if not measure.faster(about["latency"]):
         raise VerdictError(
-            f"index {config.index}: the engine was withheld: exact search is faster, "
-            f"{one['exact_ms']:.2f} against {one['index_ms']:.2f} ms for a history, over "
-            f"{about['items']:,} items.",
+            f"index {config.index}: the engine was withheld: the index is not {measure.FASTER} "
+            f"times as fast as exact search: {one['index_ms']:.2f} against {one['exact_ms']:.2f} "
+            f"ms for a history, over {about['items']:,} items.",
             "Export without --index; an index is for large catalogues.",
         )
