@@ -99,7 +99,8 @@ class ExportConfig(Seeded):
     skipped."""
     index: Literal["faiss", "hnsw"] | None = Field(None, json_schema_extra=IN_KEY_IF_SET)
     """Index of the item vectors for approximate search, beside the exact engine. faiss: inverted
-    lists (small, quick to build); hnsw: a graph of neighbours. Withheld unless it is 1.1 times as fast as exact search."""
+    lists (small, quick to build); hnsw: a graph of neighbours. Withheld unless it is
+    1.1 times as fast as exact search."""
     index_recall: float = Field(0.95, gt=0, lt=1, json_schema_extra=IN_KEY_IF_SET)
     """Share of the 10 best items that the index must find."""
     opset: int = Field(21, ge=18, le=23)
