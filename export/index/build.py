@@ -27,8 +27,8 @@ PER_LIST = 39
 """Training vectors for each inverted list: the fewest that faiss takes without a warning."""
 CHUNK = 1 << 18
 """Items that are added at once."""
-FEWEST = 1
-"""Smallest effort of a search: lists that are visited, or candidates of the graph."""
+FEWEST_LISTS, FEWEST_CANDIDATES = 1, 16
+"""Smallest efforts of a search: lists that are visited, candidates of the graph."""
 
 log = logging.getLogger("slmc.export")
 
@@ -60,7 +60,6 @@ def build(kind: Kind, vectors: NDArray[np.float32], threads: int | None = None) 
         index.add(part if largest is None else with_length(part, largest))
         done = {"task": f"index {kind}", "done": min(start + CHUNK, number), "total": number}
         log.debug("progress", extra={"progress": done | {"unit": "items"}})
-    faiss.omp_set_num_threads(1)
     return VectorIndex(index, largest)
 
 
@@ -84,7 +83,7 @@ def lists_of(number: int) -> int:
 def efforts(index: VectorIndex) -> Iterator[int]:
     """Efforts of a search, from the smallest, each twice the one before."""
     most = getattr(index.index, "nlist", 4096)
-    effort = FEWEST if hasattr(index.index, "nlist") else 16
+    effort = FEWEST_LISTS if hasattr(index.index, "nlist") else FEWEST_CANDIDATES
     while effort < most:
         yield effort
         effort *= 2

@@ -124,7 +124,7 @@ def read(file: ItemFile) -> pl.DataFrame:
     missing = frame[ITEM].is_null() | (frame[ITEM] == "")
     if missing.any():
         raise DataError(
-            f"{path}: row {missing.arg_max() + 1} has no item id in {item!r}.",  # type: ignore[operator]
+            f"{path}: row {int(missing.arg_max() or 0) + 1} has no item id in {item!r}.",
             "Write an id in every row, or leave the row out.",
         )
     twice = frame.filter(pl.col(ITEM).is_duplicated())[ITEM]

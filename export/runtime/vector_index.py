@@ -42,18 +42,19 @@ class UserVectors:
 class VectorIndex:
     """Finds most of the items with the highest scores, without scoring all."""
 
-    def __init__(self, index: Any, largest: float | None = None) -> None:
+    def __init__(self, index: Any, largest: float | None = None, threads: int = 1) -> None:
         """Take an index of faiss whose entry ``p`` is the item of row ``p + 1``.
 
         Args:
             index: Of inner products; or of squared distances, with one coordinate more.
             largest: Norm of the vectors with that coordinate; None for inner products.
+            threads: Cores of a search.
         """
-        self.index, self.largest = index, largest
+        self.index, self.largest, self.threads = index, largest, threads
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open the index of an engine.
+    def open(cls, folder: Path, threads: int = 1) -> Self:
+        """Open the index of an engine, to be searched with so many cores.
 
         Raises:
             UsageError: The engine was exported without one.
@@ -67,7 +68,7 @@ class VectorIndex:
             )
         faiss = import_faiss()
         try:
-            return cls(faiss.read_index(str(file)), read_about(folder)["largest_norm"])
+            return cls(faiss.read_index(str(file)), read_about(folder)["largest_norm"], threads)
         except (RuntimeError, OSError, ValueError, KeyError):
             raise ArtefactError(f"{file} is not an index.", "Run `slmc export` again.") from None
 
@@ -78,6 +79,7 @@ class VectorIndex:
             vectors: User vectors ``[B, d]``.
             k: Number of items; to leave seen ones out, ask for so many more.
         """
+        import_faiss().omp_set_num_threads(self.threads)  # of the calling thread
         scores, places = self.index.search(self._queries(vectors), k)
         if self.largest is not None:  # |u - x|^2 = |u|^2 + M^2 - 2 u x
             lengths = np.square(vectors).sum(axis=1, keepdims=True) + self.largest**2

@@ -33,7 +33,7 @@ class IndexRanker:
         description = read_description(folder)
         self.num_items, self.history = description.num_items, description.history
         self.top_k, self.batch, self.workers = description.top_k, batch_of(self.num_items), 1
-        self._index = VectorIndex.open(folder)
+        self._index = VectorIndex.open(folder, threads or cores())
         self._users = UserVectors(folder, threads or cores())
         self._folder, self._threads = folder, threads
 
