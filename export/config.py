@@ -102,7 +102,7 @@ class ExportConfig(Seeded):
     lists (small, quick to build); hnsw: a graph of neighbours. Withheld unless it is
     1.1 times as fast as exact search."""
     index_recall: float = Field(0.95, gt=0, lt=1, json_schema_extra=IN_KEY_IF_SET)
-    """Share of the 10 best items that the index must find."""
+    """Share of the 10 best items that the index must find; of top_k items if these are fewer."""
     opset: int = Field(21, ge=18, le=23)
     """ONNX opset."""
     parity: ParityConfig = ParityConfig()

@@ -16,7 +16,7 @@ from slmc.export.runtime.vector_index import VectorIndex
 Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 K = 10
-"""Recall is that of the 10 best items; of all that the engine returns it is measured too."""
+"""Recall is that of the 10 best items, or of all that the engine returns if these are fewer."""
 BATCHES = (1, 32)
 """Batch sizes that are timed."""
 ROUNDS, BUDGET_S = 30, 10.0

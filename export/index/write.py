@@ -49,18 +49,19 @@ def write(
     exact = _in_batches(chosen, engine.description.history, lambda ids: engine.answer(ids)[0])
     queries = _in_batches(chosen, engine.description.history, users)
     setting = measure.tune(index, queries, exact, config.index_recall)
-    found = index.search(queries, exact.shape[1])[0]
+    best, all_items = exact[:, : measure.K], exact.shape[1]
+    found = index.search(queries, all_items)[0]
     about = {
         "kind": config.index,
         "setting": setting,
         "largest_norm": index.largest,
         "items": len(vectors) - 1,
         "histories": len(queries),
-        f"recall@{measure.K}": round(measure.recall(found, exact[:, : measure.K]), 4),
-        f"recall@{exact.shape[1]}": round(measure.recall(found, exact), 4),
+        f"recall@{best.shape[1]}": round(measure.recall(found, best), 4),
+        f"recall@{all_items}": round(measure.recall(found, exact), 4),
         "latency": _latency(engine, users, index, chosen),
     }
-    _check(about, config)
+    _check(about, config, best.shape[1])
     file = folder / INDEX
     file.parent.mkdir()
     build.save(index, file)
@@ -92,13 +93,13 @@ def _latency(
     return rows
 
 
-def _check(about: dict[str, Any], config: ExportConfig) -> None:
-    """Raise ``VerdictError`` if the index is of no use."""
-    reached = about[f"recall@{measure.K}"]
+def _check(about: dict[str, Any], config: ExportConfig, k: int) -> None:
+    """Raise ``VerdictError`` if the index is of no use; its recall counts the ``k`` best items."""
+    reached = about[f"recall@{k}"]
     if reached < config.index_recall:
         raise VerdictError(
             f"index {config.index}: the engine was withheld: the index finds {reached:.1%} of the "
-            f"{measure.K} best items at its largest effort; index_recall is "
+            f"{k} best items at its largest effort; index_recall is "
             f"{config.index_recall:.1%}.",
             "Lower index_recall, use the other kind of index, or export without --index.",
         )
