@@ -69,7 +69,7 @@ STAGES: dict[str, Stage] = {
         "dataset",
         PrepareConfig,
         "slmc.data.prepare:prepare",
-        schema=4,
+        schema=5,
         fingerprint="slmc.data.sources:fingerprint",
     ),
     "sasrec": Stage(
