@@ -128,13 +128,13 @@ def compare(
             ["top_items"], {USER_VECTORS: batch}
         )[0]
         rows.append({"contender": f"exact, {form}"})
-    best = np.concatenate([searches[tables[0]](users[i : i + 1]) for i in range(len(users))])
+    best = np.concatenate([searches[tables[0]](part) for part in batches(users)])
     for kind in kinds:
         start = time.perf_counter()
         index = build.build(kind, vectors[1:])
         seconds = time.perf_counter() - start
         setting = measure.tune(index, users, best, 0.95)
-        found = index.search(users, TOP_K)[0]
+        found = searched(index, users)
         file = folder / kind
         build.save(index, file)
         row = {"contender": f"index {kind}", "setting": setting, "build_s": round(seconds, 1)}
@@ -146,6 +146,11 @@ def compare(
     for batch, rounds in BATCHES.items():
         timed(searches, users, batch, rounds, rows)
     return rows
+
+
+def batches(users: np.ndarray, size: int = 16) -> list[np.ndarray]:
+    """User vectors in parts whose scores of all items fit into memory."""
+    return np.split(users, range(size, len(users), size))
 
 
 def searched(index: VectorIndex, users: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """The layering rule, as a test: each layer imports only from those to its left."""
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from benchmark_scripts import script
 
 from slmc.artefact import draft
 from slmc.config import StageConfig
@@ -49,10 +49,7 @@ TORCH_FREE = (
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "peft", "accelerate", "ray", "pyspark")
 
 
-spec = importlib.util.spec_from_file_location("imports", ROOT / "benchmarks/imports.py")
-assert spec is not None and spec.loader is not None
-graphs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(graphs)
+graphs = script("imports")
 FILES: dict[str, Path] = graphs.modules()
 IMPORTS: dict[str, set[str]] = graphs.arrows(FILES)
 

@@ -7,12 +7,10 @@ Comments right above a block, which a reader of the page does not see, say how i
     <!-- run before: COMMAND -->  this command first, such as an edit that the text describes
     <!-- run after: COMMAND -->   this command afterwards
 
-Links, error messages and the pages that a command writes are checked as well.
+Links and error messages are checked as well.
 """
 
 import ast
-import importlib.util
-import json
 import os
 import re
 import shlex
@@ -22,7 +20,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.dom import minidom
 
 import numpy as np
 import polars as pl
@@ -242,92 +239,6 @@ def test_troubleshooting_names_messages_that_slmc_has() -> None:
         if not re.search(r"^" + r"[^\n]*?".join(parts), everything, flags=re.MULTILINE):
             unknown.append(message)
     assert unknown == [], "no message of slmc's reads like this"
-
-
-def script(name: str) -> Any:
-    """A module of benchmarks/."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a dataclass looks up its module there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_reference_of_keys_is_up_to_date() -> None:
-    page = script("reference").page()
-    assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == page, (
-        "run: python benchmarks/reference.py --write docs/reference.md"
-    )
-
-
-def test_the_reference_shows_type_default_and_bounds() -> None:
-    lines = (ROOT / "docs/reference.md").read_text(encoding="utf-8").splitlines()
-    assert sum(line.startswith("| `split.by` | `leave-one-out`, `time` |") for line in lines) == 1
-    assert any(
-        line.startswith("| `losses.cosine` | number > 0, mapping or null | `1.0` |")
-        for line in lines
-    )
-    assert any(line.startswith("| `backbone`° | text | required |") for line in lines)
-
-
-def write_run(folder: Path) -> None:
-    """The files of a run that the picture reads: log, teacher, student, engine, a gate."""
-    ranked = {"metrics": {"ndcg@10": {"value": 0.1, "se": 0.01}}, "n": 30}
-    model = {"parameters": 2_000_000, "layers": 2, "size_mb": 8.0}
-    bench = {"batches": {"1": {"engine": {"latency_ms": {"p50": 4.0}}}}}
-    metrics = {
-        "prepare": {"rows": 1000, "users": 30, "items": 20, "interactions": 900},
-        "baselines": {"popularity": {"test": ranked}},
-        "teach": model,
-        "distill": model,
-        "export": model,
-        "bench": bench,
-    }
-    parents = {
-        "distill": {"teacher": "of-teach"},
-        "export": {"model": "of-distill"},
-        "bench": {"engine": "of-export"},
-    }
-    for number, step in enumerate(metrics, start=1):
-        (folder / f"{number:02}-{step}").mkdir(parents=True)
-        manifest = json.dumps({"parents": parents.get(step, {})})
-        (folder / f"{number:02}-{step}/slmc.json").write_text(manifest)
-    gate = {"metric": "ndcg@10", "max_drop": "15%"}
-    change = {"change": -0.04, "low": -0.09, "high": 0.01, "relative": True}
-    verdict = {"gate": gate, "on": "export", "baseline": "teach", "failed": False, "binding": True}
-    whole = {
-        "recipe": "tiny<1>",
-        "steps": [
-            {"id": step, "stage": step, "digest": f"of-{step}", "metrics": values}
-            for step, values in metrics.items()
-        ],
-        "evaluations": {"teach": ranked, "distill": ranked, "export": ranked},
-        "verdicts": [verdict | change],
-    }
-    (folder / "metrics.json").write_text(json.dumps(whole))
-
-
-def test_the_picture_shows_the_numbers_of_a_run(tmp_path: Path) -> None:
-    write_run(tmp_path / "run")
-    picture = script("picture")
-    text = picture.picture(picture.Run(tmp_path / "run"))
-    for words in (
-        "tiny&lt;1&gt;, 30 test users", "1,000 rows", "2 layers, 2.0 M parameters",
-        "NDCG@10 0.1000 ±0.0196", "p50 4 ms in ONNX Runtime", "1 of 1 gates passed",
-        "NDCG@10 -4.0 % [-9.0, +1.0]", "against the teacher, budget 15%",
-        "popularity: NDCG@10 0.1000 ±0.0196",
-    ):  # fmt: skip
-        assert words in text
-    assert [box.title for box in picture.boxes(picture.Run(tmp_path / "run"))] == [
-        "log", "dataset", "teacher", "student", "engine", "verdict",
-    ]  # fmt: skip
-    assert "prefers-color-scheme:dark" in text
-    minidom.parseString(text)
-
-
-def test_the_picture_of_the_documentation_is_an_svg() -> None:
-    minidom.parse(str(ROOT / "docs/way.svg"))
 
 
 @pytest.fixture(params=["small", "whole"])

@@ -1,7 +1,6 @@
 """The benchmarks of training: the ways that are compared compute the same, and the scripts run."""
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,22 +11,17 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, script
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ITEMS, USERS = 20, 12
 OPTIONS = argparse.Namespace(history=6, hidden=32, student=2, teacher=3, batch=5)
 
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+def ways(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("SLMC_CACHE", str(tmp_path))
-    spec = importlib.util.spec_from_file_location("train_benchmark", BENCHMARKS / "train.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_benchmark", module)
-    spec.loader.exec_module(module)
-    return module
+    return script("ways")
 
 
 def means_of(module: ModuleType, name: str) -> tuple[int, float, torch.Tensor]:
@@ -57,29 +51,29 @@ def means_of(module: ModuleType, name: str) -> tuple[int, float, torch.Tensor]:
     [("published", "packed"), ("targets", "cached"), ("cached", "chunked")],
 )
 def test_ways_with_the_same_targets_compute_the_same(
-    train: ModuleType, first: str, second: str
+    ways: ModuleType, first: str, second: str
 ) -> None:
     """No way is faster by computing something else: losses and states agree within float16."""
-    one, other = means_of(train, first), means_of(train, second)
+    one, other = means_of(ways, first), means_of(ways, second)
     assert one[0] == other[0]
     assert one[1] == pytest.approx(other[1], rel=1e-5)
     assert torch.allclose(one[2], other[2], rtol=2e-3, atol=2e-3)
 
 
-def test_every_target_is_more_targets(train: ModuleType) -> None:
-    assert means_of(train, "packed")[0] == USERS
-    assert means_of(train, "targets")[0] > 2 * USERS
+def test_every_target_is_more_targets(ways: ModuleType) -> None:
+    assert means_of(ways, "packed")[0] == USERS
+    assert means_of(ways, "targets")[0] > 2 * USERS
 
 
-def test_a_step_of_every_way_trains(train: ModuleType) -> None:
-    for way in train.WAYS[:-1]:
+def test_a_step_of_every_way_trains(ways: ModuleType) -> None:
+    for way in ways.WAYS[:-1]:
         student, teacher = (
-            train.model(n, ITEMS, OPTIONS, prompt=way.name == "published") for n in (2, 3)
+            ways.model(n, ITEMS, OPTIONS, prompt=way.name == "published") for n in (2, 3)
         )
         rng = np.random.default_rng(3)
         sequences = [rng.integers(1, ITEMS + 1, 5).astype(np.int32) for _ in range(USERS)]
         teacher.requires_grad_(False)
-        trainer = train.Trainer(way, student, teacher, sequences, OPTIONS)
+        trainer = ways.Trainer(way, student, teacher, sequences, OPTIONS)
         step = next(trainer.steps())
         losses = [trainer.train(step) for _ in range(20)]
         assert losses[-1] < losses[0] - 0.05, way.name
@@ -95,9 +89,9 @@ def test_a_step_of_every_way_trains(train: ModuleType) -> None:
             {"ways"},
         ),
         (
-            "train.py",
-            "--curve --hidden 32 --student 2 --teacher 2 --minutes 0.02 --teacher-epochs 1",
-            {"curves", "level", "times"},
+            "time_to_ranking.py",
+            "--hidden 32 --student 2 --teacher 2 --minutes 0.02 --teacher-epochs 1",
+            {"curves", "levels"},
         ),
         (
             "sampled_softmax.py",
@@ -110,7 +104,7 @@ def test_a_step_of_every_way_trains(train: ModuleType) -> None:
             {"peak_bytes", "limit_bytes"},
         ),
     ],
-    ids=["ways", "curve", "sampled softmax", "memory"],
+    ids=["ways", "time to ranking", "sampled softmax", "memory"],
 )
 def test_the_scripts_run(
     log_csv: Path, tmp_path: Path, script: str, arguments: str, keys: set[str]

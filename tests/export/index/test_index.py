@@ -101,7 +101,7 @@ def test_a_loaded_index_recommends_what_the_engine_does(
     about = json.loads((indexed[kind].path / ABOUT).read_text())
     assert about["kind"] == kind and about[f"recall@{BEST[kind]}"] >= 0.95
     card = (indexed[kind].path / "README.md").read_text()
-    assert f"of the {BEST[kind]} best of 30" in card
+    assert f"of the {BEST[kind]} best of\n30 items" in card
     assert set(about["latency"]) == {"1", "32"}
     assert near.embed([["film-1"]]).shape == (1, 16)
 
