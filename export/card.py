@@ -79,9 +79,9 @@ INDEX = """\
 ## Approximate search
 
 `index/items.faiss` ({size_mb:.1f} MB, {setting}) finds {recall:.1%} of the {shown} best of
-{items:,} items, measured on {histories} histories. With one thread a history takes {index_ms:.2f} ms with it
-and {exact_ms:.2f} ms with `onnx/model.onnx`, {speedup:.1f} times as long. Entry p of the index
-belongs to row p + 1. Continue the code above (`pip install faiss-cpu`):
+{items:,} items, measured on {histories} histories. With one thread a history takes {index_ms:.2f}
+ms with it and {exact_ms:.2f} ms with `onnx/model.onnx`, {speedup:.1f} times as long. Entry p of the
+index belongs to row p + 1. Continue the code above (`pip install faiss-cpu`):
 
 ```python
 import faiss
