@@ -7,9 +7,9 @@ processor time have passed (``--our-minutes`` for slmc's way). It prints validat
 seconds, and the seconds that each way took to three quarters and to all of the best NDCG@10 of the
 published way. Computing the teacher's states counts as slmc's time.
 
-``--run`` names a run whose steps 01-prepare and 02-sasrec give the data and the item table. The
-table stays fixed, as in ``slmc teach``. Without a run the log is prepared and the teacher trains a
-table of its own.
+``--run`` names a run with the steps 01-prepare and 04-teach: its data, and its teacher of SmolLM2's
+shape with the item table, which stays fixed. Without a run the log is prepared, and a teacher is
+trained with a table of its own; its time is not counted.
 """
 
 import argparse
@@ -58,10 +58,13 @@ class Curve:
         return next((second for second, value in pairs if value >= level), None)
 
 
-def curves(data: Dataset, table: Tensor | None, options: argparse.Namespace) -> list[Curve]:
+def curves(
+    data: Dataset, teacher: SequentialRecommender, options: argparse.Namespace
+) -> list[Curve]:
     """Train a student in the published way and in slmc's, from the same weights."""
     sequences = cast(list[np.ndarray], data.train_sequences())
-    teacher = trained_teacher(data, sequences, table, options)
+    teacher.eval().requires_grad_(False)
+    print(f"teacher    {METRIC} {ranking_of(teacher, data, options)():.4f}", flush=True)
     student = model(options.student, data.num_items, options, prompt=False)
     student.item_embeddings = teacher.item_embeddings
     best = [way for way in WAYS if not way.bf16 or resolve_dtype("cpu", "auto") == "bf16"][-1]
@@ -106,17 +109,13 @@ def ranking_of(
     return lambda: rank()[METRIC]
 
 
-def trained_teacher(
-    data: Dataset, sequences: list[np.ndarray], table: Tensor | None, options: argparse.Namespace
-) -> SequentialRecommender:
-    """A teacher on a table ``[V + 1, d]`` or with one of its own; its time is not counted."""
+def trained_teacher(data: Dataset, options: argparse.Namespace) -> SequentialRecommender:
+    """A teacher from random weights, with an item table of its own."""
+    sequences = cast(list[np.ndarray], data.train_sequences())
     teacher = cast(
         SequentialRecommender, model(options.teacher, data.num_items, options, prompt=False)
     )
-    teacher.item_embeddings.requires_grad_(table is None)
-    if table is not None:
-        with torch.no_grad():
-            teacher.item_embeddings.weight.copy_(table)
+    teacher.item_embeddings.requires_grad_(True)
     optimizer = adamw(
         parameter_groups(teacher, lr=LR, projection_lr=3 * LR), TrainConfig(), FLOAT32.device
     )
@@ -129,8 +128,6 @@ def trained_teacher(
             nn.utils.clip_grad_norm_(teacher.parameters(), CLIP)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    teacher.eval().requires_grad_(False)
-    print(f"teacher    {METRIC} {ranking_of(teacher, data, options)():.4f}", flush=True)
     return teacher
 
 
@@ -154,7 +151,7 @@ def loss_of(teacher: SequentialRecommender, rows: Rows, index: np.ndarray) -> Te
 def main() -> None:
     """Measure, print, write."""
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, help="a run with 01-prepare and 02-sasrec")
+    parser.add_argument("--run", type=Path, help="a run with 01-prepare and 04-teach")
     parser.add_argument("--minutes", type=float, default=5.0, help="CPU time of a curve")
     parser.add_argument("--our-minutes", type=float, help="that of slmc's curve, if it differs")
     parser.add_argument("--teacher-epochs", type=int, default=5)
@@ -162,11 +159,12 @@ def main() -> None:
     options = parser.parse_args()
     with reported(options) as (report, folder):
         if options.run is None:
-            data, table = dataset(options, folder), None
+            data = dataset(options, folder)
+            teacher = trained_teacher(data, options)
         else:
             data = Dataset.open(load(options.run / "01-prepare"))
-            table = load_model(load(options.run / "02-sasrec")).item_vectors().detach()
-        published, ours = curves(data, table, options)
+            teacher = cast(SequentialRecommender, load_model(load(options.run / "04-teach")))
+        published, ours = curves(data, teacher, options)
         report |= {"curves": [asdict(published), asdict(ours)], "levels": []}
         for share in LEVELS:
             level = share * max(published.ndcg)
