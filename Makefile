@@ -13,7 +13,7 @@ quickstart: .venv/installed
 	$(BIN)/slmc run quickstart
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m "slow and not gpu"

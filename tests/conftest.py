@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,16 +25,35 @@ ROOT = Path(__file__).parent.parent
 BACKBONE = "random://llama?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64"
 
 
-SHARED = ("report",)
-"""Folders whose tests share a run, so that one worker has all of them; else each file has one."""
+SHARED = ("tests/report",)
+"""Folders whose tests share a run, so that one process has all of them; else each file has one."""
+LONGEST = ("tests/report", "tests/test_kill.py", "tests/test_python_page.py")
+"""These run first, so that no process is left alone with one at the end."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def group_of(nodeid: str) -> str:
+    """The tests that one process runs: those of a file, or of a folder that shares a run."""
+    file = nodeid.partition("::")[0]
+    folder = file.rpartition("/")[0]
+    return folder if folder in SHARED else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute tests by :func:`group_of`; xdist's own groups do nothing with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Form the groups of ``--dist loadgroup``."""
-    for item in items:
-        folder, file = item.path.parent.name, item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARED else file))
+    """Put the longest groups first."""
+    items.sort(key=lambda item: group_of(item.nodeid) not in LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="session")
