@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from slmc.data.spool import CHUNK_ROWS, Spool, joined
+from slmc.data.spool import Appended, Spool
 
 MOST_BUCKETS = 256
 """Each is a file that is open at the same time."""
@@ -18,7 +18,7 @@ Numbers = Callable[[pl.DataFrame], NDArray[np.integer]]
 """The bucket of each row of a table, from 0."""
 
 
-class Buckets:
+class Buckets(Appended):
     """Rows that are read back bucket after bucket.
 
     Up to ``memory`` rows stay in memory, as one table. Each time there are more, all of them are
@@ -41,21 +41,9 @@ class Buckets:
             memory: Rows that are kept in memory; default: CHUNK_ROWS.
             folder: Where the files are, which have no names; default: the cache.
         """
-        self.height = 0
-        """Rows of all buckets."""
+        super().__init__(memory)
         self._spools = [Spool(0, folder) for _ in range(number)]
         self._of = of
-        self._memory = CHUNK_ROWS if memory is None else memory
-        self._recent: list[pl.DataFrame] = []
-        self._waiting = 0
-
-    def append(self, frame: pl.DataFrame) -> None:
-        """Append rows; all frames have the same columns."""
-        self._recent.append(frame)
-        self._waiting += frame.height
-        self.height += frame.height
-        if self._waiting > self._memory:
-            self._write()
 
     def tables(self) -> Iterator[pl.DataFrame]:
         """Yield the rows and drop them: bucket after bucket, without the empty ones.
@@ -73,11 +61,6 @@ class Buckets:
             if spool.height:
                 yield spool.frame()
                 spool.close()
-
-    def _taken(self) -> pl.DataFrame:
-        """Take the recent rows out of memory, as one table."""
-        recent, self._recent, self._waiting = self._recent, [], 0
-        return joined(recent)
 
     def _write(self) -> None:
         if not self._waiting:

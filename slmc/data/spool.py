@@ -7,6 +7,7 @@ ends. By default it is in the cache, because ``/tmp`` is memory on many machines
 import io
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,7 +20,36 @@ CHUNK_ROWS = 1 << 20
 """Rows that a spool keeps in memory; one of fewer rows never touches the disk."""
 
 
-class Spool:
+class Appended(ABC):
+    """Rows that are appended, of which only so many wait in memory."""
+
+    def __init__(self, memory: int | None) -> None:
+        """Start empty; ``memory`` rows may wait (default: CHUNK_ROWS)."""
+        self.height = 0
+        """Rows in memory and on the disk."""
+        self._memory = CHUNK_ROWS if memory is None else memory
+        self._recent: list[pl.DataFrame] = []
+        self._waiting = 0
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Append rows; all frames have the same columns."""
+        self._recent.append(frame)
+        self._waiting += frame.height
+        self.height += frame.height
+        if self._waiting > self._memory:
+            self._write()
+
+    def _taken(self) -> pl.DataFrame:
+        """Take the waiting rows out of memory, as one table."""
+        recent, self._recent, self._waiting = self._recent, [], 0
+        return joined(recent)
+
+    @abstractmethod
+    def _write(self) -> None:
+        """Write the waiting rows to the disk."""
+
+
+class Spool(Appended):
     """Rows of a table, chunk after chunk, in the order in which they were appended.
 
     A chunk holds whole frames, one or several.
@@ -32,22 +62,10 @@ class Spool:
             memory: Rows that are kept in memory; default: CHUNK_ROWS.
             folder: Where the file is; default: the cache.
         """
-        self.height = 0
-        """Rows of all chunks."""
-        self._memory = CHUNK_ROWS if memory is None else memory
+        super().__init__(memory)
         self._folder = folder
-        self._recent: list[pl.DataFrame] = []
-        self._waiting = 0
         self._file: IO[bytes] | None = None
         self._written: list[tuple[int, int]] = []  # bytes and rows of each chunk on disk
-
-    def append(self, frame: pl.DataFrame) -> None:
-        """Append rows; all frames have the same columns."""
-        self._recent.append(frame)
-        self._waiting += frame.height
-        self.height += frame.height
-        if self._waiting > self._memory:
-            self._write()
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         """Yield the rows in order; rows must not be appended meanwhile."""
@@ -87,12 +105,11 @@ class Spool:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, it outlives this call
             weakref.finalize(self, self._file.close)
-        content = io.BytesIO()
-        joined(self._recent).write_ipc(content, compression="uncompressed")
+        content, rows = io.BytesIO(), self._waiting
+        self._taken().write_ipc(content, compression="uncompressed")
         self._file.seek(0, io.SEEK_END)
         self._file.write(content.getbuffer())
-        self._written.append((content.tell(), self._waiting))
-        self._recent, self._waiting = [], 0
+        self._written.append((content.tell(), rows))
 
     def _read(self, place: int, size: int) -> pl.DataFrame:
         assert self._file is not None

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from slmc.data import buckets, dataset, files, formats, repeats, sorting, spool
+from slmc.data import dataset, files, formats, repeats, sorting, spool
 from slmc.data.buckets import Buckets
 from slmc.data.config import Columns, PrepareConfig
 from slmc.data.prepare import Prepared, build, fetch_log
@@ -36,7 +36,7 @@ def cut_small(monkeypatch: pytest.MonkeyPatch, rows: int = 4) -> None:
     """Read, spool and sort a few rows at a time."""
     monkeypatch.setattr(files, "BLOCK_BYTES", 15 * rows)
     monkeypatch.setattr(formats, "PARQUET_ROWS", rows)
-    for module in (spool, repeats, buckets):
+    for module in (spool, repeats):
         monkeypatch.setattr(module, "CHUNK_ROWS", rows)
     monkeypatch.setattr(sorting, "BUCKET_ROWS", rows)
     monkeypatch.setattr(dataset, "USERS_AT_ONCE", 2)
