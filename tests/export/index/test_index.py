@@ -119,8 +119,9 @@ def test_the_code_of_the_card_runs(kind: str, indexed: dict[str, Artefact]) -> N
 def test_it_is_withheld_where_exact_search_is_faster(
     sasrec: Artefact, dataset: Artefact, tmp_path: Path
 ) -> None:
+    inputs = {"data": dataset, "model": sasrec}
     with pytest.raises(VerdictError, match=r"is not 1\.1 times as fast as exact search") as caught:
-        export(ExportConfig(index="hnsw"), {"data": dataset, "model": sasrec}, tmp_path / "engine")
+        export(ExportConfig(index="hnsw", top_k=BEST["hnsw"]), inputs, tmp_path / "engine")
     assert "Export without --index" in caught.value.remedy
     assert not (tmp_path / "engine").exists()
 
@@ -130,8 +131,9 @@ def test_it_is_withheld_if_it_finds_too_few(
     sasrec: Artefact, dataset: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "recall", lambda *_: 0.9)
+    inputs = {"data": dataset, "model": sasrec}
     with pytest.raises(VerdictError, match=r"finds 90\.0% of the 10 best items"):
-        export(ExportConfig(index="faiss"), {"data": dataset, "model": sasrec}, tmp_path / "engine")
+        export(ExportConfig(index="faiss", top_k=BEST["faiss"]), inputs, tmp_path / "engine")
 
 
 def test_an_engine_without_one_says_how_to_get_it(packed: Artefact, model: Artefact) -> None:
