@@ -1,4 +1,4 @@
-"""Warnings of ids that are probably not what they seem: two spellings of one id, guests, lists.
+"""Warnings of ids that are probably not what they seem: two spellings of one id, marks, guests.
 
 The rows are kept as they are, because such ids may be real.
 """
@@ -18,6 +18,8 @@ LOOKS = "written with other characters that look the same"
 CASE_SHARE = 0.01
 """Share of ids that differ only by case from which on a warning is logged: ids of random letters
 (``aB3`` and ``ab3``) do so rarely."""
+MARKS = {"=\"…\"": r'^=".*"$', "'…'": r"^'.*'$"}
+"""Marks around an id that spreadsheets and databases write to say that it is text."""
 MANY_ROWS = 0.05
 """Share of the rows of one user from which on a warning is logged."""
 MANY_TIMES = 10
@@ -46,6 +48,24 @@ def warn_of_two_spellings(ids: pl.Series, name: str) -> None:
     if cased.height >= max(2, CASE_SHARE * ids.len()):
         first = cased.filter(pl.col("lower") == cased["lower"].min())["id"].sort()
         _say(name, cased["lower"].n_unique(), "written in two cases", first[1], first[0])
+
+
+def warn_of_marks(ids: pl.Series, name: str) -> None:
+    """Warn of a column in which most ids stand in marks that are not part of them.
+
+    Args:
+        ids: The different ids of a column, as texts.
+        name: The column, for messages.
+    """
+    ids = ids.drop_nulls()
+    for mark, pattern in MARKS.items():
+        marked = ids.filter(ids.str.contains(pattern))
+        if 2 * marked.len() > ids.len():
+            log.warning(
+                "%s: %d of %d ids are written as %s, such as %s; the marks count as part of the "
+                "id. Leave them out if they are not",
+                name, marked.len(), ids.len(), mark, marked[0],
+            )  # fmt: skip
 
 
 def _warn(ids: pl.Series, plain: pl.Series, spelt: pl.Series, name: str, how: str) -> None:

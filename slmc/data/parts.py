@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from slmc.data.clock import EARLIEST, LATEST, Alignment, Clock, Tally, literal
-from slmc.data.doubts import warn_of_two_spellings
+from slmc.data.doubts import warn_of_marks, warn_of_two_spellings
 from slmc.data.files import MALFORMED
 from slmc.data.formats import Table
 from slmc.data.ids import Ids, invalid
@@ -100,6 +100,7 @@ class Sorter:
             texts = ids[role].texts()
             faults[role] = invalid(texts, names[role])
             warn_of_two_spellings(texts, names[role])
+            warn_of_marks(texts, names[role])
         return cls(names, ids, alignment, faults)
 
     def good_rows(self, part: Part) -> Iterator[pl.DataFrame]:

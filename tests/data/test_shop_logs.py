@@ -117,6 +117,19 @@ def test_spellings_of_one_id_are_warned_of(
     assert how in warning and warning.startswith("user_id: ")
 
 
+@pytest.mark.parametrize(("mark", "written"), [('="…"', '="00{}"'), ("'…'", "'{}'")])
+def test_marks_of_a_spreadsheet_or_a_database_are_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture, mark: str, written: str
+) -> None:
+    ids = [written.format(number) for number in range(4)]
+    log = read([csv([f"{one},1,{SECOND}" for one in [*ids, "9"]])])
+    assert log.frame["user"].to_list() == [*ids, "9"]
+    assert warnings(caplog) == [
+        f"user_id: 4 of 5 ids are written as {mark}, such as {ids[0]}; the marks count as part of "
+        "the id. Leave them out if they are not"
+    ]
+
+
 def test_ids_of_random_letters_are_not_spellings(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
