@@ -46,6 +46,8 @@ from slmc.data.ties import Ascents
 from slmc.errors import DataError
 
 log = logging.getLogger("slmc.data")
+LIST, SHOWN = r"^\S+(?:[\s,;|]+\S+){2}", 40
+"""Three ids or more in one text, and the characters of such a text that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def build(config: PrepareConfig, read_log: Log) -> Prepared:
     splitter = Splitter(config, read_log.clock, rows.item_ids.len())
     parts = [*splitter.split(rows, _sampled(users, rows.user_ids, config), kept)]
     rows.rows.close()
-    _check_targets(config, read_log.clock, splitter, parts)
+    _check_targets(config, read_log.clock, splitter, parts, rows.item_ids)
     items, item_rows = _vocabulary(splitter, rows.item_ids, config)
     items, texts = _with_texts(items, config)
     sequences = _sequences(parts, item_rows, rows.user_ids)
@@ -160,13 +162,25 @@ def _sampled(users: Mask, user_ids: pl.Series, config: PrepareConfig) -> Mask:
 
 
 def _check_targets(
-    config: PrepareConfig, clock: Clock | None, splitter: Splitter, parts: list[Bucket]
+    config: PrepareConfig,
+    clock: Clock | None,
+    splitter: Splitter,
+    parts: list[Bucket],
+    item_ids: pl.Series,
 ) -> None:
     """Raise :class:`DataError` if nobody has a test target (by time: a validation target)."""
     split = config.split
     if split.by == "leave-one-out":
         what = "no user has two interactions, so leave-one-out has no test target"
-        remedy = "Name a log with several interactions per user, or raise core to 2."
+        remedy = "Name a log with several interactions per user."
+        listed = item_ids.filter(item_ids.str.contains(LIST))
+        if config.users is not None and config.core < 2:
+            remedy = "Raise core to 2, or users: the sample may have only users of one interaction."
+        elif 2 * listed.len() > item_ids.len():
+            remedy = (
+                f"{config.columns.item} seems to hold lists, such as {listed[0][:SHOWN]!r}: write "
+                "one row per interaction, or lines of a user and the items (format: sequences)."
+            )
     else:
         span = " to ".join(_span(clock, splitter) or ())
         what = f"no user has interactions both before and from {split.test} on"

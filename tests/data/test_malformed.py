@@ -201,7 +201,18 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
     "no test target": (
         "log.csv", HEADER + b"1,1,1\n2,2,2\n", {"core": 1},
         "log.csv: no user has two interactions, so leave-one-out has no test target.",
-        "Name a log with several interactions per user, or raise core to 2.",
+        "Name a log with several interactions per user.",
+    ),
+    "a list of items in each row": (
+        "log.csv", HEADER + b"1,7 8 9,1\n2,9 8 7 6,2\n", {"core": 1},
+        "log.csv: no user has two interactions, so leave-one-out has no test target.",
+        "item_id seems to hold lists, such as '7 8 9': write one row per interaction, or lines of "
+        "a user and the items (format: sequences).",
+    ),
+    "a sample without a test target": (
+        "log.csv", HEADER + b"1,1,1\n2,2,2\n3,1,1\n", {"core": 1, "users": 2},
+        "log.csv: no user has two interactions, so leave-one-out has no test target.",
+        "Raise core to 2, or users: the sample may have only users of one interaction.",
     ),
     "a split outside the log": (
         "log.csv", dated("2026-05-01", "2026-09-02", "2026-09-03"), {"split": TIMES, "core": 1},
