@@ -194,15 +194,35 @@ def _check_characters(name: str, text: str | None) -> None:
         raise ValueError(f"{name} contains {half}, half of a character") from None
 
 
+class _TwiceError(ValueError):
+    """An object has a key twice, so that it is not known which value is meant."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object, whose keys must differ."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _TwiceError(f"the key {twice!r} occurs twice in one object")
+    return row
+
+
+DECODER = json.JSONDecoder(parse_float=Decimal, object_pairs_hook=_object)
+"""Numbers keep all their digits."""
+
+
 def json_objects(
     lines: Lines, bad: list[tuple[int, str, str]]
 ) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield line and object of JSON lines; others are added to ``bad``: line, fault, reason."""
     for line, text in lines.filled.iter_rows():
         try:
-            row = json.loads(text, parse_float=Decimal)
+            row = DECODER.decode(text)
         except json.JSONDecodeError as error:
             bad.append((line, "json", f"broken JSON: {error.msg} at column {error.colno}"))
+        except _TwiceError as error:
+            bad.append((line, "json", str(error)))
         except (RecursionError, ValueError):
             bad.append((line, "json", "broken JSON: nested too deeply, or a number too long"))
         else:

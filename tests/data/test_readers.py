@@ -149,6 +149,7 @@ def test_malformed_json(folder: Path) -> None:
         '{"user_id": 1, "item_id": 2, "timestamp": null}\n' + "[" * 100000 + "\n"
         '{"user_id": 1, "item_id": "a\\ud83d", "timestamp": 3}\n'
         '{"user_id": 1, "item_id": 2, "timestamp": 4, "title": "\\ud83d"}\n'
+        '{"user_id": 1, "item_id": 2, "item_id": 3, "timestamp": 4}\n'
     )
     log = read([Path("log.jsonl")])
     assert rows(log) == [("1", "2", 3), ("1", "2", 4)]
@@ -161,6 +162,7 @@ def test_malformed_json(folder: Path) -> None:
         (7, "timestamp is null"),
         (8, "broken JSON: nested too deeply, or a number too long"),
         (9, "item_id contains \\ud83d, half of a character"),
+        (11, "the key 'item_id' occurs twice in one object"),
     ]
 
 
