@@ -19,17 +19,17 @@ version: 1
 name: killed
 data: {{source: {log}, history: 10}}
 steps:
-  - sasrec: {{dim: 16, epochs: 12, rows: 4, checkpoint_s: 0.2}}
+  - sasrec: {{dim: 16, epochs: 6, rows: 4, checkpoint_s: 0.2}}
   - teach:
       backbone: random://llama?layers=3&hidden=32&heads=4&kv_heads=2&intermediate=64
-      epochs: 4
+      epochs: 2
       rows: 2
       checkpoint_s: 0.2
       must_beat: null
   - distill:
       layers: 2
       blocks: 2
-      epochs: 3
+      epochs: 2
       rows: 2
       checkpoint_s: 0.2
       losses: {{cosine: 1.0, norm: 0.1, supervise: 1.0, logits: 1.0}}
