@@ -161,12 +161,14 @@ def parquet_column(path: Path, column: str, dtype: pl.DataType, role: str) -> pl
     kinds = {"time": "time stamps", "title": "titles", "user": "ids", "item": "ids"}
     wanted = kinds.get(role, "texts")
     fit = "numbers or dates" if role == "time" else "texts or integers"
-    remedy = f"a column of {fit}"
+    remedy = f"Set {KEYS.get(role, 'items.columns')} to a column of {fit}."
     if isinstance(dtype, pl.Struct) and dtype.fields:
-        remedy = f"one of its fields, such as {column}.{dtype.fields[0].name}"
+        field = f"{column}.{dtype.fields[0].name}"
+        remedy = f"Set {KEYS.get(role, 'items.columns')} to one of its fields, such as {field}."
+    elif isinstance(dtype, pl.List | pl.Array) and role in ("user", "item", "time"):
+        remedy = "Write one row per interaction, such as with explode of polars, pandas or Spark."
     raise DataError(
-        f"Column {column!r} of {path} has the type {dtype}, which cannot hold {wanted}.",
-        f"Set {KEYS.get(role, 'items.columns')} to {remedy}.",
+        f"Column {column!r} of {path} has the type {dtype}, which cannot hold {wanted}.", remedy
     )
 
 

@@ -18,7 +18,7 @@ LOOKS = "written with other characters that look the same"
 CASE_SHARE = 0.01
 """Share of ids that differ only by case from which on a warning is logged: ids of random letters
 (``aB3`` and ``ab3``) do so rarely."""
-MARKS = {"=\"…\"": r'^=".*"$', "'…'": r"^'.*'$"}
+MARKS = {'="…"': r'^=".*"$', "'…'": r"^'.*'$"}
 """Marks around an id that spreadsheets and databases write to say that it is text."""
 MANY_ROWS = 0.05
 """Share of the rows of one user from which on a warning is logged."""

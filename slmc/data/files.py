@@ -27,6 +27,12 @@ COMPRESSIONS = {
     "zip": rb"PK\x03\x04",
 }  # fmt: skip
 """First bytes of other kinds of compressed files (zip: also those of Excel)."""
+OTHERS = {
+    "an Arrow (Feather) file": b"ARROW1", "an Avro file": b"Obj\x01", "an ORC file": b"ORC",
+    "an SQLite database": b"SQLite format 3\0", "an HDF5 file": b"\x89HDF\r\n",
+    "a pickle": b"\x80\x04\x95", "an old Excel file": b"\xd0\xcf\x11\xe0",
+}  # fmt: skip
+"""First bytes of other binary files, which all contain zero bytes."""
 BLOCK_BYTES = 1 << 22
 """Bytes of a text file that are read at once and then split into lines."""
 HEAD_BYTES = 1 << 16
@@ -242,6 +248,11 @@ def _check_compression(path: Path, start: bytes) -> None:
 def _check_text(path: Path, data: bytes) -> None:
     """Refuse a file whose beginning is not UTF-8 text; later bad lines are malformed rows."""
     head = data[: 1 << 13]
+    other = next((name for name, magic in OTHERS.items() if head.startswith(magic)), None)
+    if other is not None and b"\0" in head:
+        raise DataError(
+            f"{path} is {other}, not a log that slmc reads.", "Save the table as Parquet or CSV."
+        )
     zeros = max(head[start::2].count(0) for start in (0, 1))
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or zeros > len(head) / 4:
         raise DataError(

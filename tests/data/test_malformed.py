@@ -108,6 +108,16 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
         "log.csv.zst is compressed with zstd.",
         "Decompress it, or use gzip; save a spreadsheet as CSV.",
     ),
+    "an Arrow file": (
+        "log.feather", b"ARROW1\0\0" + bytes(64), {},
+        "log.feather is an Arrow (Feather) file, not a log that slmc reads.",
+        "Save the table as Parquet or CSV.",
+    ),
+    "a database": (
+        "log.csv", b"SQLite format 3\0" + bytes(64), {},
+        "log.csv is an SQLite database, not a log that slmc reads.",
+        "Save the table as Parquet or CSV.",
+    ),
     "only carriage returns": (
         "log.csv", GOOD.replace(b"\n", b"\r"), {},
         "The lines of log.csv end with a carriage return only.",
@@ -269,7 +279,9 @@ def test_parquet_columns_of_another_type(folder: Path) -> None:
     assert caught.value.what == (
         "Column 'user_id' of l.pq has the type List(Int64), which cannot hold ids."
     )
-    assert caught.value.remedy == "Set columns.user to a column of texts or integers."
+    assert caught.value.remedy == (
+        "Write one row per interaction, such as with explode of polars, pandas or Spark."
+    )
 
 
 def test_a_parquet_file_damaged_inside(folder: Path) -> None:

@@ -199,7 +199,7 @@ def test_times_with_a_zone_in_parquet(folder: Path) -> None:
     [
         (
             [["x"], ["y"]], "has the type List(String), which cannot hold ids.",
-            "Set columns.item to a column of texts or integers.",
+            "Write one row per interaction, such as with explode of polars, pandas or Spark.",
         ),
         (
             [{"a": 1}, {"a": 2}], "has the type Struct({'a': Int64}), which cannot hold ids.",
