@@ -16,7 +16,7 @@ from slmc.distill.student import add_adapters, merge_adapters, parameter_groups
 from slmc.distill.task import Distillation
 from slmc.distill.teachers import compute_signals, load_teachers
 from slmc.errors import UsageError
-from slmc.model import device
+from slmc.model import device, text_map
 from slmc.model.recommender import SequentialRecommender
 from slmc.model.saving import seal_model
 from slmc.training.loop import train
@@ -60,7 +60,8 @@ def distill(config: DistillConfig, inputs: dict[str, Artefact], out: Path) -> Ar
             narrow.narrow(student, config.item_dim, data.counts)
         epochs = training_rows(config, data, packings=config.packings, prompt=prompt)
         name = "distill" if config.losses.weights() else "control"
-        softmax = Softmax.of(config, data.num_items, name)
+        from_texts = text_map.has_map(table_from)
+        softmax = Softmax.of(config, data.counts, name, from_texts=from_texts)
         task: nn.Module = NextItem(student, softmax)
         if config.losses.weights():
             signals = compute_signals(config, teachers, epochs, placement)

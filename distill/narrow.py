@@ -223,7 +223,7 @@ def follow_texts(
         counts: ``[V + 1]`` training interactions of the items.
         out: Folder of the artefact that is being written.
     """
-    if text_map.FILE not in source.manifest.files:
+    if not text_map.has_map(source):
         return
     known, before = TextMap.open(source), load_model(source).item_vectors().detach()
     if not known.fits(before):

@@ -20,7 +20,7 @@ from slmc.distill.student import (
 )
 from slmc.errors import UsageError
 from slmc.evaluation.scorers import VectorScorer
-from slmc.model import backbone, device
+from slmc.model import backbone, device, text_map
 from slmc.model.device import Placement
 from slmc.model.loading import load_model, place
 from slmc.model.origin import Origin
@@ -153,7 +153,8 @@ def _train(
         start.texts.put_into(model)
     prompt = (model.config.prefix_length, model.config.suffix_length)
     name = "teach" if config.init == "backbone" else "teach from random weights"
-    softmax = Softmax.of(config, data.num_items, name)
+    from_texts = start.texts is not None or text_map.has_map(start.table_from)
+    softmax = Softmax.of(config, data.counts, name, from_texts=from_texts)
     outcome = train(
         NextItem(model, softmax),
         parameter_groups(model, lr=config.lr, projection_lr=config.projection_lr),

@@ -84,7 +84,7 @@ def seal_model(
     """
     (save or save_model)(model, inputs["data"], work.path)
     copy = work.path / text_map.FILE
-    if table_from is not None and text_map.FILE in table_from.manifest.files and not copy.exists():
+    if table_from is not None and text_map.has_map(table_from) and not copy.exists():
         shutil.copyfile(table_from.file(text_map.FILE), copy)
     (work.path / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     metrics = describe(model, work.path) | {

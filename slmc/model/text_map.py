@@ -155,6 +155,11 @@ class TextMap:
         )
 
 
+def has_map(model: Artefact | None) -> bool:
+    """Return whether the item table of a model comes from texts."""
+    return model is not None and FILE in model.manifest.files
+
+
 def digest_of_table(table: Tensor) -> str:
     """Return the SHA-256 of an item table ``[V + 1, d]``, float32."""
     return hashlib.sha256(table.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

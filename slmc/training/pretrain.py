@@ -30,7 +30,7 @@ def sasrec(config: SasrecConfig, inputs: dict[str, Artefact], out: Path) -> Arte
         texts = _text_table(config, inputs["data"], placement)
         if texts is not None:
             texts.put_into(model)
-        softmax = Softmax.of(config, data.num_items, "sasrec")
+        softmax = Softmax.of(config, data.counts, "sasrec", from_texts=texts is not None)
         outcome = train(
             NextItem(model, softmax),
             [{"params": list(model.parameters()), "lr": config.lr}],

@@ -9,6 +9,9 @@ cross-entropy of Xu et al. 2024 (arXiv 2408.14238, section 4), with the scale th
 unbiased, as in sampled softmax (Jean et al. 2015, arXiv 1412.2007). Unlike there, all positions
 share the negatives, so that one matmul scores thousands of them.
 
+Items without training interactions are left out where item vectors come from texts. They are new:
+as negatives of every target they would teach the model never to recommend their kind.
+
 The logarithm of an unbiased sum is too small on average, by half of the sum's relative variance:
 the bias of the loss shrinks like ``1 / negatives``. Letters: ``N`` positions, ``V`` items, ``d``
 item width, ``C`` candidates (targets and negatives).
@@ -21,6 +24,7 @@ from typing import Self, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slmc.config import TrainConfig
@@ -61,17 +65,39 @@ class Softmax:
     """How many items the loss of a training run sums over."""
 
     num_items: int
+    """V, without the items that are left out."""
     negatives: int | None
     """Items drawn at each step; ``None`` for the full softmax."""
+    rows: Tensor | None = None
+    """``[V + 1]`` int64, ascending: the rows that take part, padding first; ``None`` for all."""
 
     @classmethod
-    def of(cls, config: TrainConfig, num_items: int, name: str) -> Self:
-        """Resolve the settings for a catalogue, and log what ``auto`` chose."""
+    def of(
+        cls, config: TrainConfig, counts: NDArray[np.integer], name: str, *, from_texts: bool
+    ) -> Self:
+        """Resolve the settings for a catalogue, and log what ``auto`` chose.
+
+        Args:
+            config: The training.
+            counts: Training interactions of each row, with that of padding.
+            name: Of the stage, for the log.
+            from_texts: Whether the item table comes from texts.
+        """
+        rows, new = None, int((counts[1:] == 0).sum())
+        num_items = len(counts) - 1
+        if from_texts and new:
+            rows = torch.from_numpy(np.flatnonzero(np.append(True, counts[1:] > 0)))
+            num_items -= new
+            log.info(
+                "%s: %d items without training interactions take no part in the loss; their "
+                "vectors follow from their texts",
+                name, new,
+            )  # fmt: skip
         asked = (
             num_items > LARGE_CATALOGUE if config.softmax == "auto" else config.softmax == "sampled"
         )
         if not asked:
-            return cls(num_items, None)
+            return cls(num_items, None, rows)
         sampled = config.negatives < num_items
         kind = "sampled softmax over the targets of a batch and" if sampled else "full softmax:"
         log.info(
@@ -82,7 +108,7 @@ class Softmax:
             f"{num_items:,}",
             config.softmax,
         )
-        return cls(num_items, config.negatives if sampled else None)
+        return cls(num_items, config.negatives if sampled else None, rows)
 
     def prepare(self, model: Recommender) -> None:
         """Let the item table of ``model`` have gradients for the rows of a step only, if sampled.
@@ -99,17 +125,24 @@ class Softmax:
         Args:
             targets: ``[N]`` int64 in 1..V, the targets of all positions of the step.
         """
+        rows = None if self.rows is None else self.rows.to(targets.device)
+        places = targets if rows is None else torch.searchsorted(rows, targets)
         if self.negatives is None:
-            return Candidates(None, targets, None)
-        known = targets.unique()
+            return Candidates(rows, places, None)
+        drawn, log_weights = self._drawn(places.unique())
+        places = torch.searchsorted(drawn, places)
+        return Candidates(drawn if rows is None else rows[drawn], places, log_weights)
+
+    def _drawn(self, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw among the V items beside the ``known`` ones: ``[C + 1]`` places, ``[C]`` weights."""
         others = self.num_items - len(known)
-        count = min(self.negatives, others)
-        rows = torch.cat([known.new_zeros(1), known, _rows_except(known, others, count)])
-        rows, order = rows.sort()
-        log_weights = torch.zeros(len(rows), device=targets.device)
+        count = min(self.negatives or others, others)
+        places = torch.cat([known.new_zeros(1), known, _rows_except(known, others, count)])
+        places, order = places.sort()
+        log_weights = torch.zeros(len(places), device=known.device)
         if count:
             log_weights[1 + len(known) :] = math.log(others / count)
-        return Candidates(rows, torch.searchsorted(rows, targets), log_weights[order][1:])
+        return places, log_weights[order][1:]
 
 
 def _rows_except(known: Tensor, others: int, count: int) -> Tensor:

@@ -144,6 +144,37 @@ def test_candidates_are_the_targets_and_distinct_others(
     assert exact.abs().max() == 0
 
 
+COUNTS = np.array([0, 3, 0, 2, 1, 0, 4, 2, 2, 2, 1])
+"""Training interactions; rows 2 and 5 are new items."""
+
+
+def test_new_items_with_texts_are_not_summed_over() -> None:
+    queries, items, _ = problem(v=10)
+    targets, old = torch.tensor([1, 6, 6, 10]), [row for row in range(1, 11) if COUNTS[row]]
+    drawn = Softmax.of(SasrecConfig(softmax="full"), COUNTS, "sasrec", from_texts=True).draw(
+        targets
+    )
+    assert drawn.rows is not None and drawn.rows.tolist() == [0, *old]
+    plain = (queries @ items[old].T).log_softmax(1)
+    expected = -sum(plain[i, old.index(t)] for i, t in enumerate(targets.tolist())) / 4
+    assert abs(sampled_loss(queries, items, drawn) - expected) < TOLERANCE
+    every = Softmax.of(SasrecConfig(softmax="full"), COUNTS, "sasrec", from_texts=False)
+    assert every.draw(targets).rows is None
+
+
+def test_new_items_with_texts_are_never_drawn() -> None:
+    config = SasrecConfig(softmax="sampled", negatives=3)
+    rule = Softmax.of(config, COUNTS, "sasrec", from_texts=True)
+    targets, seen = torch.tensor([10, 1, 1]), set[int]()
+    for _ in range(40):
+        drawn = rule.draw(targets)
+        assert drawn.rows is not None and drawn.log_weights is not None
+        assert drawn.rows[drawn.targets].equal(targets) and len(drawn.rows) == 1 + 2 + 3
+        assert abs(drawn.log_weights.exp().sum() - 8) < 1e-4
+        seen |= set(drawn.rows.tolist())
+    assert seen == {0, *(row for row in range(1, 11) if COUNTS[row])}
+
+
 def test_a_draw_follows_the_random_state() -> None:
     targets, rule = torch.tensor([3, 9]), Softmax(1_000, 5)
     torch.manual_seed(4)
@@ -190,7 +221,8 @@ def test_which_softmax_a_catalogue_gets(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="slmc.train"):
-        chosen = Softmax.of(TrainConfig.model_validate(settings), items, "sasrec")
+        config, counts = TrainConfig.model_validate(settings), np.ones(items + 1, dtype=np.int64)
+        chosen = Softmax.of(config, counts, "sasrec", from_texts=True)
     assert chosen.negatives == negatives
     assert caplog.messages == ([logged] if logged else [])
 
