@@ -175,7 +175,7 @@ def _check_targets(
         remedy = "Name a log with several interactions per user."
         listed = item_ids.filter(item_ids.str.contains(LIST))
         if config.users is not None and config.core < 2:
-            remedy = "Raise core to 2, or users: the sample may have only users of one interaction."
+            remedy = "Raise core to 2, or sample more users: these may have one interaction each."
         elif 2 * listed.len() > item_ids.len():
             remedy = (
                 f"{config.columns.item} seems to hold lists, such as {listed[0][:SHOWN]!r}: write "

@@ -108,8 +108,8 @@ class TextItems(nn.Module):
     has two layers, and its output is initially zero. ``hybrid`` adds a learned vector per item,
     initially zero, which training leaves out with probability ``id_dropout``.
 
-    An item without training interactions has only its text vector, and takes no part in the loss
-    (:mod:`slmc.training.softmax`).
+    An item without training interactions has only its text vector. It takes no part in the loss
+    (:mod:`slmc.training.softmax`), and its row gets no gradient from whatever else uses it.
     """
 
     vectors: Tensor

@@ -222,7 +222,7 @@ CASES: dict[str, tuple[str, bytes, dict[str, object], str, str]] = {
     "a sample without a test target": (
         "log.csv", HEADER + b"1,1,1\n2,2,2\n3,1,1\n", {"core": 1, "users": 2},
         "log.csv: no user has two interactions, so leave-one-out has no test target.",
-        "Raise core to 2, or users: the sample may have only users of one interaction.",
+        "Raise core to 2, or sample more users: these may have one interaction each.",
     ),
     "a split outside the log": (
         "log.csv", dated("2026-05-01", "2026-09-02", "2026-09-03"), {"split": TIMES, "core": 1},
